@@ -1,0 +1,1 @@
+//! Istio resources as users write them, translated to the mesh model.

@@ -1,0 +1,1 @@
+//! Applied objects to compiled snapshots and deltas.

@@ -1,0 +1,163 @@
+//! Resource types, their URLs, and decoding with limits.
+
+use prost::Message;
+
+use crate::model;
+
+/// Largest encoded resource that a node accepts: a service with a few thousand endpoints fits.
+pub const MAX_RESOURCE_BYTES: usize = 4 << 20;
+
+/// The kinds of resource, in the order in which a node applies them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceType {
+    /// Mesh-wide settings; one resource named `mesh`.
+    MeshConfig,
+    /// Node registry entries.
+    Node,
+    /// The workloads of a node.
+    NodeWorkloads,
+    /// Services with their routes and policies.
+    Service,
+    /// Endpoints of a service.
+    Endpoints,
+}
+
+impl ResourceType {
+    /// All types, in order of application.
+    pub const ALL: [Self; 5] =
+        [Self::MeshConfig, Self::Node, Self::NodeWorkloads, Self::Service, Self::Endpoints];
+
+    /// The type URL used in discovery messages.
+    pub const fn url(self) -> &'static str {
+        match self {
+            Self::MeshConfig => "type.googleapis.com/selvage.mesh.v1.MeshConfig",
+            Self::Node => "type.googleapis.com/selvage.mesh.v1.Node",
+            Self::NodeWorkloads => "type.googleapis.com/selvage.mesh.v1.NodeWorkloads",
+            Self::Service => "type.googleapis.com/selvage.mesh.v1.Service",
+            Self::Endpoints => "type.googleapis.com/selvage.mesh.v1.Endpoints",
+        }
+    }
+
+    /// The type that a URL names.
+    pub fn from_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.url() == url)
+    }
+
+    /// Short name for logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MeshConfig => "mesh_config",
+            Self::Node => "node",
+            Self::NodeWorkloads => "node_workloads",
+            Self::Service => "service",
+            Self::Endpoints => "endpoints",
+        }
+    }
+}
+
+/// One decoded resource.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "short-lived: decoded, then moved into the tables")]
+pub enum Resource {
+    /// Mesh-wide settings.
+    MeshConfig(model::MeshConfig),
+    /// A node registry entry.
+    Node(model::Node),
+    /// The workloads of a node.
+    NodeWorkloads(model::NodeWorkloads),
+    /// A service with its routes and policies.
+    Service(model::Service),
+    /// Endpoints of a service.
+    Endpoints(model::Endpoints),
+}
+
+/// Why bytes are not a resource.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The type URL is not one of ours.
+    #[error("unknown resource type {0:?}")]
+    UnknownType(String),
+    /// Larger than [`MAX_RESOURCE_BYTES`].
+    #[error("resource {name} of {size} bytes is larger than the limit of {MAX_RESOURCE_BYTES}")]
+    TooLarge {
+        /// Resource name.
+        name: String,
+        /// Encoded size in bytes.
+        size: usize,
+    },
+    /// Not a protobuf message of that type.
+    #[error("decode {kind} {name}: {reason}")]
+    Malformed {
+        /// Short type name.
+        kind: &'static str,
+        /// Resource name.
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+}
+
+impl Resource {
+    /// The type of this resource.
+    pub const fn kind(&self) -> ResourceType {
+        match self {
+            Self::MeshConfig(_) => ResourceType::MeshConfig,
+            Self::Node(_) => ResourceType::Node,
+            Self::NodeWorkloads(_) => ResourceType::NodeWorkloads,
+            Self::Service(_) => ResourceType::Service,
+            Self::Endpoints(_) => ResourceType::Endpoints,
+        }
+    }
+
+    /// The resource name that this content belongs under.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::MeshConfig(_) => "mesh",
+            Self::Node(n) => &n.name,
+            Self::NodeWorkloads(n) => &n.node,
+            Self::Service(s) => &s.host,
+            Self::Endpoints(e) => &e.host,
+        }
+    }
+
+    /// Encodes the content (without the `Any` wrapper).
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::MeshConfig(m) => m.encode_to_vec(),
+            Self::Node(m) => m.encode_to_vec(),
+            Self::NodeWorkloads(m) => m.encode_to_vec(),
+            Self::Service(m) => m.encode_to_vec(),
+            Self::Endpoints(m) => m.encode_to_vec(),
+        }
+    }
+
+    /// Decodes the content of a resource of a known type. `name` is for the error text only.
+    pub fn decode(kind: ResourceType, name: &str, bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.len() > MAX_RESOURCE_BYTES {
+            return Err(DecodeError::TooLarge { name: name.to_owned(), size: bytes.len() });
+        }
+        let malformed = |e: prost::DecodeError| DecodeError::Malformed {
+            kind: kind.as_str(),
+            name: name.to_owned(),
+            reason: e.to_string(),
+        };
+        Ok(match kind {
+            ResourceType::MeshConfig => Self::MeshConfig(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Node => Self::Node(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::NodeWorkloads => Self::NodeWorkloads(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Service => Self::Service(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Endpoints => Self::Endpoints(Message::decode(bytes).map_err(malformed)?),
+        })
+    }
+}
+
+/// A version for content: FNV-1a over the encoded bytes, as 16 hex digits. Equal content has an equal version, so
+/// a controller that restarts does not resend what nodes already have.
+pub fn version_of(bytes: &[u8]) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for b in bytes {
+        hash ^= u64::from(*b);
+        hash = hash.wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    format!("{hash:016x}")
+}

@@ -1,0 +1,1 @@
+//! Pure decisions: tables, match, balance, DNS answers.

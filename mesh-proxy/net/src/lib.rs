@@ -1,0 +1,1 @@
+//! Sockets, original destination, detection, TLS and copy.

@@ -1,0 +1,1 @@
+//! What every program needs: tasks, drain, readiness, config, admin, logs.

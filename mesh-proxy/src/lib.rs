@@ -1,0 +1,1 @@
+//! The edge mesh data plane: DNS, capture, L4 and L7 routing, tunnel.

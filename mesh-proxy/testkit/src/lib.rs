@@ -1,0 +1,1 @@
+//! Closed test networks, the echo application, a real control plane.

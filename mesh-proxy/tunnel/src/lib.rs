@@ -1,0 +1,1 @@
+//! libp2p behind open and accept, with bounds.
