@@ -1,0 +1,82 @@
+# Two commands do all: `make demo` (watch the main job) and `make test` (prove it). `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+NEED := .ci/need.sh
+LOGS := target/logs
+export CARGO_TERM_COLOR ?= auto
+
+# What worlds of network namespaces are made of.
+LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc
+PROGRAMS := -p mesh-proxy -p mesh-controller -p meshctl -p mesh-testkit
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## debug build of all programs
+	@$(NEED) gcc=gcc
+	@echo "build: compiling (the first build takes some minutes)"
+	$(CARGO) build --locked $(PROGRAMS) --bins
+
+.PHONY: demo
+demo: ## the main job, self-checking: build, bring up a closed world, steer calls, lose the cloud, clean up
+	@$(NEED) $(LAB_TOOLS)
+	@$(MAKE) --no-print-directory build
+	target/debug/demo $(ARGS)
+
+.PHONY: lab
+lab: ## an interactive world of network namespaces: make lab ARGS="up examples/worlds/two-sites.yaml"
+	@$(NEED) $(LAB_TOOLS)
+	@$(MAKE) --no-print-directory build
+	target/debug/lab $(ARGS)
+
+.PHONY: test
+test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when CONFORMANCE_VECTORS is set
+	@$(NEED) $(LAB_TOOLS) etcd=etcd-server
+	@mkdir -p $(LOGS)
+	@echo "test: the Kubernetes programs (built once, then cached)"
+	@mesh-proxy/testkit/kube/build.sh
+	@$(MAKE) --no-print-directory build
+	$(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log; .ci/count.sh test $(LOGS)/test.log
+
+.PHONY: test-unit
+test-unit: ## what needs neither namespaces nor other programs
+	@mkdir -p $(LOGS)
+	$(CARGO) test --locked --workspace --lib --bins 2>&1 | tee $(LOGS)/test-unit.log; .ci/count.sh test-unit $(LOGS)/test-unit.log
+
+.PHONY: conformance
+conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
+	@test -n "$${CONFORMANCE_VECTORS:-}" || { echo "conformance: set CONFORMANCE_VECTORS to the folder with the test data" >&2; exit 2; }
+	CONFORMANCE_STRICT=1 $(CARGO) test --locked --workspace --no-fail-fast --test 'conformance*' -- --nocapture --test-threads=1
+
+.PHONY: kube-test
+kube-test: ## the mesh on a real kube-apiserver, with kubectl and real EndpointSlices
+	@$(NEED) $(LAB_TOOLS) etcd=etcd-server
+	@mkdir -p $(LOGS)
+	@mesh-proxy/testkit/kube/build.sh
+	@$(MAKE) --no-print-directory build
+	$(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log; .ci/count.sh kube-test $(LOGS)/kube-test.log
+
+.PHONY: lint
+lint: ## format, clippy, dependency arrows, licences, stale generated files
+	@$(NEED) jq=jq gcc=gcc
+	@mkdir -p $(LOGS)
+	$(CARGO) fmt --all --check
+	@.ci/arrows.sh
+	@command -v cargo-deny >/dev/null || { echo "lint: installing cargo-deny (some minutes, once)"; $(CARGO) install --locked --quiet cargo-deny; }
+	$(CARGO) deny --locked check licenses bans sources
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: bench
+bench: ## measure beside direct, haproxy, nginx and Envoy: make bench BENCH=http
+	@$(NEED) $(LAB_TOOLS) nginx=nginx-light haproxy=haproxy
+	@echo "bench: release build"
+	$(CARGO) build --locked --profile bench-release $(PROGRAMS) -p bench --bins
+	target/bench-release/bench $(if $(BENCH),--suite $(BENCH)) $(ARGS)
+
+.PHONY: clean
+clean: ## remove build output (not the cache of Kubernetes programs)
+	$(CARGO) clean
