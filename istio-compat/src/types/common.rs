@@ -1,0 +1,95 @@
+//! Types that several resources share.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::duration;
+
+/// A Go-style duration (`1h30m`, `2.5s`) as written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Duration(pub String);
+
+impl Duration {
+    /// The length in nanoseconds, or why the text is not a duration.
+    pub fn nanos(&self) -> Result<i64, duration::BadDuration> {
+        duration::parse(&self.0)
+    }
+
+    /// Whole milliseconds; 0 when negative or not a duration (validation names those).
+    pub fn millis(&self) -> u64 {
+        self.nanos().ok().and_then(|n| u64::try_from(n / 1_000_000).ok()).unwrap_or(0)
+    }
+}
+
+impl JsonSchema for Duration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "x-kubernetes-validations": [
+                { "rule": "duration(self) >= duration('1ms')", "message": "must be a duration of at least 1ms" }
+            ],
+        })
+    }
+}
+
+/// A Go-style duration for which zero has a meaning of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub struct ZeroDuration(pub String);
+
+impl ZeroDuration {
+    /// The length in nanoseconds, or why the text is not a duration.
+    pub fn nanos(&self) -> Result<i64, duration::BadDuration> {
+        duration::parse(&self.0)
+    }
+}
+
+/// Matches a string in exactly one way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("x-one-of" = [["exact", "prefix", "regex"]]))]
+pub struct StringMatch {
+    /// The whole value, as is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// The start of the value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// RE2 syntax, for the whole value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+}
+
+/// A share in percent, from 0 to 100.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Percent {
+    /// The share; one ten-thousandth of a percent is the smallest step.
+    pub value: f64,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PortSelector {
+    /// Port number.
+    pub number: u32,
+}
+
+/// Chooses workloads by label.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadSelector {
+    /// Labels that a workload must all have.
+    pub match_labels: std::collections::BTreeMap<String, String>,
+}
