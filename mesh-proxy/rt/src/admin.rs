@@ -1,0 +1,217 @@
+//! Health, metrics and admin pages over HTTP/1.1, with bounds on everything a client can choose.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::{Readiness, Tasks};
+
+/// A request to an admin page, its body read.
+pub type AdminRequest = Request<Bytes>;
+/// An answer of an admin page.
+pub type AdminResponse = Response<Full<Bytes>>;
+
+type Answer = Pin<Box<dyn Future<Output = AdminResponse> + Send>>;
+type Handler = Arc<dyn Fn(AdminRequest) -> Answer + Send + Sync>;
+
+/// What a client can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminLimits {
+    /// Connections at a time; more wait in the accept queue.
+    pub connections: usize,
+    /// Bytes of a request body.
+    pub body: usize,
+    /// Time for the head of a request to arrive, which is also how long an idle connection is kept.
+    pub header_wait: Duration,
+    /// Time for a request from its head to its answer.
+    pub request: Duration,
+}
+
+impl Default for AdminLimits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            body: 64 * 1024,
+            header_wait: Duration::from_secs(30),
+            request: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Routes of one admin listener.
+#[derive(Clone, Default)]
+pub struct AdminServer {
+    /// By path, then by method. A path that ends in `/*` takes everything below it.
+    routes: BTreeMap<&'static str, BTreeMap<&'static str, Handler>>,
+    limits: AdminLimits,
+}
+
+impl AdminServer {
+    /// No pages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Replaces the limits.
+    #[must_use]
+    pub fn limits(mut self, limits: AdminLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Adds a page; `method` is a constant such as `"GET"` (which serves HEAD too), and a `path`
+    /// that ends in `/*` takes everything below it.
+    #[must_use]
+    pub fn route<F, Fut>(mut self, method: &'static str, path: &'static str, page: F) -> Self
+    where
+        F: Fn(AdminRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = AdminResponse> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |request| Box::pin(page(request)));
+        self.routes.entry(path).or_default().insert(method, handler);
+        self
+    }
+
+    /// Adds `/healthz/ready` (503 with the names of what is pending) and `/healthz/live`.
+    #[must_use]
+    pub fn health(self, readiness: Readiness) -> Self {
+        self.route("GET", "/healthz/ready", move |_| {
+            let pending = readiness.pending();
+            std::future::ready(if pending.is_empty() {
+                text_response(StatusCode::OK, "ready\n")
+            } else {
+                text_response(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", ")))
+            })
+        })
+        .route("GET", "/healthz/live", |_| std::future::ready(text_response(StatusCode::OK, "live\n")))
+    }
+
+    /// Adds `/metrics` and `/stats/prometheus`, in Prometheus' text format.
+    #[must_use]
+    pub fn metrics(self, registry: Registry) -> Self {
+        let again = registry.clone();
+        self.route("GET", "/metrics", move |_| std::future::ready(render(&registry)))
+            .route("GET", "/stats/prometheus", move |_| std::future::ready(render(&again)))
+    }
+
+    /// Serves `listener` until the drain cancels: health must answer while connections drain.
+    pub fn serve(self, name: &'static str, listener: TcpListener, tasks: &Tasks) {
+        let server = Arc::new(self);
+        let owner = tasks.clone();
+        tasks.spawn_critical(name, async move {
+            let slots = Arc::new(Semaphore::new(server.limits.connections.max(1)));
+            loop {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                let stream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of descriptors or memory: give others time to free some.
+                        tracing::warn!(%error, listener = name, "accept");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                };
+                let server = Arc::clone(&server);
+                owner.spawn("admin connection", async move {
+                    let _slot = slot;
+                    server.connection(stream).await;
+                });
+            }
+        });
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let _not_fatal = stream.set_nodelay(true);
+        let limits = self.limits;
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_wait)
+            .max_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "admin connection");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
+        let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
+        let Some(methods) = self.find(request.uri().path()) else {
+            return text_response(StatusCode::NOT_FOUND, "no such page\n");
+        };
+        let Some(handler) = methods.get(method).cloned() else {
+            let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+            let allowed = methods.keys().copied().collect::<Vec<_>>().join(", ");
+            if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+                response.headers_mut().insert(ALLOW, allowed);
+            }
+            return response;
+        };
+        let (head, body) = request.into_parts();
+        let work = async {
+            match Limited::new(body, self.limits.body).collect().await {
+                Ok(body) => handler(Request::from_parts(head, body.to_bytes())).await,
+                Err(error) => text_response(StatusCode::PAYLOAD_TOO_LARGE, format!("request body: {error}\n")),
+            }
+        };
+        match tokio::time::timeout(self.limits.request, work).await {
+            Ok(response) => response,
+            Err(_late) => text_response(StatusCode::GATEWAY_TIMEOUT, "took too long\n"),
+        }
+    }
+
+    fn find(&self, path: &str) -> Option<&BTreeMap<&'static str, Handler>> {
+        self.routes.get(path).or_else(|| {
+            let below = |route: &&'static str| route.strip_suffix('*').is_some_and(|base| path.starts_with(base));
+            let longest = self.routes.keys().copied().filter(below).max_by_key(|route| route.len())?;
+            self.routes.get(longest)
+        })
+    }
+}
+
+/// A plain text answer.
+pub fn text_response(status: StatusCode, text: impl Into<Bytes>) -> AdminResponse {
+    typed(status, "text/plain; charset=utf-8", text.into())
+}
+
+/// A JSON answer.
+pub fn json_response(status: StatusCode, value: &impl serde::Serialize) -> AdminResponse {
+    match serde_json::to_vec_pretty(value) {
+        Ok(body) => typed(status, "application/json", body.into()),
+        Err(error) => text_response(StatusCode::INTERNAL_SERVER_ERROR, format!("not JSON: {error}\n")),
+    }
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: Bytes) -> AdminResponse {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn render(registry: &Registry) -> AdminResponse {
+    let mut body = Vec::new();
+    match TextEncoder::new().encode(&registry.gather(), &mut body) {
+        Ok(()) => typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),
+        Err(error) => text_response(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

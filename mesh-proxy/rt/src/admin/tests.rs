@@ -1,0 +1,112 @@
+use prometheus::IntCounter;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::{Drain, ReadyGuard, Reason};
+
+struct Served {
+    address: std::net::SocketAddr,
+    tasks: Tasks,
+    guard: Option<ReadyGuard>,
+}
+
+async fn serve(limits: AdminLimits) -> Served {
+    let tasks = Tasks::new(Drain::new());
+    let readiness = Readiness::new();
+    let guard = Some(readiness.wait_for("store"));
+    let registry = Registry::new();
+    let counter = IntCounter::new("test_total", "Help text.").unwrap();
+    counter.inc_by(7);
+    registry.register(Box::new(counter)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    AdminServer::new()
+        .health(readiness)
+        .metrics(registry)
+        .limits(limits)
+        .route("POST", "/echo", |request| async move { text_response(StatusCode::OK, request.into_body()) })
+        .route("GET", "/tables/*", |request| async move {
+            json_response(StatusCode::OK, &serde_json::json!({"path": request.uri().path()}))
+        })
+        .route("GET", "/boom", |_| async { panic!("page is broken") })
+        .serve("admin", listener, &tasks);
+    Served { address, tasks, guard }
+}
+
+impl Served {
+    async fn send(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    }
+}
+
+#[tokio::test]
+async fn health_metrics_and_pages() {
+    let mut served = serve(AdminLimits::default()).await;
+    let waiting = served.get("/healthz/ready").await;
+    assert!(waiting.starts_with("HTTP/1.1 503") && waiting.ends_with("not ready: store\n"), "{waiting}");
+    drop(served.guard.take());
+    assert!(served.get("/healthz/ready").await.starts_with("HTTP/1.1 200"));
+    assert!(served.get("/healthz/live").await.starts_with("HTTP/1.1 200"));
+    for path in ["/metrics", "/stats/prometheus"] {
+        let metrics = served.get(path).await;
+        assert!(metrics.contains("# HELP test_total Help text.\n") && metrics.contains("\ntest_total 7\n"), "{metrics}");
+    }
+    assert!(served.get("/tables/x/y").await.contains("\"path\": \"/tables/x/y\""));
+    assert!(served.get("/nothing").await.starts_with("HTTP/1.1 404"));
+    let wrong = served.get("/echo").await;
+    assert!(wrong.starts_with("HTTP/1.1 405") && wrong.contains("allow: POST"), "{wrong}");
+    let head = served.send("HEAD /healthz/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn a_large_body_is_refused_and_a_broken_page_hurts_nobody() {
+    let served = serve(AdminLimits { body: 10, ..AdminLimits::default() }).await;
+    let post = |body: &str| {
+        format!("POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    assert!(served.send(&post("0123456789")).await.ends_with("\r\n\r\n0123456789"));
+    assert!(served.send(&post("0123456789A")).await.starts_with("HTTP/1.1 413"));
+    assert_eq!(served.get("/boom").await, "");
+    assert!(served.get("/healthz/live").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(served.tasks.stats().panicked, 1);
+    assert!(!served.tasks.drain().has_begun());
+}
+
+#[tokio::test]
+async fn a_silent_client_is_dropped_and_its_slot_is_free_again() {
+    let limits = AdminLimits { connections: 1, header_wait: Duration::from_millis(50), ..AdminLimits::default() };
+    let served = serve(limits).await;
+    let mut silent = TcpStream::connect(served.address).await.unwrap();
+    silent.write_all(b"GET / HT").await.unwrap();
+    // The only slot is taken; this waits until the server gives up on the silent client.
+    assert!(served.get("/healthz/live").await.starts_with("HTTP/1.1 200"));
+    let mut rest = Vec::new();
+    let _reset = silent.read_to_end(&mut rest).await;
+}
+
+#[tokio::test]
+async fn health_answers_during_the_drain_and_stops_at_its_end() {
+    let served = serve(AdminLimits::default()).await;
+    let drain = served.tasks.drain().clone();
+    let guard = drain.guard();
+    drain.begin(Reason::Signal("SIGTERM"));
+    let (tasks, readiness) = (served.tasks.clone(), Readiness::new());
+    let run = drain.run(crate::DrainConfig::default(), &readiness, &tasks);
+    let check = async {
+        drain.stop_accepting().await;
+        assert!(served.get("/healthz/live").await.starts_with("HTTP/1.1 200"));
+        drop(guard);
+    };
+    let (report, ()) = tokio::join!(run, check);
+    assert_eq!((report.cut_off, report.stuck.len()), (0, 0));
+    assert!(TcpStream::connect(served.address).await.is_err());
+}

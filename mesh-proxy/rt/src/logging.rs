@@ -1,0 +1,103 @@
+//! The program log: text or JSON on standard error, its filter changeable while running.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the log could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter has the form `info` or `info,mesh_tunnel=debug`.
+    #[error("log filter {filter:?} does not parse: {reason}")]
+    Filter {
+        /// As given.
+        filter: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Only one subscriber can be installed in a process.
+    #[error("a log subscriber is installed already")]
+    Installed,
+    /// The subscriber is gone, which only happens at exit.
+    #[error("the log subscriber is gone")]
+    Gone,
+}
+
+/// Changes the filter at run time. Cheap to clone.
+#[derive(Clone)]
+pub struct LogControl {
+    handle: reload::Handle<EnvFilter, Registry>,
+    current: Arc<Mutex<String>>,
+}
+
+impl LogControl {
+    /// Replaces the filter, for example `info,mesh_proxy::dns=trace`.
+    pub fn set(&self, filter: &str) -> Result<(), LogError> {
+        let parsed = parse(filter)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        self.handle.reload(parsed).map_err(|_| LogError::Gone)?;
+        filter.clone_into(&mut current);
+        Ok(())
+    }
+
+    /// The filter in force.
+    pub fn current(&self) -> String {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Installs the process-wide subscriber, and a panic hook that writes panics to the log.
+pub fn init_logging(format: LogFormat, filter: &str) -> Result<LogControl, LogError> {
+    let (layer, handle) = reload::Layer::new(parse(filter)?);
+    let registry = tracing_subscriber::registry().with(layer);
+    match format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Json => {
+            let lines = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+            registry.with(lines).try_init()
+        }
+    }
+    .map_err(|_| LogError::Installed)?;
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        let text = info.payload_as_str().unwrap_or("(no text)");
+        tracing::error!(place, text, "panic");
+    }));
+    Ok(LogControl { handle, current: Arc::new(Mutex::new(filter.to_owned())) })
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| LogError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_changes_at_run_time_and_a_bad_one_changes_nothing() {
+        let control = init_logging(LogFormat::Json, "warn").unwrap();
+        assert!(!tracing::enabled!(target: "node_rt_test", tracing::Level::DEBUG));
+        control.set("warn,node_rt_test=debug").unwrap();
+        assert!(tracing::enabled!(target: "node_rt_test", tracing::Level::DEBUG));
+        assert!(matches!(control.set("a=b=c"), Err(LogError::Filter { .. })));
+        assert_eq!(control.current(), "warn,node_rt_test=debug");
+        assert!(matches!(init_logging(LogFormat::Text, "info"), Err(LogError::Installed)));
+    }
+}
