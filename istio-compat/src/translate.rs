@@ -1,7 +1,12 @@
 //! Typed resources to the model that nodes run. Every host is resolved here; what a client may see is decided here.
 
+mod delegate;
+mod http;
+mod l4;
 mod policy;
+pub mod retry;
 mod route;
+mod traffic;
 
 use mesh_api::model;
 
@@ -90,3 +95,6 @@ pub fn policies(
 pub fn is_delegate(spec: &VirtualServiceSpec) -> bool {
     spec.hosts.is_empty()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,1 @@
-//! Parse tests.
+//! What parsing accepts, refuses and lists.

@@ -1,9 +1,14 @@
-//! VirtualService to virtual hosts.
+//! VirtualService to virtual hosts: who claims a host, in which order, visible to whom.
+
+use std::cmp::Reverse;
 
 use mesh_api::model;
 
-use super::{Context, Delegates};
-use crate::{names, types::VirtualService};
+use super::{Context, Delegates, delegate, http, l4};
+use crate::{
+    names,
+    types::{Meta, VirtualService},
+};
 
 pub(super) fn delegates_of(object: &VirtualService) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = object
@@ -11,10 +16,7 @@ pub(super) fn delegates_of(object: &VirtualService) -> Vec<(String, String)> {
         .http
         .iter()
         .filter_map(|r| r.delegate.as_ref())
-        .map(|d| {
-            let namespace = if d.namespace.is_empty() { &object.meta.namespace } else { &d.namespace };
-            (namespace.clone(), d.name.clone())
-        })
+        .map(|d| (delegate::namespace_of(d, &object.meta).to_owned(), d.name.clone()))
         .collect();
     out.sort();
     out.dedup();
@@ -25,20 +27,147 @@ pub(super) fn hosts_of(object: &VirtualService, ctx: &Context) -> Vec<String> {
     object.spec.hosts.iter().map(|h| names::resolve(h, &object.meta.namespace, &ctx.cluster_domain)).collect()
 }
 
+/// Who may use an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Visibility {
+    All,
+    Nobody,
+    /// Sorted namespaces.
+    Only(Vec<String>),
+}
+
+impl Visibility {
+    pub(super) fn of(export_to: &[String], namespace: &str) -> Self {
+        if export_to.is_empty() || export_to.iter().any(|e| e == "*") {
+            return Self::All;
+        }
+        let mut only: Vec<String> = export_to
+            .iter()
+            .filter(|e| *e != "~")
+            .map(|e| if e == "." { namespace.to_owned() } else { e.clone() })
+            .collect();
+        only.sort();
+        only.dedup();
+        if only.is_empty() { Self::Nobody } else { Self::Only(only) }
+    }
+
+    /// As the model writes it.
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        match self {
+            Self::Only(list) => list.clone(),
+            Self::All | Self::Nobody => Vec::new(),
+        }
+    }
+
+    pub(super) fn sees(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nobody => false,
+            Self::Only(list) => list.iter().any(|n| n == namespace),
+        }
+    }
+
+    pub(super) fn is_private(&self, namespace: &str) -> bool {
+        matches!(self, Self::Only(list) if list.len() == 1 && list[0] == namespace)
+    }
+
+    /// Private before exported by name before public.
+    fn group(&self, namespace: &str) -> u8 {
+        match self {
+            _ if self.is_private(namespace) => 0,
+            Self::Only(_) => 1,
+            Self::All | Self::Nobody => 2,
+        }
+    }
+}
+
+/// A gateway's name as the model writes it: `mesh` or `namespace/name`.
+pub(super) fn gateway(name: &str, meta: &Meta) -> String {
+    if name == "mesh" {
+        return name.to_owned();
+    }
+    match name.split_once('/') {
+        Some((".", name)) => format!("{}/{name}", meta.namespace),
+        Some(_) => name.to_owned(),
+        // `gateway.namespace.svc…`, the spelling of old: the first two labels are name and namespace.
+        None => match name.split('.').collect::<Vec<_>>()[..] {
+            [name, namespace, ..] => format!("{namespace}/{name}"),
+            _ => format!("{}/{name}", meta.namespace),
+        },
+    }
+}
+
+pub(super) fn gateways(names: &[String], meta: &Meta) -> Vec<String> {
+    names.iter().map(|g| gateway(g, meta)).collect()
+}
+
 pub(super) fn virtual_service(
-    _object: &VirtualService,
-    _ctx: &Context,
-    _delegates: Delegates<'_>,
+    object: &VirtualService,
+    ctx: &Context,
+    delegates: Delegates<'_>,
 ) -> Vec<(String, model::VirtualHost)> {
-    Vec::new()
+    let Some(rules) = rules(object, ctx, delegates) else { return Vec::new() };
+    hosts_of(object, ctx).into_iter().map(|h| (h, rules.clone())).collect()
+}
+
+fn rules(object: &VirtualService, ctx: &Context, delegates: Delegates<'_>) -> Option<model::VirtualHost> {
+    let visibility = Visibility::of(&object.spec.export_to, &object.meta.namespace);
+    if visibility == Visibility::Nobody || object.spec.hosts.is_empty() {
+        return None;
+    }
+    let scope = Scope { meta: &object.meta, ctx };
+    let tls = object.spec.tls.iter().zip(0..).map(|(r, i)| l4::tls(r, i, scope)).collect();
+    let tcp = object.spec.tcp.iter().zip(0..).map(|(r, i)| l4::tcp(r, i, scope)).collect();
+    let mut rules = Vec::new();
+    for (rule, index) in object.spec.http.iter().zip(0..) {
+        match &rule.delegate {
+            None => rules.extend(http::rule(rule, index, scope)),
+            Some(d) => rules.extend(delegate::rules(rule, index, d, scope, delegates)),
+        }
+    }
+    Some(model::VirtualHost {
+        source: object.meta.key(),
+        visible_to: visibility.namespaces(),
+        gateways: gateways(&object.spec.gateways, &object.meta),
+        http: rules,
+        tls,
+        tcp,
+    })
+}
+
+/// What names in an object are relative to.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'a> {
+    pub(super) meta: &'a Meta,
+    pub(super) ctx: &'a Context,
+}
+
+impl Scope<'_> {
+    pub(super) fn host(&self, host: &str) -> String {
+        names::resolve(host, &self.meta.namespace, &self.ctx.cluster_domain)
+    }
 }
 
 pub(super) fn virtual_hosts(
-    _host: &str,
-    _registered: bool,
-    _candidates: &[&VirtualService],
-    _ctx: &Context,
-    _delegates: Delegates<'_>,
+    host: &str,
+    registered: bool,
+    candidates: &[&VirtualService],
+    ctx: &Context,
+    delegates: Delegates<'_>,
 ) -> Vec<model::VirtualHost> {
-    Vec::new()
+    let mut ranked: Vec<_> = candidates
+        .iter()
+        .filter_map(|object| {
+            let best = hosts_of(object, ctx)
+                .iter()
+                .filter(|h| if registered { names::covers(h, host) } else { h.as_str() == host })
+                .map(|h| names::specificity(h))
+                .max()?;
+            let meta = &object.meta;
+            let group = Visibility::of(&object.spec.export_to, &meta.namespace).group(&meta.namespace);
+            Some(((Reverse(best), group, meta.age_order()), *object))
+        })
+        .collect();
+    ranked.sort_by(|a, b| a.0.cmp(&b.0));
+    ranked.into_iter().filter_map(|(_, object)| rules(object, ctx, delegates)).collect()
 }

@@ -1,0 +1,173 @@
+//! Rules that continue in another VirtualService: each pair of conditions that can hold together becomes one rule.
+
+use std::collections::BTreeMap;
+
+use mesh_api::model;
+
+use super::{
+    Delegates, http,
+    route::{Scope, Visibility},
+};
+use crate::types::{Delegate, HttpMatchRequest, HttpRoute, Meta, StringMatch};
+
+pub(super) fn namespace_of<'a>(delegate: &'a Delegate, root: &'a Meta) -> &'a str {
+    if delegate.namespace.is_empty() { &root.namespace } else { &delegate.namespace }
+}
+
+/// The rules that stand for a root rule. None when the delegate is missing or not visible to the root's namespace.
+pub(super) fn rules(
+    root: &HttpRoute,
+    index: u32,
+    delegate: &Delegate,
+    scope: Scope<'_>,
+    delegates: Delegates<'_>,
+) -> Vec<model::HttpRule> {
+    let Some(leaf) = delegates(namespace_of(delegate, scope.meta), &delegate.name) else { return Vec::new() };
+    let visibility = Visibility::of(&leaf.spec.export_to, &leaf.meta.namespace);
+    if !leaf.spec.hosts.is_empty() || !visibility.sees(&scope.meta.namespace) {
+        return Vec::new();
+    }
+    // Names in the delegate are relative to the delegate's namespace; what comes from the root, to the root's.
+    let leaf_scope = Scope { meta: &leaf.meta, ctx: scope.ctx };
+    let mut out = Vec::new();
+    for rule in leaf.spec.http.iter().filter(|r| r.delegate.is_none()) {
+        let Some(matches) = merge_matches(&root.matches, &rule.matches) else { continue };
+        let matches = matches.iter().map(|m| http::http_match(m, scope)).collect();
+        let mut merged = merge_rule(root, rule);
+        let root_mirrors = rule.mirror.is_none() && rule.mirrors.is_empty();
+        if root_mirrors {
+            (merged.mirror, merged.mirrors) = (root.mirror.clone(), root.mirrors.clone());
+            qualify_mirrors(&mut merged, scope);
+        }
+        out.extend(http::actions(&merged, index, matches, leaf_scope));
+    }
+    out
+}
+
+/// Makes mirror hosts of the root absolute before they are read in the delegate's namespace.
+fn qualify_mirrors(rule: &mut HttpRoute, scope: Scope<'_>) {
+    let own = rule.mirror.iter_mut();
+    let list = rule.mirrors.iter_mut().filter_map(|m| m.destination.as_mut());
+    for destination in own.chain(list) {
+        destination.host = scope.host(&destination.host);
+    }
+}
+
+/// The delegate's value as a whole where it has one, else the root's.
+fn merge_rule(root: &HttpRoute, leaf: &HttpRoute) -> HttpRoute {
+    fn either<T: Clone>(leaf: &Option<T>, root: &Option<T>) -> Option<T> {
+        leaf.clone().or_else(|| root.clone())
+    }
+    HttpRoute {
+        name: joined(&root.name, &leaf.name),
+        matches: Vec::new(),
+        route: leaf.route.clone(),
+        redirect: leaf.redirect.clone(),
+        direct_response: either(&leaf.direct_response, &root.direct_response),
+        delegate: None,
+        rewrite: either(&leaf.rewrite, &root.rewrite),
+        timeout: either(&leaf.timeout, &root.timeout),
+        retries: either(&leaf.retries, &root.retries),
+        fault: either(&leaf.fault, &root.fault),
+        mirror: leaf.mirror.clone(),
+        mirrors: leaf.mirrors.clone(),
+        mirror_percent: either(&leaf.mirror_percent, &root.mirror_percent),
+        mirror_percentage: either(&leaf.mirror_percentage, &root.mirror_percentage),
+        cors_policy: either(&leaf.cors_policy, &root.cors_policy),
+        headers: either(&leaf.headers, &root.headers),
+    }
+}
+
+fn joined(root: &str, leaf: &str) -> String {
+    match (root, leaf) {
+        ("", leaf) => leaf.to_owned(),
+        (root, "") => root.to_owned(),
+        (root, leaf) => format!("{root}-{leaf}"),
+    }
+}
+
+/// The conditions of both sides together; `None` when a condition of the delegate fits none of the root's, which
+/// drops the whole rule.
+fn merge_matches(root: &[HttpMatchRequest], leaf: &[HttpMatchRequest]) -> Option<Vec<HttpMatchRequest>> {
+    if root.is_empty() {
+        return Some(leaf.to_vec());
+    }
+    if leaf.is_empty() {
+        return Some(root.to_vec());
+    }
+    let mut out = Vec::new();
+    for l in leaf {
+        let before = out.len();
+        out.extend(root.iter().filter(|r| !conflict(r, l)).map(|r| merge_match(r, l)));
+        if out.len() == before {
+            return None;
+        }
+    }
+    Some(out)
+}
+
+fn merge_match(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> HttpMatchRequest {
+    let part = |leaf: &Option<StringMatch>, root: &Option<StringMatch>| leaf.clone().or_else(|| root.clone());
+    HttpMatchRequest {
+        name: joined(&root.name, &leaf.name),
+        uri: part(&leaf.uri, &root.uri),
+        scheme: part(&leaf.scheme, &root.scheme),
+        method: part(&leaf.method, &root.method),
+        authority: part(&leaf.authority, &root.authority),
+        headers: merged(&root.headers, &leaf.headers),
+        port: if leaf.port == 0 { root.port } else { leaf.port },
+        source_labels: merged(&root.source_labels, &leaf.source_labels),
+        gateways: if leaf.gateways.is_empty() { root.gateways.clone() } else { leaf.gateways.clone() },
+        query_params: merged(&root.query_params, &leaf.query_params),
+        ignore_uri_case: leaf.ignore_uri_case || root.ignore_uri_case,
+        without_headers: merged(&root.without_headers, &leaf.without_headers),
+        source_namespace: first_set(&leaf.source_namespace, &root.source_namespace),
+        stat_prefix: first_set(&leaf.stat_prefix, &root.stat_prefix),
+    }
+}
+
+fn first_set(leaf: &str, root: &str) -> String {
+    if leaf.is_empty() { root.to_owned() } else { leaf.to_owned() }
+}
+
+fn merged<V: Clone>(root: &BTreeMap<String, V>, leaf: &BTreeMap<String, V>) -> BTreeMap<String, V> {
+    root.iter().chain(leaf).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn conflict(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> bool {
+    root.ignore_uri_case != leaf.ignore_uri_case
+        || (root.port > 0 && leaf.port > 0 && root.port != leaf.port)
+        || (!root.source_namespace.is_empty() && root.source_namespace != leaf.source_namespace)
+        || root.source_labels.iter().any(|(k, v)| leaf.source_labels.get(k).is_some_and(|l| l != v))
+        || (!root.gateways.is_empty()
+            && !leaf.gateways.is_empty()
+            && leaf.gateways.iter().any(|g| !root.gateways.contains(g)))
+        || strings_conflict(root.uri.as_ref(), leaf.uri.as_ref())
+        || strings_conflict(root.scheme.as_ref(), leaf.scheme.as_ref())
+        || strings_conflict(root.method.as_ref(), leaf.method.as_ref())
+        || strings_conflict(root.authority.as_ref(), leaf.authority.as_ref())
+        || maps_conflict(&root.headers, &leaf.headers)
+        || maps_conflict(&root.without_headers, &leaf.without_headers)
+        || maps_conflict(&root.query_params, &leaf.query_params)
+}
+
+fn maps_conflict(
+    root: &BTreeMap<String, Option<StringMatch>>,
+    leaf: &BTreeMap<String, Option<StringMatch>>,
+) -> bool {
+    root.iter().any(|(k, r)| leaf.get(k).is_some_and(|l| strings_conflict(r.as_ref(), l.as_ref())))
+}
+
+/// Whether two conditions on one string cannot be told to hold together.
+fn strings_conflict(root: Option<&StringMatch>, leaf: Option<&StringMatch>) -> bool {
+    let (Some(root), Some(leaf)) = (root, leaf) else { return false };
+    if root.regex.is_some() || leaf.regex.is_some() {
+        return true;
+    }
+    match (&root.exact, &root.prefix, &leaf.exact, &leaf.prefix) {
+        (Some(r), _, Some(l), _) => r != l,
+        (Some(_), _, None, Some(_)) => true,
+        (None, Some(r), Some(l), _) | (None, Some(r), None, Some(l)) => !l.starts_with(r.as_str()),
+        _ => false,
+    }
+}

@@ -1,0 +1,77 @@
+//! Retry policies, and gRPC status names.
+
+use mesh_api::model;
+
+use super::http;
+use crate::types::HttpRetry;
+
+/// What is retried when a rule does not say. A plain 503 answer is not.
+pub const DEFAULT_RETRY_ON: [&str; 5] =
+    ["connect-failure", "refused-stream", "unavailable", "cancelled", "retriable-status-codes"];
+/// Retries when a rule does not say.
+pub const DEFAULT_ATTEMPTS: u32 = 2;
+const DEFAULT_BACKOFF_MILLIS: u64 = 25;
+
+/// What applies to a rule without `retries`.
+pub fn default_policy() -> model::RetryPolicy {
+    model::RetryPolicy {
+        attempts: DEFAULT_ATTEMPTS,
+        per_try_timeout: None,
+        retry_on: DEFAULT_RETRY_ON.map(str::to_owned).to_vec(),
+        status_codes: Vec::new(),
+        backoff: Some(model::Millis { value: DEFAULT_BACKOFF_MILLIS }),
+        ignore_previous_hosts: true,
+        remote_localities: false,
+    }
+}
+
+/// A rule's own policy. Conditions that are given replace the default list; numbers are status codes of answers.
+pub(super) fn policy(r: &HttpRetry) -> model::RetryPolicy {
+    let mut out = default_policy();
+    out.attempts = u32::try_from(r.attempts).unwrap_or(0);
+    if !r.retry_on.is_empty() {
+        out.retry_on.clear();
+        for word in r.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+            match word.parse::<u32>() {
+                Ok(code) => out.status_codes.push(code),
+                Err(_) => out.retry_on.push(word.to_owned()),
+            }
+        }
+        let by_code = "retriable-status-codes";
+        if !out.status_codes.is_empty() && !out.retry_on.iter().any(|w| w == by_code) {
+            out.retry_on.push(by_code.to_owned());
+        }
+    }
+    out.per_try_timeout = r.per_try_timeout.as_ref().and_then(http::positive);
+    if let Some(backoff) = r.backoff.as_ref().and_then(http::positive) {
+        out.backoff = Some(backoff);
+    }
+    out.ignore_previous_hosts = r.retry_ignore_previous_hosts.unwrap_or(true);
+    out.remote_localities = r.retry_remote_localities.unwrap_or(false);
+    out
+}
+
+const GRPC_CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// The number of a gRPC status.
+pub(crate) fn grpc_code(name: &str) -> Option<u32> {
+    (0..).zip(GRPC_CODES).find(|(_, n)| *n == name).map(|(code, _)| code)
+}
