@@ -49,9 +49,15 @@ fn clean(node: &mut Value, root: bool) {
         one_of(map, &groups);
     }
     if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        let mut aliases = Vec::new();
         for property in properties.values_mut() {
+            let alias = property.as_object_mut().and_then(|p| p.remove("x-alias"));
             clean(property, false);
+            if let Some(Value::String(alias)) = alias {
+                aliases.push((alias, property.clone()));
+            }
         }
+        properties.extend(aliases);
     }
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = map.get_mut(key) {

@@ -91,5 +91,35 @@ pub struct PortSelector {
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadSelector {
     /// Labels that a workload must all have.
+    #[schemars(with = "MatchLabels")]
     pub match_labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Schema of labels to match: bounded, and without wildcards.
+struct MatchLabels;
+
+impl JsonSchema for MatchLabels {
+    fn schema_name() -> Cow<'static, str> {
+        "MatchLabels".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "maxProperties": 4096,
+            "additionalProperties": {
+                "type": "string",
+                "maxLength": 63,
+                "x-kubernetes-validations": [
+                    { "rule": "!self.contains('*')", "message": "a value must not have a wildcard" }
+                ],
+            },
+            "x-kubernetes-validations": [
+                { "rule": "self.all(key, !key.contains('*'))", "message": "a key must not have a wildcard" },
+                { "rule": "self.all(key, key.size() != 0)", "message": "a key must not be empty" }
+            ],
+        })
+    }
 }

@@ -64,6 +64,7 @@ pub struct TrafficPolicy {
     pub tls: Option<ClientTlsSettings>,
     /// Policies of single ports; each replaces the blocks above as a whole.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
     pub port_level_settings: Vec<PortTrafficPolicy>,
     /// Tunnel through an HTTP proxy.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -88,6 +88,7 @@ pub struct HttpRoute {
     pub mirrors: Vec<HttpMirrorPolicy>,
     /// Deprecated: whole percents of requests to mirror.
     #[serde(skip_serializing_if = "Option::is_none", alias = "mirror_percent")]
+    #[schemars(extend("x-keep-nullable" = true, "x-alias" = "mirror_percent"))]
     pub mirror_percent: Option<u32>,
     /// Share of requests to mirror; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]

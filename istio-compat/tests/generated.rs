@@ -1,0 +1,34 @@
+//! Files made from the types are current. `REGENERATE=1 cargo test -p istio-compat --test generated` rewrites them.
+
+use std::{fs, path::PathBuf};
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn check(path: &str, want: &str) {
+    let file = repository().join(path);
+    if std::env::var_os("REGENERATE").is_some() {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, want).unwrap();
+    }
+    let have = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        have == want,
+        "{path} is stale: run `REGENERATE=1 cargo test -p istio-compat --test generated`"
+    );
+}
+
+#[test]
+fn crds_are_current() {
+    for crd in istio_compat::crd::all() {
+        let text = format!("# Generated from istio-compat's types; do not edit.\n{}", yaml(&crd));
+        let again: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(again, crd, "YAML does not say what the CRD says");
+        check(&format!("charts/crds/{}", istio_compat::crd::file_name(&crd)), &text);
+    }
+}
+
+fn yaml(value: &serde_json::Value) -> String {
+    serde_saphyr::to_string(value).unwrap()
+}
