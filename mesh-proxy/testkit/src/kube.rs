@@ -14,11 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use process::Wrap;
+pub use process::{Daemon, Wrap};
 pub use programs::programs;
 
 use pki::Pki;
-use process::Daemon;
 
 /// How long each program may take to get ready. A cold start takes 4 to 8 s on two idle cores.
 const READY: Duration = Duration::from_secs(90);
@@ -262,7 +261,7 @@ impl KubeCluster {
             format!("--kubeconfig={}", self.dir.join("controller-manager.kubeconfig").display()),
             format!("--controllers={CONTROLLERS}"),
             "--leader-elect=false".to_owned(),
-            "--use-service-account-credentials=false".to_owned(),
+            "--use-service-account-credentials=true".to_owned(), // each controller has its own rights
             "--secure-port=0".to_owned(),
         ];
         let mut daemon = self.spawn("kube-controller-manager", &args)?;

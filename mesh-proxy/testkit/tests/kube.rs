@@ -19,6 +19,7 @@ fn the_control_plane_makes_endpoint_slices_and_survives_a_kill() {
     cluster
         .apply(
             r#"{"apiVersion":"v1","kind":"List","items":[
+            {"apiVersion":"v1","kind":"Node","metadata":{"name":"a"}},
             {"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"selector":{"app":"web"},"ports":[{"port":80,"targetPort":8080}]}},
             {"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","labels":{"app":"web"}},"spec":{"nodeName":"a","containers":[{"name":"web","image":"web"}]}}]}"#,
         )

@@ -77,14 +77,15 @@ impl Wrap {
 }
 
 /// One running program. Dropping it kills it and waits for its end.
-pub(super) struct Daemon {
+pub struct Daemon {
     program: &'static str,
     guard: Child,
     log: PathBuf,
 }
 
 impl Daemon {
-    pub(super) fn spawn(
+    /// Starts `command`, with its output appended to `log`.
+    pub fn spawn(
         program: &'static str,
         wrap: &Wrap,
         command: Command,
@@ -113,8 +114,13 @@ impl Daemon {
         Ok(Self { program, guard, log: log.to_owned() })
     }
 
+    /// The root of its process tree: the guarding shell.
+    pub fn pid(&self) -> u32 {
+        self.guard.id()
+    }
+
     /// Waits until `probe` passes; fails at once when the program ends.
-    pub(super) fn wait_ready(
+    pub fn wait_ready(
         &mut self,
         limit: Duration,
         mut probe: impl FnMut() -> Result<(), String>,
