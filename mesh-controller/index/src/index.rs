@@ -1,0 +1,239 @@
+//! The state: objects, who refers to whom, what is touched. One file below for each thing that is compiled.
+
+mod apply;
+mod compile;
+mod endpoints;
+mod hosts;
+mod nodes;
+mod rules;
+mod services;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use istio_compat::{
+    translate::Context,
+    types::{DestinationRule, VirtualService},
+};
+use mesh_api::{ResourceType, model};
+
+use crate::{
+    finding::Finding,
+    kube,
+    object::{Name, ObjectKey},
+};
+use hosts::HostSet;
+
+/// Mesh-wide settings that compilation depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Domain of Kubernetes services.
+    pub cluster_domain: String,
+    /// Trust domain of identities.
+    pub trust_domain: String,
+    /// Namespace whose rules apply to the whole mesh.
+    pub root_namespace: String,
+    /// What happens to traffic for unknown destinations.
+    pub outbound: model::mesh_config::OutboundMode,
+    /// Whether services without EndpointSlices get endpoints from their selector and the pods, as a cluster's own
+    /// controller would do.
+    pub derive_endpoints: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cluster_domain: "cluster.local".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            outbound: model::mesh_config::OutboundMode::AllowAny,
+            derive_endpoints: false,
+        }
+    }
+}
+
+/// What the node registry knows of a node that has joined.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Registration {
+    /// libp2p peer id, base58.
+    pub peer_id: String,
+    /// Multiaddrs, best first.
+    pub addresses: Vec<String>,
+}
+
+/// What became of an applied object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It differs from before.
+    Changed,
+    /// It says the same as before, as far as the mesh reads it.
+    Unchanged,
+    /// It is bad: what was known before stays, findings say why.
+    Rejected,
+    /// Not a kind that the mesh reads.
+    Ignored,
+}
+
+/// An encoded resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Hash of the bytes.
+    pub version: String,
+    /// The resource, protobuf.
+    pub bytes: Vec<u8>,
+}
+
+/// One compiled difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Type of the resource.
+    pub kind: ResourceType,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its content; `None` when it is gone.
+    pub content: Option<Arc<Content>>,
+}
+
+/// How much was compiled. Counts only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompileStats {
+    /// Calls of [`Index::compile`] that had something to do.
+    pub rounds: u64,
+    /// Services compiled.
+    pub services: u64,
+    /// Endpoint sets compiled.
+    pub endpoints: u64,
+    /// Nodes compiled.
+    pub nodes: u64,
+    /// Workload lists compiled.
+    pub workloads: u64,
+    /// Resources that came out different.
+    pub changed: u64,
+}
+
+/// Everything known, and what follows from it.
+pub struct Index {
+    options: Options,
+    context: Context,
+    services: BTreeMap<Name, kube::Service>,
+    slices: HashMap<Name, kube::EndpointSlice>,
+    /// Slices by the service that they belong to.
+    slices_of: HashMap<Name, BTreeSet<Name>>,
+    pods: BTreeMap<Name, kube::Pod>,
+    pods_on: HashMap<String, BTreeSet<Name>>,
+    /// Services whose slices refer to a pod.
+    served_by_pod: HashMap<Name, BTreeSet<Name>>,
+    namespaces: BTreeSet<Arc<str>>,
+    nodes: BTreeMap<Arc<str>, kube::Node>,
+    registrations: BTreeMap<Arc<str>, Registration>,
+    virtual_services: BTreeMap<Name, VirtualService>,
+    destination_rules: BTreeMap<Name, DestinationRule>,
+    /// VirtualServices by the host that they claim, and by the delegate that they name.
+    claims: rules::Claims,
+    delegated_by: HashMap<Name, BTreeSet<Name>>,
+    policies: rules::Claims,
+    /// Hosts of services, for wildcard lookups.
+    registry: HostSet,
+    /// Hosts of services that have endpoints on a node, as last compiled.
+    hosts_on: HashMap<String, BTreeSet<Arc<str>>>,
+    /// The same, by host.
+    nodes_of: HashMap<Arc<str>, BTreeSet<String>>,
+    touched: Touched,
+    outputs: HashMap<(ResourceType, Arc<str>), Arc<Content>>,
+    findings: BTreeMap<ObjectKey, Vec<Finding>>,
+    compile_findings: BTreeMap<(ResourceType, Arc<str>), Finding>,
+    stats: CompileStats,
+}
+
+#[derive(Debug, Default)]
+struct Touched {
+    mesh: bool,
+    services: BTreeSet<Arc<str>>,
+    endpoints: BTreeSet<Arc<str>>,
+    nodes: BTreeSet<Arc<str>>,
+    workloads: BTreeSet<Arc<str>>,
+}
+
+impl Index {
+    /// An empty index.
+    pub fn new(options: Options) -> Self {
+        let context = Context {
+            cluster_domain: options.cluster_domain.clone(),
+            root_namespace: options.root_namespace.clone(),
+        };
+        Self {
+            options,
+            context,
+            services: BTreeMap::new(),
+            slices: HashMap::new(),
+            slices_of: HashMap::new(),
+            pods: BTreeMap::new(),
+            pods_on: HashMap::new(),
+            served_by_pod: HashMap::new(),
+            namespaces: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            registrations: BTreeMap::new(),
+            virtual_services: BTreeMap::new(),
+            destination_rules: BTreeMap::new(),
+            claims: rules::Claims::default(),
+            delegated_by: HashMap::new(),
+            policies: rules::Claims::default(),
+            registry: HostSet::default(),
+            hosts_on: HashMap::new(),
+            nodes_of: HashMap::new(),
+            touched: Touched { mesh: true, ..Touched::default() },
+            outputs: HashMap::new(),
+            findings: BTreeMap::new(),
+            compile_findings: BTreeMap::new(),
+            stats: CompileStats::default(),
+        }
+    }
+
+    /// What is wrong with the objects that were applied, by object.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.values().flatten().chain(self.compile_findings.values())
+    }
+
+    /// How much was compiled so far.
+    pub fn stats(&self) -> CompileStats {
+        self.stats
+    }
+
+    /// All compiled resources.
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceType, &Arc<str>, &Arc<Content>)> {
+        self.outputs.iter().map(|((kind, name), content)| (*kind, name, content))
+    }
+
+    /// How many objects are held, by kind.
+    pub fn object_counts(&self) -> [(crate::Kind, usize); 7] {
+        use crate::Kind;
+        Kind::ALL.map(|kind| {
+            let count = match kind {
+                Kind::Namespace => self.namespaces.len(),
+                Kind::Node => self.nodes.len(),
+                Kind::Service => self.services.len(),
+                Kind::EndpointSlice => self.slices.len(),
+                Kind::Pod => self.pods.len(),
+                Kind::VirtualService => self.virtual_services.len(),
+                Kind::DestinationRule => self.destination_rules.len(),
+            };
+            (kind, count)
+        })
+    }
+
+    fn host_of(&self, service: &Name) -> Arc<str> {
+        format!("{}.{}.svc.{}", service.name, service.namespace, self.options.cluster_domain).into()
+    }
+
+    /// The service that a host belongs to.
+    fn service_of(&self, host: &str) -> Option<(&Name, &kube::Service)> {
+        let rest = host.strip_suffix(self.options.cluster_domain.as_str())?.strip_suffix(".svc.")?;
+        let (name, namespace) = rest.split_once('.')?;
+        self.services.get_key_value(&Name::new(namespace, name))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Compiles what is touched, compares with what was there, and returns the differences.
+
+use std::{mem, sync::Arc};
+
+use mesh_api::{Resource, ResourceType, check, model, resource};
+
+use super::{Change, Content, Index};
+use crate::{
+    finding::Finding,
+    object::{Kind, ObjectKey},
+};
+
+impl Index {
+    /// Compiles what changed since the last call. Changes come in the order in which a node applies them.
+    pub fn compile(&mut self) -> Vec<Change> {
+        let touched = mem::take(&mut self.touched);
+        let mut out = Vec::new();
+        if touched.mesh {
+            let mesh = self.compile_mesh();
+            self.emit(ResourceType::MeshConfig, "mesh".into(), Some(Resource::MeshConfig(mesh)), &mut out);
+        }
+        for name in touched.nodes {
+            self.stats.nodes += 1;
+            let node = self.compile_node(&name).map(Resource::Node);
+            self.emit(ResourceType::Node, name, node, &mut out);
+        }
+        for name in touched.workloads {
+            self.stats.workloads += 1;
+            let workloads = self.compile_workloads(&name).map(Resource::NodeWorkloads);
+            self.emit(ResourceType::NodeWorkloads, name, workloads, &mut out);
+        }
+        for host in touched.services {
+            self.stats.services += 1;
+            let service = self.compile_service(&host).map(Resource::Service);
+            self.emit(ResourceType::Service, host, service, &mut out);
+        }
+        for host in touched.endpoints {
+            self.stats.endpoints += 1;
+            let endpoints = self.compile_endpoints(&host).map(Resource::Endpoints);
+            self.emit(ResourceType::Endpoints, host, endpoints, &mut out);
+        }
+        self.stats.rounds += 1;
+        self.stats.changed += out.len() as u64;
+        out
+    }
+
+    fn compile_mesh(&self) -> model::MeshConfig {
+        model::MeshConfig {
+            cluster_domain: self.options.cluster_domain.clone(),
+            trust_domain: self.options.trust_domain.clone(),
+            outbound: self.options.outbound.into(),
+            default_retry: None,
+        }
+    }
+
+    fn emit(&mut self, kind: ResourceType, name: Arc<str>, new: Option<Resource>, out: &mut Vec<Change>) {
+        let slot = (kind, name.clone());
+        self.compile_findings.remove(&slot);
+        let Some(new) = new else {
+            if self.outputs.remove(&slot).is_some() {
+                out.push(Change { kind, name, content: None });
+            }
+            return;
+        };
+        let bytes = new.encode();
+        if let Some(message) = refusal(&name, &new, bytes.len()) {
+            // Every node would refuse it; the last good one stays here too.
+            let finding = Finding::error(&self.object_behind(kind, &name), "", message);
+            self.compile_findings.insert(slot, finding);
+            return;
+        }
+        let version = resource::version_of(&bytes);
+        if self.outputs.get(&slot).is_some_and(|old| old.version == version) {
+            return;
+        }
+        let content = Arc::new(Content { version, bytes });
+        self.outputs.insert(slot, content.clone());
+        out.push(Change { kind, name, content: Some(content) });
+    }
+
+    fn object_behind(&self, kind: ResourceType, name: &str) -> ObjectKey {
+        match self.service_of(name) {
+            Some((service, _)) => ObjectKey::new(Kind::Service, &service.namespace, &service.name),
+            None if kind == ResourceType::Service => {
+                let claimed = self.claims.covering(name);
+                let first = claimed.first().map(|n| (n.namespace.clone(), n.name.clone()));
+                let (namespace, name) = first.unwrap_or_else(|| ("".into(), name.into()));
+                ObjectKey::new(Kind::VirtualService, &namespace, &name)
+            }
+            None => ObjectKey::new(Kind::Node, "", name),
+        }
+    }
+}
+
+fn refusal(name: &str, resource: &Resource, size: usize) -> Option<String> {
+    if size > resource::MAX_RESOURCE_BYTES {
+        return Some(format!("compiles to {size} bytes, the limit is {}", resource::MAX_RESOURCE_BYTES));
+    }
+    let problems = check(name, resource);
+    let list = problems.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    (!problems.is_empty()).then(|| format!("compiles to something that nodes refuse: {list}"))
+}

@@ -1,0 +1,115 @@
+//! Services with their ports, addresses and rules.
+
+use std::net::IpAddr;
+
+use istio_compat::{
+    names, translate,
+    types::{DestinationRule, VirtualService},
+};
+use mesh_api::model::{self, service::Kind};
+
+use super::Index;
+use crate::{
+    kube::Service,
+    object::Name,
+    protocol,
+};
+
+impl Index {
+    pub(super) fn compile_service(&self, host: &str) -> Option<model::Service> {
+        match self.service_of(host) {
+            Some((name, service)) => Some(self.registered(host, name, service)),
+            None => self.route_only(host),
+        }
+    }
+
+    fn registered(&self, host: &str, name: &Name, service: &Service) -> model::Service {
+        let vips = vips(service);
+        let kind = if service.spec.kind == "ExternalName" {
+            Kind::ExternalName
+        } else if vips.is_empty() {
+            Kind::Headless
+        } else {
+            Kind::ClusterIp
+        };
+        let external = if kind == Kind::ExternalName { external_name(service) } else { String::new() };
+        model::Service {
+            host: host.to_owned(),
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            kind: kind.into(),
+            vips: vips.iter().map(ToString::to_string).collect(),
+            ports: service.spec.ports.iter().map(port).collect(),
+            external_name: external,
+            virtual_hosts: self.virtual_hosts(host, true),
+            policies: self.policies_for(host, &name.namespace),
+            publish_not_ready: service.spec.publish_not_ready_addresses,
+        }
+    }
+
+    /// A host that only rules know: a virtual host on port 80. A wildcard that covers services is no host of its own.
+    fn route_only(&self, host: &str) -> Option<model::Service> {
+        if !self.claims.names_exactly(host) || self.registry.covered_by(host).next().is_some() {
+            return None;
+        }
+        let virtual_hosts = self.virtual_hosts(host, false);
+        if virtual_hosts.is_empty() {
+            return None;
+        }
+        let http = model::Port { number: 80, name: "http".to_owned(), protocol: model::Protocol::Http.into() };
+        Some(model::Service {
+            host: host.to_owned(),
+            kind: Kind::RouteOnly.into(),
+            ports: vec![http],
+            virtual_hosts,
+            ..model::Service::default()
+        })
+    }
+
+    fn virtual_hosts(&self, host: &str, registered: bool) -> Vec<model::VirtualHost> {
+        let claims = self.claims.covering(host);
+        let candidates: Vec<&VirtualService> =
+            claims.into_iter().filter_map(|name| self.virtual_services.get(name)).collect();
+        if candidates.is_empty() {
+            return Vec::new();
+        }
+        let delegates = |namespace: &str, name: &str| self.virtual_services.get(&Name::new(namespace, name));
+        translate::virtual_hosts(host, registered, &candidates, &self.context, &delegates)
+    }
+
+    fn policies_for(&self, host: &str, namespace: &str) -> Vec<model::DestinationPolicy> {
+        let rules = self.policies.covering(host);
+        let candidates: Vec<&DestinationRule> =
+            rules.into_iter().filter_map(|name| self.destination_rules.get(name)).collect();
+        if candidates.is_empty() {
+            return Vec::new();
+        }
+        translate::policies(host, namespace, &candidates, &self.context)
+    }
+}
+
+fn port(port: &crate::kube::ServicePort) -> model::Port {
+    let number = u32::from(port.port);
+    let protocol = protocol::of_port(port.transport(), port.app_protocol.as_deref(), &port.name, number);
+    model::Port { number, name: port.name.clone(), protocol: protocol.into() }
+}
+
+/// Cluster addresses; `None` and empty mean that there are none.
+pub(super) fn vips(service: &Service) -> Vec<IpAddr> {
+    let spec = &service.spec;
+    let mut out: Vec<IpAddr> = Vec::new();
+    if spec.kind == "ExternalName" {
+        return out;
+    }
+    for ip in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|t| t.parse().ok()) {
+        if !out.contains(&ip) {
+            out.push(ip);
+        }
+    }
+    out
+}
+
+fn external_name(service: &Service) -> String {
+    // A name is taken as it is: the DNS of Kubernetes does not complete it either.
+    names::resolve(&format!("{}.", service.spec.external_name.trim_end_matches('.')), "", "")
+}
