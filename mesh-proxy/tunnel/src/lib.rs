@@ -1,1 +1,41 @@
-//! libp2p behind open and accept, with bounds.
+//! libp2p behind open and accept, with bounds. The only crate that knows libp2p: addresses, peer ids and keys cross
+//! its border as text and bytes.
+//!
+//! - [`config`]: what a node sets, and every limit with its default.
+//! - [`identity`]: the node's tunnel key, its peer id, the join signature.
+//! - [`peers`]: which nodes may connect, and where they are dialled.
+//! - [`tunnel`]: the handle: open a stream to a node, change the peers, drain, close.
+//! - [`accept`]: streams that other nodes open to this one.
+//! - [`stream`]: the byte stream itself: half-close and reset travel through it.
+//! - [`error`]: the closed set of reasons why a stream does not open.
+//!
+//! Inside: `driver` runs the swarm and dials, `table` knows the connections of each peer and picks one, `behaviour`
+//! and `handler` open and admit streams on a connection, `transport` stacks TCP, TLS and the muxer, `wire` is the
+//! open message and its answer.
+#![deny(missing_docs)]
+
+pub mod accept;
+mod behaviour;
+pub mod config;
+mod driver;
+pub mod error;
+mod exec;
+mod handler;
+pub mod identity;
+mod marked;
+mod metrics;
+pub mod peers;
+pub mod stream;
+mod table;
+mod transport;
+pub mod tunnel;
+mod wire;
+
+pub use accept::{Acceptor, Incoming};
+pub use config::{Limits, Timeouts, TunnelConfig};
+pub use error::{OpenError, Refusal, StartError};
+pub use exec::Executors;
+pub use identity::{KeyError, NodeKey, peer_id_of, verify_join};
+pub use peers::Peer;
+pub use stream::TunnelStream;
+pub use tunnel::{PeerStatus, Tunnel};

@@ -1,0 +1,134 @@
+//! Which connections exist: only with peers of the view, each with a tunnel handler, each in the table while it
+//! lives. Denies unknown peers as soon as the handshake has said who they are.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    },
+    task::{Context, Poll},
+};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{Endpoint, transport::PortUse},
+    swarm::{
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
+        ToSwarm,
+    },
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    handler::{Handler, Link},
+    peers::Path,
+    table::{Conn, OPEN_QUEUE},
+    tunnel::Shared,
+};
+
+/// The peer is not in the view.
+#[derive(Debug, thiserror::Error)]
+#[error("peer {0} is not in the view of this node")]
+pub(crate) struct NotInView(PeerId);
+
+pub(crate) struct Streams {
+    shared: Arc<Shared>,
+    /// Handlers made for connections that the swarm has not confirmed yet.
+    unconfirmed: HashMap<ConnectionId, Arc<Conn>>,
+}
+
+impl Streams {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, unconfirmed: HashMap::new() }
+    }
+
+    fn connect(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        dialled: bool,
+    ) -> Result<Handler, ConnectionDenied> {
+        if self.shared.view().peer(&peer).is_none() {
+            self.shared.metrics.denied.inc();
+            return Err(ConnectionDenied::new(NotInView(peer)));
+        }
+        let (opens, receiver) = mpsc::channel(OPEN_QUEUE);
+        let worker = self.shared.table.place(peer, self.shared.placement.workers());
+        let conn = Arc::new(Conn {
+            id,
+            peer,
+            path: Path::of(address),
+            dialled,
+            worker,
+            opens,
+            streams: AtomicUsize::new(0),
+            load: self.shared.table.load(peer),
+            rtt_us: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        });
+        self.unconfirmed.insert(id, conn.clone());
+        self.shared.placement.place_next(worker);
+        let link = Link { shared: self.shared.clone(), conn };
+        Ok(Handler::new(Arc::new(link), receiver))
+    }
+}
+
+impl NetworkBehaviour for Streams {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Infallible;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.connect(id, peer, local, false)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.connect(id, peer, address, true)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(e) => {
+                if let Some(conn) = self.unconfirmed.remove(&e.connection_id) {
+                    self.shared.metrics.connections(conn.path).inc();
+                    self.shared.table.established(conn);
+                }
+            }
+            FromSwarm::ConnectionClosed(e) => {
+                if let Some(conn) = self.shared.table.closed(e.peer_id, e.connection_id) {
+                    self.shared.metrics.connections(conn.path).dec();
+                }
+            }
+            FromSwarm::DialFailure(e) => {
+                self.unconfirmed.remove(&e.connection_id);
+            }
+            FromSwarm::ListenFailure(e) => {
+                self.unconfirmed.remove(&e.connection_id);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        Poll::Pending
+    }
+}

@@ -1,0 +1,95 @@
+//! What a node sets for its tunnel, and every bound with its default.
+
+use std::time::Duration;
+
+use crate::identity::NodeKey;
+
+/// Settings of one tunnel.
+#[derive(Debug, Clone)]
+pub struct TunnelConfig {
+    /// The node's key.
+    pub key: NodeKey,
+    /// Multiaddrs to listen on: `/ip4/0.0.0.0/tcp/15008`, `/ip4/0.0.0.0/udp/15008/quic-v1`. Empty: dial only.
+    pub listen: Vec<String>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Waits.
+    pub timeouts: Timeouts,
+}
+
+impl TunnelConfig {
+    /// Defaults, with TCP and QUIC listeners on one port of all IPv4 addresses.
+    pub fn new(key: NodeKey, port: u16) -> Self {
+        let listen = vec![format!("/ip4/0.0.0.0/tcp/{port}"), format!("/ip4/0.0.0.0/udp/{port}/quic-v1")];
+        Self { key, listen, limits: Limits::default(), timeouts: Timeouts::default() }
+    }
+}
+
+/// Bounds. What is beyond one is refused at once and counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams with one peer, for each direction of opening.
+    pub streams_per_peer: usize,
+    /// Streams of this node in total, both directions.
+    pub streams: usize,
+    /// Streams that wait to be accepted, for each acceptor. Beyond it the opener gets `OVERLOADED`.
+    pub accept_queue: usize,
+    /// Streams of one connection that still read their open message. Beyond it the muxer holds new ones back.
+    pub negotiating: usize,
+    /// TCP connections that this node dials to one peer; more than one only when there are several workers.
+    pub connections_per_peer: usize,
+    /// A further connection is dialled when the ones there carry this many streams each.
+    pub spread_at: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams_per_peer: 16_384,
+            streams: 65_536,
+            accept_queue: 4_096,
+            negotiating: 4_096,
+            connections_per_peer: 4,
+            spread_at: 4,
+        }
+    }
+}
+
+/// Waits. Each has an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// One attempt to connect to one address, handshake included.
+    pub dial: Duration,
+    /// QUIC addresses are tried beside TCP ones after this head start.
+    pub quic_delay: Duration,
+    /// A whole open: dial, open message, the owner's connect to the endpoint, answer.
+    pub open: Duration,
+    /// Protocol negotiation and the open message, on either side.
+    pub negotiate: Duration,
+    /// A connection without streams is closed after this.
+    pub idle: Duration,
+    /// First pause after a failed dial; it doubles up to `backoff_max`.
+    pub backoff_min: Duration,
+    /// Longest pause after failed dials.
+    pub backoff_max: Duration,
+    /// Interval of liveness probes on a connection.
+    pub ping: Duration,
+    /// A probe without an answer for this long closes the connection.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            dial: Duration::from_secs(5),
+            quic_delay: Duration::from_millis(300),
+            open: Duration::from_secs(10),
+            negotiate: Duration::from_secs(5),
+            idle: Duration::from_secs(300),
+            backoff_min: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(15),
+            ping: Duration::from_secs(15),
+            ping_timeout: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Where connection tasks run. Handshakes run on the control runtime; an established connection runs on one data
+//! worker for its whole life, so that a stream and its connection share a thread and no chunk crosses one.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::runtime::{Handle, Id};
+
+/// The runtimes that a tunnel may use.
+#[derive(Debug, Clone)]
+pub struct Executors {
+    /// Runs the swarm, dials and handshakes.
+    pub control: Handle,
+    /// Run established connections, one acceptor each. Empty: everything runs on `control`.
+    pub workers: Vec<Handle>,
+}
+
+impl Executors {
+    /// Everything on the runtime that calls this.
+    pub fn current() -> Self {
+        Self { control: Handle::current(), workers: Vec::new() }
+    }
+
+    /// Number of acceptors that a tunnel with these runtimes has.
+    pub fn acceptors(&self) -> usize {
+        self.workers.len().max(1)
+    }
+}
+
+/// Index of a data worker.
+pub(crate) type Worker = usize;
+
+#[derive(Debug)]
+pub(crate) struct Placement {
+    exec: Executors,
+    ids: Vec<Id>,
+    /// The worker of the next task that the swarm spawns. The swarm spawns a connection's task synchronously after it
+    /// asked the behaviour for the handler, on one thread, so a single slot is enough.
+    next: Mutex<Option<Worker>>,
+}
+
+impl Placement {
+    pub(crate) fn new(exec: Executors) -> Self {
+        let ids = exec.workers.iter().map(Handle::id).collect();
+        Self { exec, ids, next: Mutex::new(None) }
+    }
+
+    pub(crate) fn control(&self) -> &Handle {
+        &self.exec.control
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The data worker that runs the caller.
+    pub(crate) fn current(&self) -> Option<Worker> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        let id = Handle::try_current().ok()?.id();
+        self.ids.iter().position(|w| *w == id)
+    }
+
+    /// Says where the connection whose handler is being made shall run.
+    pub(crate) fn place_next(&self, worker: Option<Worker>) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = worker;
+    }
+
+    pub(crate) fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let worker = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let handle = worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control);
+        handle.spawn(task);
+    }
+}

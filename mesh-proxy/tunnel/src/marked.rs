@@ -1,0 +1,158 @@
+//! Tells a clean end from an abort on transports whose streams do not: a QUIC stream that is dropped ends cleanly for
+//! the peer. Bytes travel in chunks with a length of two bytes; a chunk of length 0 is the end, and an end of the
+//! stream without it is an abort.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use futures::{AsyncRead, AsyncWrite};
+use tokio::io::ReadBuf;
+
+/// Largest chunk that is written; any length is read.
+const MAX_CHUNK: usize = 32 * 1024;
+/// Writes wait while this much is not yet taken by the transport.
+const MAX_PENDING: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Marked<S> {
+    inner: S,
+    /// Bytes that arrived with the open message or its answer.
+    early: Bytes,
+    head: Head,
+    out: Vec<u8>,
+    taken: usize,
+    end_sent: bool,
+}
+
+/// Where the reader stands in the chunk format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    Length,
+    LengthLow(u8),
+    Body(u16),
+    End,
+}
+
+impl Head {
+    /// Moves the payload within `bytes` to its front; gives its size.
+    fn compact(&mut self, bytes: &mut [u8]) -> usize {
+        let (mut from, mut to) = (0, 0);
+        while from < bytes.len() {
+            match *self {
+                Self::Length => {
+                    *self = Self::LengthLow(bytes[from]);
+                    from += 1;
+                }
+                Self::LengthLow(high) => {
+                    let len = u16::from_be_bytes([high, bytes[from]]);
+                    *self = if len == 0 { Self::End } else { Self::Body(len) };
+                    from += 1;
+                }
+                Self::Body(left) => {
+                    let n = usize::from(left).min(bytes.len() - from);
+                    bytes.copy_within(from..from + n, to);
+                    (from, to) = (from + n, to + n);
+                    // `n` is at most `left`, so it fits.
+                    let left = left - n as u16;
+                    *self = if left == 0 { Self::Length } else { Self::Body(left) };
+                }
+                // Nothing follows the end.
+                Self::End => break,
+            }
+        }
+        to
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Marked<S> {
+    pub(crate) fn new(inner: S, early: Bytes) -> Self {
+        Self { inner, early, head: Head::Length, out: Vec::new(), taken: 0, end_sent: false }
+    }
+
+    pub(crate) fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if this.head == Head::End {
+                return Poll::Ready(Ok(()));
+            }
+            let space = buf.initialize_unfilled();
+            let n = if this.early.is_empty() {
+                match ready!(Pin::new(&mut this.inner).poll_read(cx, space))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                    n => n,
+                }
+            } else {
+                let n = this.early.len().min(space.len());
+                this.early.copy_to_slice(&mut space[..n]);
+                n
+            };
+            let payload = this.head.compact(&mut space[..n]);
+            buf.advance(payload);
+            if payload > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    pub(crate) fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.end_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if this.out.len() - this.taken >= MAX_PENDING {
+            ready!(this.poll_drain(cx))?;
+        }
+        let n = buf.len().min(MAX_CHUNK);
+        if n > 0 {
+            this.out.extend_from_slice(&(n as u16).to_be_bytes());
+            this.out.extend_from_slice(&buf[..n]);
+            if let Poll::Ready(Err(e)) = this.poll_drain(cx) {
+                return Poll::Ready(Err(e));
+            }
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    pub(crate) fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.inner).poll_flush(cx)
+    }
+
+    pub(crate) fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.end_sent {
+            this.end_sent = true;
+            this.out.extend_from_slice(&[0, 0]);
+        }
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.inner).poll_close(cx)
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.taken < self.out.len() {
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, &self.out[self.taken..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.taken += n,
+            }
+        }
+        self.out.clear();
+        self.taken = 0;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,96 @@
+//! The tunnel's metrics. Handles are resolved once; the path of a stream only adds to them.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use crate::peers::Path;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) streams_out: IntGauge,
+    pub(crate) streams_in: IntGauge,
+    pub(crate) bytes_sent: IntCounter,
+    pub(crate) bytes_received: IntCounter,
+    opens: IntCounterVec,
+    accepted: IntCounter,
+    refused: IntCounterVec,
+    dials: IntCounterVec,
+    connections: IntGaugeVec,
+    pub(crate) denied: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let streams = IntGaugeVec::new(
+            Opts::new("selvage_tunnel_streams", "Tunnel streams that are open"),
+            &["direction"],
+        )?;
+        let bytes = IntCounterVec::new(
+            Opts::new("selvage_tunnel_bytes_total", "Bytes carried by tunnel streams, without framing"),
+            &["direction"],
+        )?;
+        let opens = IntCounterVec::new(
+            Opts::new("selvage_tunnel_opens_total", "Streams that this node opened, by result"),
+            &["result"],
+        )?;
+        let accepted = IntCounter::with_opts(Opts::new(
+            "selvage_tunnel_accepted_total",
+            "Streams that other nodes opened and that were handed to the acceptor",
+        ))?;
+        let refused = IntCounterVec::new(
+            Opts::new("selvage_tunnel_refused_total", "Streams of other nodes refused before the acceptor saw them"),
+            &["reason"],
+        )?;
+        let dials = IntCounterVec::new(
+            Opts::new("selvage_tunnel_dials_total", "Dials to nodes, by result"),
+            &["result"],
+        )?;
+        let connections = IntGaugeVec::new(
+            Opts::new("selvage_tunnel_connections", "Connections with nodes, by transport"),
+            &["transport"],
+        )?;
+        let denied = IntCounter::with_opts(Opts::new(
+            "selvage_tunnel_denied_connections_total",
+            "Connections cut because the peer is not in the view",
+        ))?;
+        registry.register(Box::new(streams.clone()))?;
+        registry.register(Box::new(bytes.clone()))?;
+        registry.register(Box::new(opens.clone()))?;
+        registry.register(Box::new(accepted.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
+        registry.register(Box::new(dials.clone()))?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(denied.clone()))?;
+        Ok(Self {
+            streams_out: streams.with_label_values(&["outbound"]),
+            streams_in: streams.with_label_values(&["inbound"]),
+            bytes_sent: bytes.with_label_values(&["sent"]),
+            bytes_received: bytes.with_label_values(&["received"]),
+            opens,
+            accepted,
+            refused,
+            dials,
+            connections,
+            denied,
+        })
+    }
+
+    pub(crate) fn opened(&self, result: &str) {
+        self.opens.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn accepted(&self) {
+        self.accepted.inc();
+    }
+
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
+    pub(crate) fn dialled(&self, result: &str) {
+        self.dials.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn connections(&self, path: Path) -> IntGauge {
+        self.connections.with_label_values(&[path.as_str()])
+    }
+}
