@@ -1,1 +1,40 @@
-//! Pure decisions: tables, match, balance, DNS answers.
+//! Pure decisions of the data plane: what a name, an address or a request leads to.
+//!
+//! - [`Tables`]: an immutable snapshot of the mesh, rebuilt only where a change touches it.
+//! - [`route`]: compiled rules; [`Tables::route_http`], [`Tables::route_tcp`], [`Tables::route_tls`] decide.
+//! - [`actions`], [`retry`]: what a chosen rule does to a request.
+//! - [`cluster`], [`policy`]: the endpoints behind a destination and how to treat them.
+//! - [`balance`], [`outlier`], [`budget`]: run-time state of a cluster. Time and chance are arguments.
+//! - [`dns`]: answers for names of the mesh.
+//!
+//! Nothing here opens a socket, reads a clock or draws a random number.
+#![deny(missing_docs)]
+
+pub mod actions;
+pub mod balance;
+pub mod budget;
+pub mod client;
+pub mod cluster;
+mod decide;
+pub mod dns;
+pub mod endpoint;
+mod hash;
+mod host;
+pub mod outlier;
+pub mod path;
+pub mod policy;
+pub mod retry;
+pub mod route;
+pub mod service;
+mod shards;
+pub mod strings;
+pub mod tables;
+
+pub use client::{Client, Dice, DiceKind, RequestView};
+pub use cluster::{Cluster, ClusterEndpoint, ClusterKey};
+pub use decide::{HttpDecision, HttpOutcome, L4Decision, L4Outcome, Missing};
+pub use endpoint::{EndpointEntry, EndpointSet, Locality, NodeEntry, WorkloadEntry};
+pub use policy::EffectivePolicy;
+pub use route::HttpRule;
+pub use service::{PortEntry, Protocol, ServiceEntry, ServiceKind};
+pub use tables::{Applied, Change, EndpointMatch, MeshSettings, Rejected, Tables, VipMatch};

@@ -1,0 +1,189 @@
+//! Endpoints, the workloads behind them, and nodes.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use mesh_api::model;
+
+/// Where something is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// `topology.kubernetes.io/region`
+    pub region: Box<str>,
+    /// `topology.kubernetes.io/zone`
+    pub zone: Box<str>,
+    /// `selvage.io/site`
+    pub site: Box<str>,
+    /// The routed network that it is in.
+    pub network: Box<str>,
+}
+
+impl Locality {
+    pub(crate) fn compile(m: Option<&model::Locality>) -> Self {
+        let Some(m) = m else { return Self::default() };
+        Self {
+            region: m.region.as_str().into(),
+            zone: m.zone.as_str().into(),
+            site: m.site.as_str().into(),
+            network: m.network.as_str().into(),
+        }
+    }
+}
+
+/// Who a workload is: source identity, subset labels, metric labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The node that it runs on; empty when it is outside the mesh.
+    pub node: Arc<str>,
+    /// Namespace.
+    pub namespace: Box<str>,
+    /// Pod name.
+    pub name: Box<str>,
+    /// `reviews-v1`: what metrics call the workload.
+    pub owner: Box<str>,
+    /// Service account.
+    pub service_account: Box<str>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// The pod uses its node's address.
+    pub host_network: bool,
+}
+
+impl WorkloadEntry {
+    pub(crate) fn compile(address: IpAddr, node: &Arc<str>, m: &model::Workload) -> Self {
+        Self {
+            address,
+            node: node.clone(),
+            namespace: m.namespace.as_str().into(),
+            name: m.name.as_str().into(),
+            owner: m.owner.as_str().into(),
+            service_account: m.service_account.as_str().into(),
+            labels: m.labels.clone(),
+            host_network: m.host_network,
+        }
+    }
+
+    /// `spiffe://<trust-domain>/ns/<namespace>/sa/<service account>`
+    pub fn spiffe(&self, trust_domain: &str) -> String {
+        format!("spiffe://{trust_domain}/ns/{}/sa/{}", self.namespace, self.service_account)
+    }
+}
+
+/// One endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// Its address.
+    pub address: IpAddr,
+    /// Service port and the port at the endpoint.
+    pub ports: Box<[(u16, u16)]>,
+    /// The node that owns it; none = reachable directly.
+    pub node: Option<Arc<str>>,
+    /// Who it is.
+    pub workload: Arc<WorkloadEntry>,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Is being shut down.
+    pub terminating: bool,
+    /// DNS label of a StatefulSet pod.
+    pub hostname: Option<Box<str>>,
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// At least 1.
+    pub weight: u32,
+}
+
+impl EndpointEntry {
+    /// The endpoint's port for a service port.
+    pub fn target_port(&self, service_port: u16) -> Option<u16> {
+        self.ports.iter().find(|(s, _)| *s == service_port).map(|(_, t)| *t)
+    }
+
+    /// The service port that leads to a port of the endpoint.
+    pub fn service_port(&self, target_port: u16) -> Option<u16> {
+        self.ports.iter().find(|(_, t)| *t == target_port).map(|(s, _)| *s)
+    }
+}
+
+/// All endpoints of one service.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// In the order of the resource.
+    pub endpoints: Box<[Arc<EndpointEntry>]>,
+}
+
+impl EndpointSet {
+    /// Entries whose address does not parse are left out; `mesh_api::check` refuses such a resource before.
+    pub(crate) fn compile(m: &model::Endpoints) -> Self {
+        let mut names = Names::default();
+        let endpoints = m.endpoints.iter().filter_map(|e| compile_endpoint(e, &mut names)).collect();
+        Self { endpoints }
+    }
+}
+
+/// Node names repeat for every endpoint of a node: one copy is kept per resource.
+#[derive(Default)]
+struct Names(BTreeMap<Box<str>, Arc<str>>);
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(n) = self.0.get(name) {
+            return n.clone();
+        }
+        let n: Arc<str> = name.into();
+        self.0.insert(name.into(), n.clone());
+        n
+    }
+}
+
+fn compile_endpoint(e: &model::Endpoint, names: &mut Names) -> Option<Arc<EndpointEntry>> {
+    let address: IpAddr = e.address.parse().ok()?;
+    let node = names.get(&e.node);
+    let workload = e.workload.clone().unwrap_or_default();
+    let ports = e
+        .ports
+        .iter()
+        .filter_map(|p| Some((u16::try_from(p.service_port).ok()?, u16::try_from(p.target_port).ok()?)))
+        .collect();
+    Some(Arc::new(EndpointEntry {
+        address,
+        ports,
+        workload: Arc::new(WorkloadEntry::compile(address, &node, &workload)),
+        node: (!node.is_empty()).then_some(node),
+        ready: e.ready,
+        terminating: e.terminating,
+        hostname: (!e.hostname.is_empty()).then(|| e.hostname.to_ascii_lowercase().into()),
+        locality: Arc::new(Locality::compile(e.locality.as_ref())),
+        weight: e.weight.max(1),
+    }))
+}
+
+/// A node of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// Its name.
+    pub name: Arc<str>,
+    /// libp2p peer id, base58; empty = has not joined.
+    pub peer_id: Box<str>,
+    /// Multiaddrs without `/p2p`, best first.
+    pub addresses: Box<[Box<str>]>,
+    /// Where it is.
+    pub locality: Locality,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Serves as relay.
+    pub relay: bool,
+}
+
+impl NodeEntry {
+    pub(crate) fn compile(m: &model::Node) -> Self {
+        Self {
+            name: m.name.as_str().into(),
+            peer_id: m.peer_id.as_str().into(),
+            addresses: m.addresses.iter().map(|a| a.as_str().into()).collect(),
+            locality: Locality::compile(m.locality.as_ref()),
+            labels: m.labels.clone(),
+            relay: m.relay,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A service: its names, ports, rules and clusters.
+
+use std::{net::IpAddr, ops::Deref, sync::Arc};
+
+use mesh_api::model;
+
+use crate::{
+    client::Client,
+    cluster::{self, Cluster, ClusterSlot},
+    endpoint::EndpointSet,
+    policy::PolicyEntry,
+    route::{VirtualHostEntry, compile::BadRule},
+};
+
+/// What a service is to DNS and routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Has a virtual address.
+    ClusterIp,
+    /// Its name leads to the endpoints' addresses.
+    Headless,
+    /// Its name is an alias of a name outside.
+    ExternalName,
+    /// A rule's host that no registry knows.
+    RouteOnly,
+}
+
+/// What is spoken at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Unknown: look at the first bytes.
+    Detect,
+    /// HTTP/1.1, or HTTP/2 by its preface.
+    Http,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Bytes.
+    Tcp,
+    /// TLS that stays closed here: routed by SNI.
+    Tls,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// Whether `http` rules apply without looking at the bytes.
+    pub const fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
+    fn compile(p: model::Protocol) -> Self {
+        match p {
+            model::Protocol::Unspecified => Self::Detect,
+            model::Protocol::Http => Self::Http,
+            model::Protocol::Http2 => Self::Http2,
+            model::Protocol::Grpc => Self::Grpc,
+            model::Protocol::Tcp => Self::Tcp,
+            model::Protocol::Tls => Self::Tls,
+            model::Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortEntry {
+    /// Number.
+    pub number: u16,
+    /// Name; may be empty.
+    pub name: Arc<str>,
+    /// What is spoken there.
+    pub protocol: Protocol,
+}
+
+/// What a Service resource says, compiled.
+#[derive(Debug)]
+pub struct ServiceDef {
+    /// FQDN without trailing dot, or `*.suffix` for a route-only wildcard.
+    pub host: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Kind.
+    pub kind: ServiceKind,
+    /// Virtual addresses.
+    pub vips: Box<[IpAddr]>,
+    /// Ports, as declared.
+    pub ports: Box<[PortEntry]>,
+    /// Target of an ExternalName service.
+    pub external_name: Option<Arc<str>>,
+    /// Rules, in order of precedence.
+    pub virtual_hosts: Box<[VirtualHostEntry]>,
+    /// DestinationRules, in order of precedence.
+    pub policies: Box<[PolicyEntry]>,
+    /// Endpoints count as ready from the start.
+    pub publish_not_ready: bool,
+    pub(crate) no_subset: Arc<str>,
+}
+
+/// A service with its endpoints.
+#[derive(Debug)]
+pub struct ServiceEntry {
+    pub(crate) def: Arc<ServiceDef>,
+    /// Endpoints, ready or not.
+    pub endpoints: Arc<EndpointSet>,
+    clusters: Box<[(ClusterSlot, Arc<Cluster>)]>,
+}
+
+impl Deref for ServiceEntry {
+    type Target = ServiceDef;
+    fn deref(&self) -> &ServiceDef {
+        &self.def
+    }
+}
+
+impl ServiceDef {
+    pub(crate) fn compile(m: &model::Service) -> Result<Self, BadRule> {
+        use model::service::Kind;
+        let port = |p: &model::Port| {
+            Some(PortEntry {
+                number: u16::try_from(p.number).ok()?,
+                name: p.name.as_str().into(),
+                protocol: Protocol::compile(p.protocol()),
+            })
+        };
+        let virtual_hosts = m
+            .virtual_hosts
+            .iter()
+            .enumerate()
+            .map(|(i, v)| VirtualHostEntry::compile(v).map_err(|e| e.at(&format!("virtual_hosts[{i}]"))))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            host: m.host.as_str().into(),
+            namespace: m.namespace.as_str().into(),
+            name: m.name.as_str().into(),
+            kind: match m.kind() {
+                Kind::Unspecified | Kind::ClusterIp => ServiceKind::ClusterIp,
+                Kind::Headless => ServiceKind::Headless,
+                Kind::ExternalName => ServiceKind::ExternalName,
+                Kind::RouteOnly => ServiceKind::RouteOnly,
+            },
+            vips: m.vips.iter().filter_map(|v| v.parse().ok()).collect(),
+            ports: m.ports.iter().filter_map(port).collect(),
+            external_name: (!m.external_name.is_empty()).then(|| m.external_name.as_str().into()),
+            virtual_hosts,
+            policies: m.policies.iter().map(PolicyEntry::compile).collect(),
+            publish_not_ready: m.publish_not_ready,
+            no_subset: Arc::from(""),
+        })
+    }
+
+    /// The port with that number.
+    pub fn port(&self, number: u16) -> Option<&PortEntry> {
+        self.ports.iter().find(|p| p.number == number)
+    }
+
+    /// The port with that name.
+    pub fn port_named(&self, name: &str) -> Option<&PortEntry> {
+        self.ports.iter().find(|p| p.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The DestinationRule that applies to a client.
+    pub fn policy_for(&self, client: &Client<'_>) -> Option<&PolicyEntry> {
+        self.policies.iter().find(|p| p.applies_to(client))
+    }
+}
+
+impl ServiceEntry {
+    pub(crate) fn build(def: Arc<ServiceDef>, endpoints: Arc<EndpointSet>, old: Option<&Self>) -> Self {
+        let clusters = cluster::compile_all(&def, &endpoints, old.map_or(&[], |o| &o.clusters));
+        Self { def, endpoints, clusters }
+    }
+
+    /// The new rules with the clusters of before: for the time between the first and the last of several changes.
+    pub(crate) fn staged(def: Arc<ServiceDef>, endpoints: Arc<EndpointSet>, old: Option<&Self>) -> Self {
+        Self { def, endpoints, clusters: old.map(|o| o.clusters.clone()).unwrap_or_default() }
+    }
+
+    /// The cluster for a subset (empty = all) and a service port, as a client sees it. None: there is no such subset
+    /// for this client, or no such port.
+    pub fn cluster(&self, client: &Client<'_>, subset: &str, port: u16) -> Option<&Arc<Cluster>> {
+        let policy = self.policies.iter().position(|p| p.applies_to(client)).map_or(0, |i| i + 1);
+        cluster::lookup(&self.clusters, u32::try_from(policy).unwrap_or(0), port, subset)
+    }
+
+    /// All clusters of the service.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.iter().map(|(_, c)| c)
+    }
+}
