@@ -15,7 +15,12 @@ struct Kind {
 }
 
 const KINDS: [Kind; 2] = [
-    Kind { kind: "DestinationRule", plural: "destinationrules", short: "dr", columns: destination_rule_columns },
+    Kind {
+        kind: "DestinationRule",
+        plural: "destinationrules",
+        short: "dr",
+        columns: destination_rule_columns,
+    },
     Kind { kind: "VirtualService", plural: "virtualservices", short: "vs", columns: virtual_service_columns },
 ];
 

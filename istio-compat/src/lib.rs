@@ -6,7 +6,7 @@
 //! - [`translate`]: typed resources to `mesh_api::model`.
 //! - [`support`]: the one table of fields that says what this mesh honours; also prints the documentation.
 //! - [`crd`]: CustomResourceDefinitions from the types.
-//! - [`names`], [`duration`]: host names and Go-style durations.
+//! - [`names`], [`duration`], [`yaml`]: host names, Go-style durations, files as Kubernetes reads them.
 #![deny(missing_docs)]
 
 pub mod crd;
@@ -18,6 +18,7 @@ pub mod support;
 pub mod translate;
 pub mod types;
 pub mod validate;
+pub mod yaml;
 
 pub use parse::{Finding, ParseError, Parsed, parse};
 pub use types::{DestinationRule, Meta, Resource, VirtualService};

@@ -214,10 +214,14 @@ impl Walk<'_> {
             return self.wrong_type(path, "integer", value);
         };
         let bound = |key: &str, default: i64| {
-            schema.get(key).and_then(|v| v.as_i64().or_else(|| v.as_f64().map(|f| f as i64))).unwrap_or(default)
+            schema
+                .get(key)
+                .and_then(|v| v.as_i64().or_else(|| v.as_f64().map(|f| f as i64)))
+                .unwrap_or(default)
         };
         let int32 = schema.get("format") == Some(&Value::String("int32".into()));
-        let (low, high) = if int32 { (i64::from(i32::MIN), i64::from(i32::MAX)) } else { (i64::MIN, i64::MAX) };
+        let (low, high) =
+            if int32 { (i64::from(i32::MIN), i64::from(i32::MAX)) } else { (i64::MIN, i64::MAX) };
         let (low, high) = (i128::from(bound("minimum", low)), i128::from(bound("maximum", high)));
         if n < low || n > high {
             self.problems.push(Finding::new(path, format!("{n} is not between {low} and {high}")));

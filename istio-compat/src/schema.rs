@@ -71,7 +71,9 @@ fn unwrap_optional(map: &mut Map<String, Value>) {
     for key in ["anyOf", "allOf", "oneOf"] {
         let Some(Value::Array(list)) = map.get(key) else { continue };
         let mut real = list.iter().filter(|v| {
-            v.get("type") != Some(&json!("null")) && v.get("enum") != Some(&json!([null])) && v.get("nullable").is_none_or(|_| v.get("type").is_some())
+            v.get("type") != Some(&json!("null"))
+                && v.get("enum") != Some(&json!([null]))
+                && v.get("nullable").is_none_or(|_| v.get("type").is_some())
         });
         if let (Some(Value::Object(only)), None) = (real.next(), real.next()) {
             let only = only.clone();

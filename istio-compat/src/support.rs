@@ -1,8 +1,92 @@
-//! Which fields this mesh honours: one table, from which findings at parse time and the documentation are made.
+//! Which fields this mesh honours: one table, from which the findings at parse time and the documentation are made. A
+//! test holds the table against the schema, so that no field is without an entry.
+
+mod document;
+mod table;
 
 use serde_json::Value;
 
-/// Why a field that is set has no or not the full effect, if so.
-pub(crate) fn unsupported(_kind: &str, _field: &str, _value: &Value) -> Option<String> {
-    None
+pub use document::markdown;
+
+/// How far a field is honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// As in Istio.
+    Honoured,
+    /// With some values only; the note says which.
+    Partly,
+    /// Accepted without effect.
+    Ignored,
 }
+
+impl Status {
+    /// The word in the documentation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Honoured => "yes",
+            Self::Partly => "partly",
+            Self::Ignored => "no",
+        }
+    }
+}
+
+/// One row of the table.
+pub struct Field {
+    /// Path below `spec`: `[]` stands for any index, `{}` for any key. Covers the fields below it that have no row.
+    pub path: &'static str,
+    /// How far it is honoured.
+    pub status: Status,
+    /// What is different, or what happens instead.
+    pub note: &'static str,
+    /// For [`Status::Partly`]: whether this value is one without effect.
+    when: Option<fn(&Value) -> bool>,
+}
+
+/// The rows of a kind.
+pub fn fields(kind: &str) -> &'static [Field] {
+    match kind {
+        "VirtualService" => table::VIRTUAL_SERVICE,
+        "DestinationRule" => table::DESTINATION_RULE,
+        _ => &[],
+    }
+}
+
+/// Kinds that have a table, in the order of the documentation.
+pub const KINDS: [&str; 2] = ["VirtualService", "DestinationRule"];
+
+/// Why a field that is set has no or not the full effect, if so.
+pub(crate) fn unsupported(kind: &str, path: &str, value: &Value) -> Option<String> {
+    if is_unset(value) {
+        return None;
+    }
+    let path = canonical(path);
+    let field = fields(kind).iter().find(|f| f.path == path)?;
+    let applies = match field.status {
+        Status::Honoured => false,
+        Status::Partly => field.when.is_some_and(|when| when(value)),
+        Status::Ignored => true,
+    };
+    applies.then(|| field.note.to_owned())
+}
+
+/// A value that asks for nothing.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(s) => s.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+/// Policies of ports and subsets have the rows of the rule's own policy.
+fn canonical(path: &str) -> std::borrow::Cow<'_, str> {
+    let path = path.strip_prefix("subsets[].").filter(|p| p.starts_with("trafficPolicy.")).unwrap_or(path);
+    match path.strip_prefix("trafficPolicy.portLevelSettings[].") {
+        Some(block) if !block.starts_with("port") => format!("trafficPolicy.{block}").into(),
+        _ => path.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

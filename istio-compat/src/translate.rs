@@ -75,7 +75,10 @@ pub fn virtual_hosts(
 }
 
 /// One DestinationRule as (host, policy); `None` when nobody may use it.
-pub fn destination_rule(object: &DestinationRule, ctx: &Context) -> Option<(String, model::DestinationPolicy)> {
+pub fn destination_rule(
+    object: &DestinationRule,
+    ctx: &Context,
+) -> Option<(String, model::DestinationPolicy)> {
     policy::destination_rule(object, ctx)
 }
 

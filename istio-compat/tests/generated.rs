@@ -13,10 +13,7 @@ fn check(path: &str, want: &str) {
         fs::write(&file, want).unwrap();
     }
     let have = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        have == want,
-        "{path} is stale: run `REGENERATE=1 cargo test -p istio-compat --test generated`"
-    );
+    assert!(have == want, "{path} is stale: run `REGENERATE=1 cargo test -p istio-compat --test generated`");
 }
 
 #[test]
@@ -31,4 +28,9 @@ fn crds_are_current() {
 
 fn yaml(value: &serde_json::Value) -> String {
     serde_saphyr::to_string(value).unwrap()
+}
+
+#[test]
+fn documentation_is_current() {
+    check("docs/istio-support.md", &istio_compat::support::markdown());
 }

@@ -21,15 +21,34 @@ fn crds_are_structural() {
 /// value validation.
 fn structural(node: &Value, path: &str) {
     const KNOWN: [&str; 21] = [
-        "type", "properties", "items", "additionalProperties", "required", "enum", "format", "minimum", "maximum",
-        "nullable", "description", "oneOf", "allOf", "anyOf", "not", "pattern", "x-kubernetes-validations",
-        "x-kubernetes-preserve-unknown-fields", "maxLength", "maxItems", "maxProperties",
+        "type",
+        "properties",
+        "items",
+        "additionalProperties",
+        "required",
+        "enum",
+        "format",
+        "minimum",
+        "maximum",
+        "nullable",
+        "description",
+        "oneOf",
+        "allOf",
+        "anyOf",
+        "not",
+        "pattern",
+        "x-kubernetes-validations",
+        "x-kubernetes-preserve-unknown-fields",
+        "maxLength",
+        "maxItems",
+        "maxProperties",
     ];
     let map = node.as_object().unwrap_or_else(|| panic!("{path}: not a schema: {node}"));
     for key in map.keys() {
         assert!(KNOWN.contains(&key.as_str()), "{path}: keyword {key}");
     }
-    let kind = map.get("type").and_then(Value::as_str).unwrap_or_else(|| panic!("{path}: no single type: {node}"));
+    let kind =
+        map.get("type").and_then(Value::as_str).unwrap_or_else(|| panic!("{path}: no single type: {node}"));
     assert!(["object", "array", "string", "integer", "number", "boolean"].contains(&kind), "{path}: {kind}");
     if let Some(format) = map.get("format") {
         let known = ["int32", "int64", "double", "float", "byte", "date-time"];

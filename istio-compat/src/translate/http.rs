@@ -11,8 +11,8 @@ use super::{
 };
 use crate::types::{
     CorsPolicy, Destination, Duration, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
-    HttpMatchRequest, HttpRedirect, HttpRewrite, HttpRoute, HttpRouteDestination, Percent, RedirectPortSelection,
-    StringMatch, UnmatchedPreflights,
+    HttpMatchRequest, HttpRedirect, HttpRewrite, HttpRoute, HttpRouteDestination, Percent,
+    RedirectPortSelection, StringMatch, UnmatchedPreflights,
 };
 
 const MILLION: u32 = 1_000_000;
@@ -145,9 +145,7 @@ fn destinations(list: &[HttpRouteDestination], scope: Scope<'_>) -> Option<Vec<m
 }
 
 /// Drops lists from which nothing can be chosen.
-pub(super) fn usable(
-    mut list: Vec<model::WeightedDestination>,
-) -> Option<Vec<model::WeightedDestination>> {
+pub(super) fn usable(mut list: Vec<model::WeightedDestination>) -> Option<Vec<model::WeightedDestination>> {
     match &mut list[..] {
         [] => None,
         [only] => {
@@ -230,7 +228,11 @@ fn header_op(op: &HeaderOperations) -> model::HeaderOp {
             .map(|(n, v)| model::HeaderValue { name: name(n), value: v.replace("%%", "%") })
             .collect::<Vec<_>>()
     };
-    model::HeaderOp { set: values(&op.set), add: values(&op.add), remove: op.remove.iter().map(|n| name(n)).collect() }
+    model::HeaderOp {
+        set: values(&op.set),
+        add: values(&op.add),
+        remove: op.remove.iter().map(|n| name(n)).collect(),
+    }
 }
 
 /// Parts per million of a percentage; the smallest step is one ten-thousandth of a percent.
@@ -250,7 +252,10 @@ fn fault(f: &HttpFaultInjection) -> model::Fault {
             Some(p) => parts_per_million(p),
             None => whole_percent(u32::try_from(d.percent).unwrap_or(0)),
         };
-        Some(model::fault::Delay { parts_per_million: parts, fixed: Some(positive(d.fixed_delay.as_ref()?)?) })
+        Some(model::fault::Delay {
+            parts_per_million: parts,
+            fixed: Some(positive(d.fixed_delay.as_ref()?)?),
+        })
     });
     let abort = f.abort.as_ref().and_then(|a| {
         let grpc = a.grpc_status.as_deref().and_then(retry::grpc_code);
@@ -286,7 +291,12 @@ fn mirrors(rule: &HttpRoute, scope: Scope<'_>) -> Vec<model::Mirror> {
 fn cors(c: &CorsPolicy) -> model::Cors {
     let exact = |o: &String| model::StringMatch { kind: Some(Kind::Exact(o.clone())) };
     model::Cors {
-        allow_origins: c.allow_origins.iter().map(string_match).chain(c.allow_origin.iter().map(exact)).collect(),
+        allow_origins: c
+            .allow_origins
+            .iter()
+            .map(string_match)
+            .chain(c.allow_origin.iter().map(exact))
+            .collect(),
         allow_methods: c.allow_methods.clone(),
         allow_headers: c.allow_headers.clone(),
         expose_headers: c.expose_headers.clone(),

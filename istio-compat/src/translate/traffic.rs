@@ -4,8 +4,8 @@ use mesh_api::model::{self, client_tls::Mode, load_balancer::Simple};
 
 use super::policy::length;
 use crate::types::{
-    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, PortTrafficPolicy, SimpleLb,
-    TlsMode, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, PortTrafficPolicy,
+    SimpleLb, TlsMode, TrafficPolicy,
 };
 
 const DEFAULT_CONSECUTIVE_5XX: u32 = 5;
