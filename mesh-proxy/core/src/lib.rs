@@ -18,6 +18,8 @@ pub mod cluster;
 mod decide;
 pub mod dns;
 pub mod endpoint;
+#[cfg(test)]
+mod fixtures;
 mod hash;
 mod host;
 pub mod outlier;

@@ -1,0 +1,203 @@
+use mesh_api::{Resource, model};
+
+use super::*;
+use crate::{Change, Client, fixtures::*};
+
+const HOST: &str = "web.default.svc.cluster.local";
+
+fn cluster(weights: &[u32], lb: model::load_balancer::Simple, outlier: Option<model::OutlierDetection>) -> Arc<Cluster> {
+    let mut s = service("web", "default", "10.0.0.1", &[80]);
+    s.policies = vec![model::DestinationPolicy {
+        source: "default/web".into(),
+        policy: Some(model::TrafficPolicy {
+            load_balancer: Some(model::LoadBalancer { simple: lb as i32 }),
+            outlier,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }];
+    let list = weights
+        .iter()
+        .zip(1..)
+        .map(|(w, i)| model::Endpoint { weight: *w, ..endpoint(&format!("10.1.0.{i}"), "a", &[(80, 80)], "v1") })
+        .collect();
+    let e = Change::Set(Resource::Endpoints(model::Endpoints { host: HOST.into(), endpoints: list }));
+    let t = tables(vec![set(s), e]);
+    t.service(HOST).unwrap().cluster(&Client::in_namespace("default"), "", 80).unwrap().clone()
+}
+
+fn rng() -> impl FnMut(DiceKind) -> f64 {
+    let mut x: u64 = 0x9e37_79b9_7f4a_7c15;
+    move |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+struct Run {
+    balancer: Balancer,
+    cluster: Arc<Cluster>,
+    now: Instant,
+    load: Vec<u32>,
+}
+
+impl Run {
+    fn new(cluster: Arc<Cluster>) -> Self {
+        let load = vec![0; cluster.endpoints.len()];
+        Self { balancer: Balancer::new(), cluster, now: Instant::now(), load }
+    }
+    fn pick(&mut self, exclude: &[SocketAddr], dice: &mut impl Dice) -> Option<usize> {
+        let load = &self.load;
+        let how = Pick { exclude, load: &|i| load[i], now: self.now };
+        self.balancer.pick(&self.cluster, &how, dice)
+    }
+    fn count(&mut self, n: usize, dice: &mut impl Dice) -> Vec<usize> {
+        let mut out = vec![0; self.cluster.endpoints.len()];
+        for _ in 0..n {
+            out[self.pick(&[], dice).unwrap()] += 1;
+        }
+        out
+    }
+    fn addr(&self, i: usize) -> SocketAddr {
+        self.cluster.endpoints[i].addr
+    }
+}
+
+use model::load_balancer::Simple;
+
+#[test]
+fn round_robin_takes_turns_by_weight() {
+    let mut d = rng();
+    assert_eq!(Run::new(cluster(&[1, 1, 1], Simple::RoundRobin, None)).count(9, &mut d), [3, 3, 3]);
+    let mut r = Run::new(cluster(&[5, 1, 1], Simple::RoundRobin, None));
+    let order: Vec<_> = (0..7).map(|_| r.pick(&[], &mut d).unwrap()).collect();
+    assert_eq!(order, [0, 0, 1, 0, 2, 0, 0], "spread, not in a row");
+}
+
+#[test]
+fn random_and_least_request_follow_the_weights() {
+    for lb in [Simple::Random, Simple::LeastRequest] {
+        let mut d = rng();
+        let even = Run::new(cluster(&[1; 4], lb, None)).count(40_000, &mut d);
+        assert!(even.iter().all(|n| (9_000..11_000).contains(n)), "{lb:?} {even:?}");
+        let uneven = Run::new(cluster(&[3, 1], lb, None)).count(40_000, &mut d);
+        assert!(uneven[0] > uneven[1] * 2, "{lb:?} {uneven:?}");
+    }
+}
+
+#[test]
+fn least_request_shuns_the_busy_one() {
+    let mut r = Run::new(cluster(&[1, 1, 1, 1], Simple::LeastRequest, None));
+    r.load = vec![50, 0, 0, 0];
+    let n = r.count(10_000, &mut rng());
+    // Alone in both draws only once in 16, less with further draws for the second.
+    assert!(n[0] < 700, "{n:?}");
+}
+
+#[test]
+fn what_was_tried_is_left_out() {
+    for lb in [Simple::Random, Simple::LeastRequest, Simple::RoundRobin] {
+        let mut r = Run::new(cluster(&[1, 1, 1], lb, None));
+        let tried = [r.addr(0), r.addr(2)];
+        for _ in 0..100 {
+            assert_eq!(r.pick(&tried, &mut rng()), Some(1), "{lb:?}");
+        }
+        let all = [r.addr(0), r.addr(1), r.addr(2)];
+        assert_eq!(r.pick(&all, &mut rng()), None, "{lb:?}");
+    }
+}
+
+#[test]
+fn no_endpoints_no_pick() {
+    assert_eq!(Run::new(cluster(&[], Simple::LeastRequest, None)).pick(&[], &mut rng()), None);
+}
+
+#[test]
+fn an_endpoint_that_does_not_answer_is_tried_ever_less() {
+    let mut r = Run::new(cluster(&[1, 1, 1], Simple::RoundRobin, None));
+    let mut d = rng();
+    r.pick(&[], &mut d);
+    let dead = r.addr(1);
+    let mut trials = Vec::new();
+    let start = r.now;
+    for ms in (0..60_000).step_by(10) {
+        r.now = start + Duration::from_millis(ms);
+        if r.pick(&[], &mut d) == Some(1) {
+            trials.push(ms);
+            r.balancer.on_connect_failure(dead, r.now);
+        }
+    }
+    assert!(trials.len() <= 7, "{trials:?}");
+    assert!(trials.windows(3).all(|w| w[2] - w[1] >= w[1] - w[0]), "{trials:?}");
+    // It comes back.
+    r.now += Duration::from_secs(40);
+    while r.pick(&[], &mut d) != Some(1) {}
+    r.balancer.on_connected(dead);
+    assert_eq!(r.count(9, &mut d), [3, 3, 3]);
+}
+
+#[test]
+fn only_one_tries_an_endpoint_that_failed() {
+    let mut r = Run::new(cluster(&[1, 1], Simple::RoundRobin, None));
+    let mut d = rng();
+    r.pick(&[], &mut d);
+    r.balancer.on_connect_failure(r.addr(1), r.now);
+    r.now += Duration::from_secs(2);
+    assert_eq!(r.count(100, &mut d), [99, 1]);
+}
+
+#[test]
+fn when_all_fail_all_are_used() {
+    let mut r = Run::new(cluster(&[1, 1], Simple::LeastRequest, None));
+    let mut d = rng();
+    r.pick(&[], &mut d);
+    for i in 0..2 {
+        r.balancer.on_connect_failure(r.addr(i), r.now);
+    }
+    assert!(r.count(1000, &mut d).iter().all(|n| *n > 300));
+}
+
+#[test]
+fn an_ejected_endpoint_is_out_until_its_time_is_over() {
+    let policy = model::OutlierDetection {
+        consecutive_5xx: 2,
+        max_ejection_percent: 100,
+        base_ejection: Some(model::Millis { value: 30_000 }),
+        ..Default::default()
+    };
+    let mut r = Run::new(cluster(&[1, 1], Simple::RoundRobin, Some(policy)));
+    let mut d = rng();
+    r.pick(&[], &mut d);
+    for i in [0, 0, 1, 1] {
+        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+    }
+    assert_eq!(r.pick(&[], &mut d), None, "all ejected: nothing is healthy");
+    r.now += Duration::from_secs(31);
+    assert_eq!(r.count(4, &mut d), [2, 2]);
+
+    let panic = model::OutlierDetection { min_health_percent: 50, ..policy };
+    let mut r = Run::new(cluster(&[1, 1], Simple::RoundRobin, Some(panic)));
+    r.pick(&[], &mut d);
+    for i in [0, 0] {
+        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+    }
+    assert_eq!(r.count(4, &mut d), [0, 4]);
+    for i in [1, 1] {
+        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+    }
+    assert_eq!(r.count(4, &mut d), [2, 2], "too few are left: all are used");
+}
+
+#[test]
+fn what_is_known_survives_a_change_of_the_cluster() {
+    let mut r = Run::new(cluster(&[1, 1, 1], Simple::RoundRobin, None));
+    let mut d = rng();
+    r.pick(&[], &mut d);
+    r.balancer.on_connect_failure(r.addr(1), r.now);
+    r.cluster = cluster(&[1, 1], Simple::RoundRobin, None);
+    r.load = vec![0; 2];
+    assert_eq!(r.count(10, &mut d), [10, 0]);
+    assert!(r.balancer.is_unhealthy(r.addr(1), r.now));
+}

@@ -74,7 +74,7 @@ fn some(s: &str) -> Option<Box<str>> {
 
 impl HttpRule {
     fn compile(m: &model::HttpRule) -> Result<Self> {
-        let fault = m.fault.clone().unwrap_or_default();
+        let fault = m.fault.unwrap_or_default();
         Ok(Self {
             index: m.index,
             name: m.name.as_str().into(),
