@@ -1,0 +1,8 @@
+//! Tunnels on loopback, two or three in one process. One binary: linking libp2p once is enough.
+
+#[path = "tunnel/bounds.rs"]
+mod bounds;
+#[path = "tunnel/common.rs"]
+mod common;
+#[path = "tunnel/streams.rs"]
+mod streams;
