@@ -51,7 +51,10 @@ pub fn udp(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {
 fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    socket.set_reuse_address(true)?;
+    if kind == Type::STREAM {
+        // Only for TCP: with UDP it would let a stranger share the port.
+        socket.set_reuse_address(true)?;
+    }
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are listened to separately, whatever the host's default is.
         socket.set_only_v6(true)?;
