@@ -47,7 +47,7 @@ pub(crate) fn haproxy(dir: &Path, backend: Backend) -> Result<Group> {
     let program = find("haproxy", &["/usr/sbin/haproxy"])?;
     let ports = Ports::from(21_000);
     let config = format!(
-        "global\n nbthread 2\n maxconn 20000\ndefaults\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+        "global\n nbthread 2\n maxconn 8000\ndefaults\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
          listen l7\n mode http\n bind {l7}\n http-reuse always\n server s {http}\n\
          listen l4\n mode tcp\n bind {l4}\n server s {http}\n\
          listen bulk\n mode tcp\n bind {bulk}\n server s {source}\n",

@@ -174,6 +174,24 @@ impl KubeCluster {
 
     /// Runs kubectl with another kubeconfig and `input` on its standard input.
     pub fn kubectl_as(&self, kubeconfig: &Path, args: &[&str], input: &str) -> Result<String, KubeError> {
+        let output = self.run_kubectl(kubeconfig, args, input)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(KubeError::Kubectl {
+            args: args.join(" "),
+            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })
+    }
+
+    /// Runs kubectl as administrator and returns standard output and error, whether it fails or not.
+    pub fn kubectl_output(&self, args: &[&str]) -> Result<(String, String), KubeError> {
+        let output = self.run_kubectl(&self.admin_kubeconfig(), args, "")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((text(&output.stdout), text(&output.stderr)))
+    }
+
+    fn run_kubectl(&self, kubeconfig: &Path, args: &[&str], input: &str) -> Result<Output, KubeError> {
         let mut command = Command::new(self.programs.join("kubectl"));
         command
             .arg("--kubeconfig")
@@ -183,14 +201,7 @@ impl KubeCluster {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let output = run(self.wrap.apply(command), input).map_err(KubeError::io("run kubectl"))?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        Err(KubeError::Kubectl {
-            args: args.join(" "),
-            stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        })
+        run(self.wrap.apply(command), input).map_err(KubeError::io("run kubectl"))
     }
 
     /// Makes a stored pod look as a kubelet reports a running one.
