@@ -122,3 +122,12 @@ fn destination_rule_columns() -> Vec<Value> {
     vec![json!({ "name": "Host", "type": "string", "jsonPath": ".spec.host",
         "description": "Host that this policy is for" })]
 }
+
+/// A CRD as a file.
+pub fn yaml(crd: &Value) -> String {
+    // A value of maps, lists and scalars has no way to fail.
+    format!(
+        "# Generated from istio-compat's types; do not edit.\n{}",
+        serde_saphyr::to_string(crd).unwrap_or_default()
+    )
+}

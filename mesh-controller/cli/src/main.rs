@@ -1,2 +1,9 @@
 //! Entry point.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    meshctl::run(&meshctl::args::Args::parse())
+}

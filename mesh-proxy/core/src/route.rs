@@ -2,6 +2,7 @@
 //! explained.
 
 pub(crate) mod compile;
+mod explain;
 mod index;
 mod matching;
 

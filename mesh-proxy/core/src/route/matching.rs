@@ -125,7 +125,7 @@ impl RouteMatch {
             && self.query_params.iter().all(|(n, m)| query_param(r.query, n).is_some_and(|v| m.matches(v)))
     }
 
-    fn accepts_uri(&self, path: &str) -> bool {
+    pub(super) fn accepts_uri(&self, path: &str) -> bool {
         match &self.uri {
             None => true,
             Some(m) if self.ignore_uri_case => m.matches_ignoring_case(path),
@@ -134,7 +134,7 @@ impl RouteMatch {
     }
 }
 
-fn fits(m: Option<&StringMatcher>, value: &str) -> bool {
+pub(super) fn fits(m: Option<&StringMatcher>, value: &str) -> bool {
     m.is_none_or(|m| m.matches(value))
 }
 
@@ -149,12 +149,12 @@ fn values<R: RequestView>(r: &Split<'_, R>, name: &str, f: &mut dyn FnMut(&str) 
     }
 }
 
-fn has_header<R: RequestView>(r: &Split<'_, R>, name: &str, m: &StringMatcher) -> bool {
+pub(super) fn has_header<R: RequestView>(r: &Split<'_, R>, name: &str, m: &StringMatcher) -> bool {
     values(r, name, &mut |v| m.matches(v))
 }
 
 /// A header that is not there counts as empty, except for presence.
-fn has_unwanted<R: RequestView>(r: &Split<'_, R>, name: &str, m: &StringMatcher) -> bool {
+pub(super) fn has_unwanted<R: RequestView>(r: &Split<'_, R>, name: &str, m: &StringMatcher) -> bool {
     let mut present = false;
     let hit = values(r, name, &mut |v| {
         present = true;
@@ -164,7 +164,7 @@ fn has_unwanted<R: RequestView>(r: &Split<'_, R>, name: &str, m: &StringMatcher)
 }
 
 /// The first value of a parameter, as sent.
-fn query_param<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+pub(super) fn query_param<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     if query.is_empty() {
         return None;
     }
