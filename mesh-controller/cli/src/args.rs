@@ -6,7 +6,11 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Checks mesh rules, explains routing, makes join tokens, looks into a node's proxy.
 #[derive(Debug, Parser)]
-#[command(name = "meshctl", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "meshctl",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   meshctl validate -f rules/                      what admission would say of each object
   meshctl simulate -f mesh/ --request call.json   where that call would go, and why
@@ -14,7 +18,8 @@ Examples:
   meshctl proxy services                          what the proxy of this node knows
   meshctl crds | kubectl apply -f -               teach a cluster the mesh's kinds
 
-Exit code: 0 fine, 1 findings of level error, 2 wrong usage or unreadable input.")]
+Exit code: 0 fine, 1 findings of level error, 2 wrong usage or unreadable input."
+)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -131,7 +136,12 @@ pub struct Token {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct State {
     /// State directory of the controller on this machine.
-    #[arg(long, value_name = "DIR", env = "MESH_CONTROLLER_STATE_DIR", default_value = "/var/lib/mesh-controller")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "MESH_CONTROLLER_STATE_DIR",
+        default_value = "/var/lib/mesh-controller"
+    )]
     pub state_dir: PathBuf,
     /// Trust domain of the mesh; counts only when the CA does not exist yet.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
@@ -195,7 +205,13 @@ pub struct Proxy {
     #[command(subcommand)]
     pub what: ProxyWhat,
     /// Admin address of the proxy.
-    #[arg(long, global = true, value_name = "URL", env = "MESH_PROXY_ADMIN_URL", default_value = "http://127.0.0.1:15000")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "MESH_PROXY_ADMIN_URL",
+        default_value = "http://127.0.0.1:15000"
+    )]
     pub admin: String,
     /// How the result is printed.
     #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t)]

@@ -12,7 +12,8 @@ pub(crate) fn run(args: &args::Crds) -> Result<Outcome> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         for crd in &crds {
             let file = dir.join(istio_compat::crd::file_name(crd));
-            fs::write(&file, istio_compat::crd::yaml(crd)).with_context(|| format!("write {}", file.display()))?;
+            fs::write(&file, istio_compat::crd::yaml(crd))
+                .with_context(|| format!("write {}", file.display()))?;
         }
         return Ok(Outcome::Fine);
     }

@@ -31,12 +31,15 @@ pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
         }
         ProxyWhat::Services { filter } => {
             let list = select(&dump, filter.as_deref());
-            let rows = list.iter().map(|s| vec![cell(s, "host"), cell(s, "kind"), cell(s, "vips"), cell(s, "ports")]);
+            let rows = list
+                .iter()
+                .map(|s| vec![cell(s, "host"), cell(s, "kind"), cell(s, "vips"), cell(s, "ports")]);
             (json!(list), vec!["host", "kind", "addresses", "ports"], rows.collect())
         }
         ProxyWhat::Routes { filter } => {
             let list = select(&dump, filter.as_deref());
-            let rows = list.iter().map(|s| vec![cell(s, "host"), cell(s, "virtual_hosts"), cell(s, "policies")]);
+            let rows =
+                list.iter().map(|s| vec![cell(s, "host"), cell(s, "virtual_hosts"), cell(s, "policies")]);
             (json!(list), vec!["host", "virtual services", "destination rules"], rows.collect())
         }
         ProxyWhat::Endpoints { filter } => {
@@ -44,7 +47,12 @@ pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
             let mut rows = Vec::new();
             for service in &list {
                 for e in service.get("endpoints").and_then(Value::as_array).into_iter().flatten() {
-                    rows.push(vec![cell(service, "host"), cell(e, "address"), cell(e, "node"), cell(e, "ready")]);
+                    rows.push(vec![
+                        cell(service, "host"),
+                        cell(e, "address"),
+                        cell(e, "node"),
+                        cell(e, "ready"),
+                    ]);
                 }
             }
             (json!(list), vec!["host", "address", "node", "ready"], rows)
@@ -88,7 +96,8 @@ fn get(url: &str, path: &str) -> Result<Value> {
     let Some(authority) = url.strip_prefix("http://").map(|u| u.trim_end_matches('/')) else {
         bail!("--admin: {url:?} does not begin with http://");
     };
-    let address = authority.to_socket_addrs().with_context(|| format!("--admin: resolve {authority}"))?.next();
+    let address =
+        authority.to_socket_addrs().with_context(|| format!("--admin: resolve {authority}"))?.next();
     let address = address.with_context(|| format!("--admin: {authority} has no address"))?;
     let fetch = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&address, WAIT)?;

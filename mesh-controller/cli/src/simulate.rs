@@ -75,7 +75,8 @@ pub(crate) fn run(args: &args::Simulate) -> Result<Outcome> {
     let objects = input::objects(&args.files.files)?;
     let text = input::text(&args.request)?;
     // The two shapes are told apart first, so that a mistake inside is named and not "fits no variant".
-    let value: Value = serde_json::from_str(&text).with_context(|| format!("read {}", args.request.display()))?;
+    let value: Value =
+        serde_json::from_str(&text).with_context(|| format!("read {}", args.request.display()))?;
     let requests = if value.is_array() {
         serde_json::from_value(value).map(OneOrMany::Many)
     } else {
@@ -118,7 +119,9 @@ impl<'a> View<'a> {
         let or = |text: &'a str, default: &'a str| if text.is_empty() { default } else { text };
         let texts = |value: &Value| match value {
             Value::String(text) => vec![text.clone()],
-            Value::Array(list) => list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect(),
+            Value::Array(list) => {
+                list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
+            }
             other => vec![other.to_string()],
         };
         let mut headers: BTreeMap<String, Vec<String>> = BTreeMap::new();

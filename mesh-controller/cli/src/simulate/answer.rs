@@ -87,7 +87,12 @@ pub struct Target {
 
 impl Target {
     pub(super) fn of_cluster(c: &Cluster) -> Self {
-        Self { host: c.key.host.to_string(), subset: c.key.subset.to_string(), port: c.key.port, weight: None }
+        Self {
+            host: c.key.host.to_string(),
+            subset: c.key.subset.to_string(),
+            port: c.key.port,
+            weight: None,
+        }
     }
 
     pub(super) fn of_missing(m: &Missing<'_>) -> Self {
@@ -184,7 +189,10 @@ impl Answer {
                 out.push_str(&format!("{name:<12} {value}\n"));
             }
         };
-        line("rule", self.virtual_service.as_ref().map(|v| format!("{v} {}", self.route.as_deref().unwrap_or(""))));
+        line(
+            "rule",
+            self.virtual_service.as_ref().map(|v| format!("{v} {}", self.route.as_deref().unwrap_or(""))),
+        );
         line("destination", self.destination.as_ref().map(|d| format!("{}:{} {}", d.host, d.port, d.subset)));
         line("status", self.status.map(|s| s.to_string()));
         line("location", self.redirect.as_ref().map(|r| format!("{} {}", r.code, r.location)));

@@ -11,7 +11,9 @@ use mesh_core::{
 
 use super::{
     FixedDice, Request, View,
-    answer::{Answer, CorsAnswer, HeaderEdit, MirrorTo, RedirectTo, RequestEdit, ResponseEdit, Retries, Target, go},
+    answer::{
+        Answer, CorsAnswer, HeaderEdit, MirrorTo, RedirectTo, RequestEdit, ResponseEdit, Retries, Target, go,
+    },
     policy, why,
 };
 
@@ -50,7 +52,13 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn rule(&self, answer: &mut Answer, decision: &HttpDecision<'_>, rule: &HttpRule, dice: &mut FixedDice<'_>) {
+    fn rule(
+        &self,
+        answer: &mut Answer,
+        decision: &HttpDecision<'_>,
+        rule: &HttpRule,
+        dice: &mut FixedDice<'_>,
+    ) {
         answer.route = Some(format!("http[{}]", rule.index));
         answer.match_index = decision.matched.map(|(i, _)| i);
         let matched = decision.matched.map(|(_, m)| &*m.name).filter(|n| !n.is_empty());
@@ -70,7 +78,10 @@ impl Context<'_> {
                 .mirrors
                 .iter()
                 .map(|m| MirrorTo {
-                    target: Target { weight: None, ..Target::of_rule(&m.destination, self.port_of(&m.destination)) },
+                    target: Target {
+                        weight: None,
+                        ..Target::of_rule(&m.destination, self.port_of(&m.destination))
+                    },
                     percentage: f64::from(m.parts_per_million) / 10_000.0,
                 })
                 .collect();
@@ -85,7 +96,13 @@ impl Context<'_> {
         }
     }
 
-    fn outcome(&self, answer: &mut Answer, decision: &HttpDecision<'_>, grpc: bool, dice: &mut FixedDice<'_>) {
+    fn outcome(
+        &self,
+        answer: &mut Answer,
+        decision: &HttpDecision<'_>,
+        grpc: bool,
+        dice: &mut FixedDice<'_>,
+    ) {
         if let Some(abort) = decision.rule.and_then(|r| r.abort(dice)) {
             answer.outcome = "abort";
             answer.status = Some(if grpc && abort.grpc_status.is_some() { 200 } else { abort.http_status });

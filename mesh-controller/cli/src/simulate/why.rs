@@ -4,7 +4,12 @@ use mesh_core::{Client, HttpDecision, HttpOutcome, RequestView};
 
 use super::View;
 
-pub(super) fn http(decision: &HttpDecision<'_>, client: &Client<'_>, port: u16, view: &View<'_>) -> Vec<String> {
+pub(super) fn http(
+    decision: &HttpDecision<'_>,
+    client: &Client<'_>,
+    port: u16,
+    view: &View<'_>,
+) -> Vec<String> {
     let host = view.authority();
     let mut out = Vec::new();
     match decision.service {

@@ -62,7 +62,8 @@ impl World {
         }
         let (tables, applied) = Tables::new().apply(changes);
         problems.extend(index.findings().map(ToString::to_string));
-        problems.extend(applied.rejected.iter().map(|r| format!("{} {}: {}", r.kind.as_str(), r.name, r.reason)));
+        problems
+            .extend(applied.rejected.iter().map(|r| format!("{} {}: {}", r.kind.as_str(), r.name, r.reason)));
         Self { tables, problems }
     }
 
@@ -87,7 +88,9 @@ impl World {
         };
         let mut dice = FixedDice(&request.dice);
         match request.protocol.as_str() {
-            "" | "http" | "grpc" => Ok(http::decide(&self.tables, &client, request, &View::new(request), &mut dice)),
+            "" | "http" | "grpc" => {
+                Ok(http::decide(&self.tables, &client, request, &View::new(request), &mut dice))
+            }
             "tcp" | "tls" => Ok(l4::decide(&self.tables, &client, request, &mut dice)),
             other => bail!("protocol {other:?} is none of http, grpc, tcp, tls"),
         }
