@@ -1,0 +1,102 @@
+//! Replays the destination policy vectors that the folder named by `CONFORMANCE_VECTORS` holds.
+
+use std::collections::BTreeMap;
+
+use mesh_core::{Client, policy::{ClientTlsMode, EffectivePolicy, LoadBalancing}};
+use meshctl::simulate::{World, WorldOptions};
+use serde_json::{Value, json};
+use support::{Report, vectors, world_objects};
+
+#[path = "common/vectors.rs"]
+mod support;
+
+/// What the model does not carry yet.
+const LATER: [&str; 8] = [
+    "hash",
+    "slowStart",
+    "http",
+    "maxConnectionDuration_ms",
+    "retryIgnorePreviousHosts",
+    "proxyProtocol",
+    "sans",
+    "meshConfig",
+];
+
+#[test]
+fn destination_policy() {
+    let Some(dir) = vectors() else { return };
+    let world = world_objects(&dir);
+    let mut report = Report::new("destination_policy");
+    for case in support::cases(&dir, "routes/destination_policy.json") {
+        let id = case["id"].as_str().unwrap();
+        let later = LATER.iter().find(|k| case["expected"].get(**k).is_some() || case.get(**k).is_some());
+        match later {
+            Some(what) => report.skip(id, what),
+            None => report.case(id, &check(&world, &case), case.get("note").is_some()),
+        }
+    }
+    report.finish();
+}
+
+fn check(world: &[Value], case: &Value) -> Vec<String> {
+    let mesh = World::new(world.iter().chain(case["config"].as_array().unwrap()), &WorldOptions::default());
+    let labels: BTreeMap<String, String> = serde_json::from_value(case["client"]["labels"].clone()).unwrap();
+    let gateway = (case["client"]["type"] == "gateway").then_some("istio-system/gateway");
+    let client =
+        Client { namespace: case["client"]["namespace"].as_str().unwrap(), labels: &labels, gateway };
+    let query = &case["query"];
+    let port = u16::try_from(query["port"].as_u64().unwrap()).unwrap();
+    let service = mesh.tables().service(query["host"].as_str().unwrap()).expect("service");
+    let cluster = service.cluster(&client, query["subset"].as_str().unwrap(), port);
+    let mut faults = Vec::new();
+    for (key, want) in case["expected"].as_object().unwrap() {
+        let got = match (key.as_str(), cluster) {
+            ("exists", c) => json!(c.is_some()),
+            (_, None) => Value::Null,
+            (key, Some(c)) => value(&c.policy, key, want),
+        };
+        if *want != got {
+            faults.push(format!("{key}: expected {want}, got {got}"));
+        }
+    }
+    faults
+}
+
+/// The model's value in the words of the vectors.
+fn value(p: &EffectivePolicy, key: &str, want: &Value) -> Value {
+    let limit = |n: Option<u32>| json!(n.unwrap_or(u32::MAX));
+    match key {
+        "lb" => json!(match p.lb {
+            LoadBalancing::LeastRequest => "LEAST_REQUEST",
+            LoadBalancing::RoundRobin => "ROUND_ROBIN",
+            LoadBalancing::Random => "RANDOM",
+            LoadBalancing::Passthrough => "PASSTHROUGH",
+        }),
+        "maxConnections" => limit(p.pool.max_connections),
+        "maxRequests" => limit(p.pool.max_requests),
+        "connectTimeout_ms" => json!(p.pool.connect_timeout.as_millis()),
+        "tls" => json!(match p.tls {
+            ClientTlsMode::Auto => "auto",
+            ClientTlsMode::Disable => "none",
+            ClientTlsMode::Simple | ClientTlsMode::Mutual | ClientTlsMode::IstioMutual => "tls",
+        }),
+        "sni" => json!(&*p.sni),
+        "panicThreshold" => json!(p.outlier.map(|o| f64::from(o.min_health_percent))),
+        "outlier" => {
+            let Some(o) = p.outlier else { return Value::Null };
+            let mut got = json!({
+                "consecutive5xx": o.consecutive_5xx,
+                "interval_ms": o.interval.as_millis(),
+                "maxEjectionPercent": o.max_ejection_percent,
+                // Ejection by 5xx is certain, by success rate off, always.
+                "enforcing5xx": 100,
+                "enforcingSuccessRate": 0,
+            });
+            if let (Some(got), Some(want)) = (got.as_object_mut(), want.as_object()) {
+                got.retain(|k, _| want.contains_key(k));
+            }
+            got
+        }
+        other => panic!("no such value: {other}"),
+    }
+}
