@@ -1,1 +1,29 @@
 //! The control plane: watch, compile, distribute.
+//!
+//! - [`source`]: objects from Kubernetes or from a folder, as operations.
+//! - `engine`: the one writer; keeps the index, publishes what comes out of it.
+//! - `distribute`: delta discovery to proxies over mutual TLS; Join and Report.
+//! - `registry`: which nodes have joined, and where they can be reached.
+//! - [`app`]: starts the parts. [`config`]: what can be set.
+
+mod admin;
+pub mod app;
+pub mod config;
+mod distribute;
+mod engine;
+mod metrics;
+pub mod peer_id;
+mod registry;
+pub mod source;
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

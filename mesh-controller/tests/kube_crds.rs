@@ -1,6 +1,6 @@
 //! Our CRDs on a real API server: it takes them as structural schemas, accepts Istio's own manifests unmodified, and
 //! refuses what Istio's CRDs refuse.
-
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 #[allow(dead_code, reason = "each test uses its part")]
 #[path = "kube/manifests.rs"]
@@ -20,12 +20,18 @@ fn the_api_server_takes_our_crds_and_judges_by_them() {
     let cluster = KubeCluster::start(dir.path()).unwrap();
     install_crds(&cluster);
     let crds: Value = serde_json::from_str(&cluster.kubectl(&["get", "crd", "-o", "json"]).unwrap()).unwrap();
-    let conditions: Vec<&Value> =
-        crds["items"].as_array().unwrap().iter().flat_map(|c| c["status"]["conditions"].as_array().unwrap()).collect();
+    let conditions: Vec<&Value> = crds["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|c| c["status"]["conditions"].as_array().unwrap())
+        .collect();
     assert!(!conditions.iter().any(|c| c["type"] == "NonStructuralSchema"), "{conditions:#?}");
     // The schema is published some time after the CRD serves.
     eventually(Duration::from_secs(20), Duration::from_millis(200), || {
-        let explained = cluster.kubectl(&["explain", "virtualservice.spec.http.route.weight"]).map_err(|e| e.to_string())?;
+        let explained = cluster
+            .kubectl(&["explain", "virtualservice.spec.http.route.weight"])
+            .map_err(|e| e.to_string())?;
         if explained.contains("integer") { Ok(()) } else { Err(explained) }
     })
     .unwrap();
@@ -104,7 +110,12 @@ fn judges_as_istios_crds_do(cluster: &KubeCluster, vectors: &Path, kind: &str) {
         let ours = accepted.contains(&format!("case-{i}"));
         if case["crd_valid"] != ours {
             let said: Vec<&str> = errors.lines().filter(|l| l.contains(&format!("\"case-{i}\""))).collect();
-            wrong.push(format!("{}: Istio's CRD says {}, ours {ours}: {}", case["name"], case["crd_valid"], said.join(" ")));
+            wrong.push(format!(
+                "{}: Istio's CRD says {}, ours {ours}: {}",
+                case["name"],
+                case["crd_valid"],
+                said.join(" ")
+            ));
         }
     }
     println!("{kind}: {} of {} CRD verdicts are Istio's", cases.len() - wrong.len(), cases.len());

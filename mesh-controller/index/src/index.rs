@@ -196,6 +196,11 @@ impl Index {
         self.findings.values().flatten().chain(self.compile_findings.values())
     }
 
+    /// What is wrong with one object.
+    pub fn findings_of(&self, key: &ObjectKey) -> &[Finding] {
+        self.findings.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// How much was compiled so far.
     pub fn stats(&self) -> CompileStats {
         self.stats

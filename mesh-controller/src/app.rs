@@ -1,0 +1,140 @@
+//! Starts the parts in order and says where they listen.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use mesh_ca::{StateDir, TrustDomain};
+use mesh_index::Options;
+use mesh_net::tls::{ClientAuth, Credentials, Expect, NodeTls};
+use node_rt::{AdminServer, Readiness, Tasks};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::{
+    admin,
+    config::Config,
+    distribute::{self, Shared, agent, store::Store},
+    engine::{Engine, SharedOverview},
+    metrics::Metrics,
+    registry::Registry,
+    source::{self, Health, SourceKind},
+};
+
+/// Batches between source and engine: a source that is faster waits.
+const OPERATIONS: usize = 256;
+/// The controller's own certificate; renewed at a third of it.
+const OWN_CERTIFICATE_TTL: Duration = Duration::from_secs(7 * 86_400);
+
+/// A running controller.
+#[derive(Debug, Clone, Copy)]
+pub struct Running {
+    /// Where proxies connect.
+    pub listen: SocketAddr,
+    /// Metrics and health.
+    pub metrics: SocketAddr,
+    /// State for operators.
+    pub admin: SocketAddr,
+}
+
+/// Starts everything; what runs is owned by `tasks`.
+pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> anyhow::Result<Running> {
+    let trust_domain = TrustDomain::new(&config.trust_domain)?;
+    let state = StateDir::new(&config.state_dir);
+    let authority = state.authority(&trust_domain, agent::now()).context("certificate authority")?;
+    let tokens = state.tokens().context("join tokens")?;
+    let registered = prometheus::Registry::new();
+    let metrics = Arc::new(Metrics::new(&registered)?);
+
+    let (sender, operations) = mpsc::channel(OPERATIONS);
+    let registry = Registry::open(state.nodes(), sender.clone()).context("node registry")?;
+    let (store, overview, health) = (Arc::new(Store::new()), SharedOverview::default(), Health::default());
+    let guard = readiness.wait_for("source");
+    Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), guard).start(operations, tasks);
+    sender.send(registry.all()).await.ok();
+
+    let tls = own_tls(&authority, config)?;
+    let accept_tls = tls.server_config(ClientAuth::Optional(Expect::AnyNode), &[b"h2"]).context("TLS")?;
+    let issuer = agent::Issuer { authority, tokens, ttl: config.node_ttl() };
+    let shared = Arc::new(Shared::new(store, registry, issuer, metrics, tasks.clone()));
+
+    let listener = bind("listen", config.listen).await?;
+    let metrics_listener = bind("metrics_listen", config.metrics_listen).await?;
+    let admin_listener = bind("admin_listen", config.admin_listen).await?;
+    let running = Running {
+        listen: listener.local_addr()?,
+        metrics: metrics_listener.local_addr()?,
+        admin: admin_listener.local_addr()?,
+    };
+    AdminServer::new().health(readiness.clone()).metrics(registered).serve("metrics", metrics_listener, tasks);
+    let pages = admin::Pages { shared: shared.clone(), overview, health: health.clone() };
+    pages.serve(admin_listener, readiness.clone(), tasks);
+
+    match &config.source {
+        SourceKind::Dir(path) => source::dir::start(path.clone(), sender, health.clone(), tasks),
+        SourceKind::Kube => source::kube::start(config.kubeconfig.clone(), sender, health.clone(), tasks).await?,
+    }
+    // Proxies keep what they have until this controller knows all of it.
+    serve_when_ready(shared.clone(), listener, accept_tls, config.max_connections, readiness);
+    keep_current(shared, tls, config.clone(), health);
+    Ok(running)
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        cluster_domain: config.cluster_domain.clone(),
+        trust_domain: config.trust_domain.clone(),
+        root_namespace: config.root_namespace.clone(),
+        outbound: config.outbound.into(),
+        derive_endpoints: matches!(config.source, SourceKind::Dir(_)),
+    }
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
+}
+
+fn credentials(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<Credentials> {
+    let issued = authority.issue_controller(&config.names, OWN_CERTIFICATE_TTL, agent::now())?;
+    Ok(Credentials { chain: issued.chain, key: issued.key.into(), roots: vec![authority.certificate().clone()] })
+}
+
+fn own_tls(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<NodeTls> {
+    NodeTls::new(&config.trust_domain, credentials(authority, config)?).context("the controller's own certificate")
+}
+
+fn serve_when_ready(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    max_connections: usize,
+    readiness: &Readiness,
+) {
+    let (tasks, readiness) = (shared.tasks.clone(), readiness.clone());
+    tasks.clone().spawn("serve", async move {
+        readiness.ready().await;
+        distribute::serve(shared, listener, tls, max_connections);
+    });
+}
+
+/// Slow things: the own certificate, and gauges that are read rather than counted.
+fn keep_current(shared: Arc<Shared>, tls: NodeTls, config: Config, health: Health) {
+    let tasks = shared.tasks.clone();
+    tasks.spawn_critical("upkeep", async move {
+        let mut renewed = tokio::time::Instant::now();
+        let mut errors = 0;
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            shared.metrics.connected.set(shared.sessions.count() as i64);
+            let state = health.snapshot();
+            shared.metrics.source_healthy.set(i64::from(state.problems.is_empty()));
+            shared.metrics.source_errors.inc_by(state.errors - errors);
+            errors = state.errors;
+            if renewed.elapsed() > OWN_CERTIFICATE_TTL / 3 {
+                let new = credentials(&shared.issuer.authority, &config);
+                match new.and_then(|c| Ok(tls.replace(c)?)) {
+                    Ok(()) => renewed = tokio::time::Instant::now(),
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "renew own certificate"),
+                }
+            }
+        }
+    });
+}

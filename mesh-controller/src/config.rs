@@ -1,0 +1,174 @@
+//! What can be configured, from file, environment and flags, in that order of precedence.
+
+mod cli;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use mesh_api::model::mesh_config::OutboundMode;
+use mesh_ca::TrustDomain;
+use node_rt::{ConfigProblem, LogFormat, Validate};
+use serde::{Deserialize, Serialize};
+
+pub use cli::{Cli, Invocation, run_cli};
+
+use crate::source::SourceKind;
+
+/// Prefix of environment variables: `MESH_CONTROLLER_STATE_DIR`.
+pub const ENV_PREFIX: &str = "MESH_CONTROLLER_";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Where objects come from: `kube` or `dir:PATH`.
+    pub source: SourceKind,
+    /// For source `kube`: a kubeconfig; without it the pod's service account, else `$KUBECONFIG` or `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// CA, join tokens and node registry.
+    pub state_dir: PathBuf,
+    /// Where proxies connect.
+    pub listen: SocketAddr,
+    /// Metrics and health.
+    pub metrics_listen: SocketAddr,
+    /// State for operators; loopback only, because it has no authentication.
+    pub admin_listen: SocketAddr,
+    /// DNS names and addresses in the controller's certificate. Proxies check its identity, not these.
+    pub names: Vec<String>,
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// Domain of Kubernetes services.
+    pub cluster_domain: String,
+    /// Namespace whose Istio rules apply to the whole mesh.
+    pub root_namespace: String,
+    /// Traffic for unknown destinations: `allow-any` or `registry-only`.
+    pub outbound: Outbound,
+    /// How long node certificates hold, in seconds.
+    pub node_certificate_ttl: u64,
+    /// Connections of proxies at a time.
+    pub max_connections: usize,
+    /// How long streams may take to end after SIGTERM, in seconds.
+    pub drain_seconds: u64,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+    /// For example `info` or `info,mesh_controller=debug`.
+    pub log_level: String,
+}
+
+/// What proxies do with traffic for unknown destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outbound {
+    /// Forward it to where it was going.
+    AllowAny,
+    /// Refuse it.
+    RegistryOnly,
+}
+
+impl From<Outbound> for OutboundMode {
+    fn from(outbound: Outbound) -> Self {
+        match outbound {
+            Outbound::AllowAny => Self::AllowAny,
+            Outbound::RegistryOnly => Self::RegistryOnly,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self {
+            source: SourceKind::Kube,
+            kubeconfig: None,
+            state_dir: PathBuf::from("/var/lib/mesh-controller"),
+            listen: any(15012),
+            metrics_listen: any(15014),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 15016)),
+            names: Vec::new(),
+            trust_domain: "cluster.local".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            outbound: Outbound::AllowAny,
+            node_certificate_ttl: mesh_ca::NODE_CERT_TTL.as_secs(),
+            max_connections: 20_000,
+            drain_seconds: 10,
+            log_format: LogFormat::default(),
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// How long node certificates hold.
+    pub fn node_ttl(&self) -> Duration {
+        Duration::from_secs(self.node_certificate_ttl)
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Vec<ConfigProblem> {
+        let mut out = Vec::new();
+        for (key, value) in [("trustDomain", &self.trust_domain), ("clusterDomain", &self.cluster_domain)] {
+            if TrustDomain::new(value).is_err() {
+                out.push(ConfigProblem::new(key, value, "is not a lower-case DNS name"));
+            }
+        }
+        if !self.admin_listen.ip().is_loopback() {
+            out.push(ConfigProblem::new("adminListen", self.admin_listen, "must be a loopback address"));
+        }
+        if !(60..=30 * 86_400).contains(&self.node_certificate_ttl) {
+            let reason = "must be between 60 and 2592000 seconds";
+            out.push(ConfigProblem::new("nodeCertificateTtl", self.node_certificate_ttl, reason));
+        }
+        if self.max_connections == 0 {
+            out.push(ConfigProblem::new("maxConnections", 0, "must be at least 1"));
+        }
+        if let SourceKind::Dir(path) = &self.source
+            && !path.is_dir()
+        {
+            out.push(ConfigProblem::new("source", path.display(), "is not a directory"));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use node_rt::{Layers, load_from};
+
+    use super::*;
+
+    #[test]
+    fn every_mistake_is_listed_at_once() {
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        let layers = Layers {
+            file: Some(("c.yaml".into(), "trustDomain: Not_DNS\nunknown: 1\n".to_owned())),
+            env_prefix: ENV_PREFIX.to_owned(),
+            env: vec![pair("MESH_CONTROLLER_LISTEN", "nowhere")],
+            env_ignore: Vec::new(),
+            flags: vec![pair("adminListen", "0.0.0.0:1"), pair("source", "ftp:x")],
+        };
+        let text = load_from::<Config>(layers).unwrap_err().to_string();
+        for part in ["trustDomain", "unknown", "listen", "adminListen", "source"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = format!("dir:{}", dir.path().display());
+        let layers = |flags: Vec<(String, String)>| Layers {
+            file: Some(("c.yaml".into(), "rootNamespace: file\n".to_owned())),
+            env_prefix: ENV_PREFIX.to_owned(),
+            env: vec![("MESH_CONTROLLER_ROOT_NAMESPACE".to_owned(), "env".to_owned())],
+            env_ignore: Vec::new(),
+            flags,
+        };
+        let one = vec![("source".to_owned(), source.clone())];
+        assert_eq!(load_from::<Config>(layers(one)).unwrap().root_namespace, "env");
+        let two = vec![("source".to_owned(), source), ("rootNamespace".to_owned(), "flag".to_owned())];
+        let config = load_from::<Config>(layers(two)).unwrap();
+        assert_eq!(config.root_namespace, "flag");
+        assert_eq!(config.source, SourceKind::Dir(dir.path().to_owned()));
+    }
+}

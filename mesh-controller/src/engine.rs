@@ -1,0 +1,208 @@
+//! The one writer: takes operations from the source and the registry, keeps the index, publishes what comes out.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mesh_api::ResourceType;
+use mesh_index::{CompileStats, Finding, Index, Kind, Level, ObjectKey, Options};
+use node_rt::{ReadyGuard, Tasks};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::{distribute::store::Store, metrics::Metrics, source::Op};
+
+/// Operations that come within this time of the first are compiled together.
+const BATCH_TIME: Duration = Duration::from_millis(10);
+const BATCH_LIMIT: usize = 50_000;
+
+/// What the engine shows of itself.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Overview {
+    /// Whether everything that exists has been read once.
+    pub synced: bool,
+    /// Objects held, by kind.
+    pub objects: Vec<(&'static str, usize)>,
+    /// Compiled resources, by type.
+    pub resources: Vec<(&'static str, usize)>,
+    /// What is wrong with objects.
+    pub findings: Vec<Finding>,
+    /// Services, endpoint sets, nodes and workload lists compiled since the start.
+    pub compiled: [u64; 4],
+    /// Resources that came out different since the start.
+    pub changed: u64,
+    /// Duration of the last round, in microseconds.
+    pub last_round_us: u64,
+}
+
+/// What is shared with the admin pages.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedOverview(Arc<Mutex<Overview>>);
+
+impl SharedOverview {
+    pub(crate) fn get(&self) -> Overview {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, overview: Overview) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = overview;
+    }
+}
+
+pub(crate) struct Engine {
+    index: Index,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    overview: SharedOverview,
+    counted: CompileStats,
+    synced: bool,
+    /// Given back when the source has delivered everything once.
+    readiness: Option<ReadyGuard>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        options: Options,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+        overview: SharedOverview,
+        readiness: ReadyGuard,
+    ) -> Self {
+        Self {
+            index: Index::new(options),
+            store,
+            metrics,
+            overview,
+            counted: CompileStats::default(),
+            synced: false,
+            readiness: Some(readiness),
+        }
+    }
+
+    /// Works until all senders are gone or the drain cancels.
+    pub(crate) fn start(mut self, mut operations: mpsc::Receiver<Vec<Op>>, tasks: &Tasks) {
+        tasks.spawn_critical("engine", async move {
+            while let Some(batch) = next_batch(&mut operations).await {
+                self.round(batch);
+            }
+        });
+    }
+
+    fn round(&mut self, batch: Vec<Op>) {
+        let started = Instant::now();
+        let synced_before = self.synced;
+        for op in batch {
+            self.take(op);
+        }
+        if !self.synced {
+            // Half a mesh is worse than the one that proxies have in their stores.
+            return;
+        }
+        let changes = self.index.compile();
+        let published = changes.len();
+        self.store.publish(changes);
+        let elapsed = started.elapsed();
+        self.metrics.compile_seconds.observe(elapsed.as_secs_f64());
+        self.count(elapsed);
+        if !synced_before {
+            tracing::info!(resources = published, ?elapsed, "source is synced, serving");
+        }
+        if let Some(guard) = self.readiness.take() {
+            guard.ready();
+        }
+    }
+
+    fn take(&mut self, op: Op) {
+        match op {
+            Op::Apply(object) => {
+                let key = ObjectKey::of(&object);
+                let before = key.as_ref().map(|k| self.findings_of(k)).unwrap_or_default();
+                self.index.apply(&object);
+                if let Some(key) = key {
+                    self.log_findings(&key, &before);
+                }
+            }
+            Op::Delete(key) => {
+                self.index.delete(&key);
+            }
+            Op::Retain(kind, keys) => self.retain(kind, &keys),
+            Op::Register(node, registration) => self.index.register(&node, registration),
+            Op::Synced => self.synced = true,
+        }
+    }
+
+    fn retain(&mut self, kind: Kind, keys: &HashSet<ObjectKey>) {
+        for gone in self.index.keys(kind).into_iter().filter(|k| !keys.contains(k)) {
+            self.index.delete(&gone);
+        }
+    }
+
+    fn findings_of(&self, key: &ObjectKey) -> Vec<Finding> {
+        self.index.findings_of(key).to_vec()
+    }
+
+    fn log_findings(&self, key: &ObjectKey, before: &[Finding]) {
+        for finding in self.index.findings_of(key).iter().filter(|f| !before.contains(f)) {
+            let Finding { object, path, message, .. } = finding;
+            match finding.level {
+                Level::Error => tracing::warn!(%object, path, message, "object refused, the last good one stays"),
+                Level::Warning => tracing::warn!(%object, path, message, "part of an object has no effect"),
+            }
+        }
+    }
+
+    fn count(&mut self, elapsed: Duration) {
+        let stats = self.index.stats();
+        let metrics = &self.metrics;
+        let rounds = [
+            (ResourceType::Service, stats.services, self.counted.services),
+            (ResourceType::Endpoints, stats.endpoints, self.counted.endpoints),
+            (ResourceType::Node, stats.nodes, self.counted.nodes),
+            (ResourceType::NodeWorkloads, stats.workloads, self.counted.workloads),
+        ];
+        for (kind, now, before) in rounds {
+            metrics.compiled.with_label_values(&[kind.as_str()]).inc_by(now - before);
+        }
+        self.counted = stats;
+        let objects: Vec<_> = self.index.object_counts().map(|(k, n)| (k.as_str(), n)).to_vec();
+        for (kind, count) in &objects {
+            metrics.objects.with_label_values(&[kind]).set(*count as i64);
+        }
+        let view = self.store.read();
+        let resources: Vec<_> = ResourceType::ALL.map(|k| (k.as_str(), view.all(k).len())).to_vec();
+        for (kind, count) in &resources {
+            metrics.resources.with_label_values(&[kind]).set(*count as i64);
+        }
+        metrics.generation.set(view.generation() as i64);
+        drop(view);
+        let findings: Vec<_> = self.index.findings().cloned().collect();
+        for level in [Level::Error, Level::Warning] {
+            let label = if level == Level::Error { "error" } else { "warning" };
+            let count = findings.iter().filter(|f| f.level == level).count();
+            metrics.findings.with_label_values(&[label]).set(count as i64);
+        }
+        self.overview.set(Overview {
+            synced: self.synced,
+            objects,
+            resources,
+            findings,
+            compiled: [stats.services, stats.endpoints, stats.nodes, stats.workloads],
+            changed: stats.changed,
+            last_round_us: u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+/// Waits for operations and collects those that follow at once.
+async fn next_batch(operations: &mut mpsc::Receiver<Vec<Op>>) -> Option<Vec<Op>> {
+    let mut batch = operations.recv().await?;
+    let until = tokio::time::Instant::now() + BATCH_TIME;
+    while batch.len() < BATCH_LIMIT
+        && let Ok(Some(more)) = tokio::time::timeout_at(until, operations.recv()).await
+    {
+        batch.extend(more);
+    }
+    Some(batch)
+}

@@ -1,0 +1,192 @@
+//! The node registry: who has joined with which key, and where each node says it can be reached. One file a node, so
+//! that a report costs one small write.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use mesh_ca::{FileError, write_private};
+use mesh_index::Registration;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::source::Op;
+
+/// What is kept of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeRecord {
+    /// Its name.
+    pub node: String,
+    /// libp2p peer id.
+    pub peer_id: String,
+    /// Multiaddrs, best first.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// What it runs.
+    #[serde(default)]
+    pub version: String,
+    /// Seconds since 1970 of the first join.
+    pub joined: u64,
+    /// Seconds since 1970 of the last report that changed anything.
+    #[serde(default)]
+    pub reported: u64,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Registry {
+    dir: Arc<Path>,
+    nodes: Arc<Mutex<BTreeMap<String, NodeRecord>>>,
+    changes: mpsc::Sender<Vec<Op>>,
+}
+
+impl Registry {
+    /// Loads all records. One that cannot be read is left alone and said: its node can join again.
+    pub(crate) fn open(dir: PathBuf, changes: mpsc::Sender<Vec<Op>>) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let mut nodes = BTreeMap::new();
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let parsed = fs::read(&path)
+                .and_then(|content| serde_json::from_slice::<NodeRecord>(&content).map_err(io::Error::other));
+            match parsed {
+                Ok(record) => {
+                    nodes.insert(record.node.clone(), record);
+                }
+                Err(error) => tracing::error!(path = %path.display(), %error, "node record is not usable"),
+            }
+        }
+        Ok(Self { dir: dir.into(), nodes: Arc::new(Mutex::new(nodes)), changes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, NodeRecord>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn knows(&self, node: &str) -> bool {
+        self.lock().contains_key(node)
+    }
+
+    /// All records, as operations for the index.
+    pub(crate) fn all(&self) -> Vec<Op> {
+        self.lock().values().map(operation).collect()
+    }
+
+    pub(crate) fn list(&self) -> Vec<NodeRecord> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Notes a node that has proved itself. Blocks on the disk.
+    pub(crate) fn joined(&self, node: &str, peer_id: &str, now: u64) -> Result<(), FileError> {
+        self.update(node, |old| {
+            let mut record = old.cloned().unwrap_or_else(|| NodeRecord {
+                node: node.to_owned(),
+                peer_id: String::new(),
+                addresses: Vec::new(),
+                version: String::new(),
+                joined: now,
+                reported: 0,
+            });
+            peer_id.clone_into(&mut record.peer_id);
+            Some(record)
+        })
+        .map(drop)
+    }
+
+    /// Notes where a node can be reached; `false` when it has not joined. Blocks on the disk.
+    pub(crate) fn reported(
+        &self,
+        node: &str,
+        addresses: Vec<String>,
+        version: String,
+        now: u64,
+    ) -> Result<bool, FileError> {
+        self.update(node, |old| {
+            let old = old?;
+            if old.addresses == addresses && old.version == version {
+                return Some(old.clone());
+            }
+            Some(NodeRecord { addresses, version, reported: now, ..old.clone() })
+        })
+    }
+
+    /// Forgets a node; `false` when it was not known. Blocks on the disk.
+    pub(crate) fn remove(&self, node: &str) -> io::Result<bool> {
+        let mut nodes = self.lock();
+        if nodes.remove(node).is_none() {
+            return Ok(false);
+        }
+        fs::remove_file(self.path(node))?;
+        drop(nodes);
+        self.changes.blocking_send(vec![Op::Register(node.to_owned(), None)]).ok();
+        Ok(true)
+    }
+
+    /// Writes first, then shows: what the mesh knows survives a restart.
+    fn update(
+        &self,
+        node: &str,
+        change: impl FnOnce(Option<&NodeRecord>) -> Option<NodeRecord>,
+    ) -> Result<bool, FileError> {
+        let mut nodes = self.lock();
+        let old = nodes.get(node);
+        let Some(record) = change(old) else { return Ok(false) };
+        if old == Some(&record) {
+            return Ok(true);
+        }
+        let json = serde_json::to_vec_pretty(&record).unwrap_or_default();
+        write_private(&self.path(node), &json)?;
+        let operation = operation(&record);
+        nodes.insert(node.to_owned(), record);
+        drop(nodes);
+        self.changes.blocking_send(vec![operation]).ok();
+        Ok(true)
+    }
+
+    /// Node names are DNS names: safe as file names.
+    fn path(&self, node: &str) -> PathBuf {
+        self.dir.join(format!("{node}.json"))
+    }
+}
+
+fn operation(record: &NodeRecord) -> Op {
+    let registration = Registration { peer_id: record.peer_id.clone(), addresses: record.addresses.clone() };
+    Op::Register(record.node.clone(), Some(registration))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_a_restart_and_bad_ones_do_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, mut receiver) = mpsc::channel(16);
+        let registry = Registry::open(dir.path().to_owned(), sender.clone()).unwrap();
+        assert!(!registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], String::new(), 5).unwrap());
+        registry.joined("a", "peer-1", 1).unwrap();
+        registry.joined("b", "peer-2", 2).unwrap();
+        assert!(registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], "v1".to_owned(), 5).unwrap());
+        // The same again is no change.
+        assert!(registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], "v1".to_owned(), 9).unwrap());
+        registry.joined("a", "peer-3", 7).unwrap();
+        assert!(registry.remove("b").unwrap() && !registry.remove("b").unwrap());
+        let mut seen = 0;
+        while receiver.try_recv().is_ok() {
+            seen += 1;
+        }
+        assert_eq!(seen, 5);
+        fs::write(dir.path().join("c.json"), "garbage").unwrap();
+        let again = Registry::open(dir.path().to_owned(), sender).unwrap().list();
+        assert_eq!(again.len(), 1);
+        assert_eq!((again[0].peer_id.as_str(), again[0].joined, again[0].reported), ("peer-3", 1, 5));
+        assert_eq!(again[0].addresses, ["/ip4/1.2.3.4/tcp/1"]);
+    }
+}

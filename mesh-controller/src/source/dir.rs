@@ -1,0 +1,240 @@
+//! Objects from a folder of manifests. File events only say *when* to look: what changed is found by comparing the folder
+//! with what was read before, so that every way to write a file (in place, by rename, by another machine) counts alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use mesh_index::ObjectKey;
+use node_rt::Tasks;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{Health, Op, documents};
+
+/// After the first event of a burst; editors and `kubectl`-like tools write several times.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Looked at in any case this often: events get lost on network file systems and when queues overflow.
+const POLL: Duration = Duration::from_secs(2);
+const MAX_FILES: usize = 20_000;
+const MAX_DEPTH: usize = 16;
+
+/// What identifies a state of a file without reading it.
+type Stamp = (SystemTime, u64, u64);
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    /// What the last good content says.
+    objects: Vec<(ObjectKey, Value)>,
+}
+
+/// The folder as last read.
+pub(crate) struct Folder {
+    root: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+    /// What the index has been told.
+    delivered: HashMap<ObjectKey, Value>,
+    /// Objects that are in two files.
+    repeated: BTreeSet<String>,
+    health: Health,
+}
+
+impl Folder {
+    pub(crate) fn new(root: PathBuf, health: Health) -> Self {
+        Self { root, files: BTreeMap::new(), delivered: HashMap::new(), repeated: BTreeSet::new(), health }
+    }
+
+    /// Looks at the folder and returns what is different.
+    pub(crate) fn scan(&mut self) -> Vec<Op> {
+        match self.list() {
+            Ok(found) => {
+                self.health.fine("folder");
+                if !self.read(found) {
+                    return Vec::new();
+                }
+            }
+            Err(error) => {
+                // A folder that is away for a moment (unmounted, being replaced) deletes nothing.
+                self.health.problem("folder", format!("{}: {error}", self.root.display()));
+                return Vec::new();
+            }
+        }
+        self.differences()
+    }
+
+    fn list(&self) -> io::Result<BTreeMap<PathBuf, Stamp>> {
+        let mut found = BTreeMap::new();
+        let mut todo = vec![(self.root.clone(), 0)];
+        while let Some((dir, depth)) = todo.pop() {
+            for entry in fs::read_dir(&dir)? {
+                let path = entry?.path();
+                if path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.')) {
+                    continue;
+                }
+                // Follows links: mounted ConfigMaps are links.
+                let Ok(meta) = fs::metadata(&path) else { continue };
+                if meta.is_dir() {
+                    if depth < MAX_DEPTH {
+                        todo.push((path, depth + 1));
+                    }
+                } else if is_manifest(&path) && found.len() < MAX_FILES {
+                    use std::os::unix::fs::MetadataExt;
+                    found.insert(path, (meta.modified()?, meta.len(), meta.ino()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads files that are new or changed; `true` when anything may be different.
+    fn read(&mut self, found: BTreeMap<PathBuf, Stamp>) -> bool {
+        let before = self.files.len();
+        let health = &self.health;
+        self.files.retain(|path, _| {
+            let kept = found.contains_key(path);
+            if !kept {
+                health.fine(&path.to_string_lossy());
+            }
+            kept
+        });
+        let mut changed = self.files.len() != before;
+        for (path, stamp) in found {
+            let file = self.files.entry(path.clone()).or_default();
+            if file.stamp == Some(stamp) {
+                continue;
+            }
+            file.stamp = Some(stamp);
+            match read_objects(&path, stamp.1) {
+                Ok(objects) => {
+                    file.objects = objects;
+                    self.health.fine(&path.to_string_lossy());
+                    changed = true;
+                }
+                // What the file said before stays.
+                Err(reason) => self.health.problem(&path.to_string_lossy(), reason),
+            }
+        }
+        changed
+    }
+
+    fn differences(&mut self) -> Vec<Op> {
+        let mut wanted: HashMap<&ObjectKey, (&Path, &Value)> = HashMap::new();
+        let (mut order, mut repeated) = (Vec::new(), BTreeSet::new());
+        for (path, file) in &self.files {
+            for (key, value) in &file.objects {
+                if let Some((first, _)) = wanted.get(key) {
+                    let reason = format!("{key} is in {} already; that one counts", first.display());
+                    let part = format!("{}: {key}", path.display());
+                    self.health.problem(&part, reason);
+                    repeated.insert(part);
+                    continue;
+                }
+                wanted.insert(key, (path, value));
+                order.push((key, value));
+            }
+        }
+        for settled in self.repeated.difference(&repeated) {
+            self.health.fine(settled);
+        }
+        self.repeated = repeated;
+        let mut out: Vec<Op> =
+            self.delivered.keys().filter(|k| !wanted.contains_key(k)).cloned().map(Op::Delete).collect();
+        let new: Vec<_> = order.into_iter().filter(|(k, v)| self.delivered.get(*k) != Some(*v)).collect();
+        out.extend(new.iter().map(|(_, v)| Op::Apply((*v).clone())));
+        let new: Vec<_> = new.into_iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        for op in &out {
+            if let Op::Delete(key) = op {
+                self.delivered.remove(key);
+            }
+        }
+        self.delivered.extend(new);
+        out
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+}
+
+fn read_objects(path: &Path, size: u64) -> Result<Vec<(ObjectKey, Value)>, String> {
+    if size > documents::MAX_FILE_BYTES {
+        return Err(format!("{size} bytes exceed the limit of {}", documents::MAX_FILE_BYTES));
+    }
+    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let objects = documents::parse(&text, path.extension().is_some_and(|e| e == "json"))?;
+    // Kinds that the mesh does not read are none of its business.
+    Ok(objects.into_iter().filter_map(|value| Some((ObjectKey::of(&value)?, value))).collect())
+}
+
+/// Watches `root` until the drain.
+pub(crate) fn start(root: PathBuf, sender: mpsc::Sender<Vec<Op>>, health: Health, tasks: &Tasks) {
+    let drain = tasks.drain().clone();
+    tasks.spawn_critical("dir source", async move {
+        tokio::select! {
+            () = watch(root, sender, health) => {}
+            () = drain.stop_accepting() => {}
+        }
+    });
+}
+
+async fn watch(root: PathBuf, sender: mpsc::Sender<Vec<Op>>, health: Health) {
+    // One slot: a second event before the scan says nothing new.
+    let (wake, mut woken) = mpsc::channel::<()>(1);
+    let mut watcher = None;
+    let mut folder = Folder::new(root.clone(), health.clone());
+    let mut first = true;
+    loop {
+        if watcher.is_none() {
+            watcher = watch_events(&root, wake.clone(), &health);
+        }
+        let scanned = tokio::task::spawn_blocking(move || {
+            let ops = folder.scan();
+            (folder, ops)
+        });
+        let Ok((back, mut ops)) = scanned.await else { return };
+        folder = back;
+        if std::mem::take(&mut first) {
+            ops.push(Op::Synced);
+        }
+        if !ops.is_empty() && sender.send(ops).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            _ = woken.recv() => tokio::time::sleep(DEBOUNCE).await,
+            () = tokio::time::sleep(POLL) => {}
+        }
+        while woken.try_recv().is_ok() {}
+    }
+}
+
+/// Without events the folder is still looked at regularly, so a failure here is only said.
+fn watch_events(root: &Path, wake: mpsc::Sender<()>, health: &Health) -> Option<RecommendedWatcher> {
+    let notify = move |event: notify::Result<notify::Event>| {
+        // Reading a file raises events too; looking at them would never end.
+        if event.is_ok_and(|e| !e.kind.is_access()) {
+            wake.try_send(()).ok();
+        }
+    };
+    let started = notify::recommended_watcher(notify).and_then(|mut watcher| {
+        watcher.watch(root, RecursiveMode::Recursive)?;
+        Ok(watcher)
+    });
+    match started {
+        Ok(watcher) => {
+            health.fine("file events");
+            Some(watcher)
+        }
+        Err(error) => {
+            health.problem("file events", error.to_string());
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use super::*;
+
+fn service(name: &str, port: u16) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n---\n")
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    folder: Folder,
+    health: Health,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let (dir, health) = (tempfile::tempdir().unwrap(), Health::default());
+        let folder = Folder::new(dir.path().to_owned(), health.clone());
+        Self { dir, folder, health }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// `+name:port` for applied, `-name` for deleted services.
+    fn scan(&mut self) -> Vec<String> {
+        let show = |op: Op| match op {
+            Op::Apply(v) => {
+                let (name, port) = (v["metadata"]["name"].as_str().unwrap(), &v["spec"]["ports"][0]["port"]);
+                format!("+{name}:{port}")
+            }
+            Op::Delete(k) => format!("-{}", k.name),
+            other => format!("{other:?}"),
+        };
+        let mut ops: Vec<_> = self.folder.scan().into_iter().map(show).collect();
+        ops.sort();
+        ops
+    }
+
+    fn problems(&self) -> BTreeMap<String, String> {
+        self.health.snapshot().problems
+    }
+}
+
+#[test]
+fn only_differences_are_delivered() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &(service("a", 1) + &service("b", 1)));
+    f.write("sub/c.yml", &service("c", 1));
+    f.write("notes.txt", "not a manifest");
+    f.write(".hidden.yaml", "[");
+    assert_eq!(f.scan(), ["+a:1", "+b:1", "+c:1"]);
+    assert!(f.scan().is_empty());
+    f.write("a.yaml", &(service("a", 1) + &service("b", 22)));
+    assert_eq!(f.scan(), ["+b:22"]);
+    fs::remove_dir_all(f.dir.path().join("sub")).unwrap();
+    f.write("a.yaml", &service("b", 22));
+    assert_eq!(f.scan(), ["-a", "-c"]);
+    assert!(f.problems().is_empty());
+}
+
+#[test]
+fn a_bad_file_is_named_and_its_last_good_content_stays() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &service("a", 1));
+    f.write("b.yaml", "kind: [");
+    assert_eq!(f.scan(), ["+a:1"]);
+    assert!(f.problems().keys().any(|p| p.ends_with("b.yaml")), "{:?}", f.problems());
+    f.write("a.yaml", "kind: Service\n  bad: indent");
+    assert!(f.scan().is_empty());
+    assert_eq!(f.problems().len(), 2);
+    f.write("a.yaml", &service("a", 22));
+    f.write("b.yaml", &service("b", 1));
+    assert_eq!(f.scan(), ["+a:22", "+b:1"]);
+    assert!(f.problems().is_empty(), "{:?}", f.problems());
+    // Deleting a bad file ends the problem and takes its objects.
+    f.write("b.yaml", "kind: [ [");
+    f.scan();
+    fs::remove_file(f.dir.path().join("b.yaml")).unwrap();
+    assert_eq!(f.scan(), ["-b"]);
+    assert!(f.problems().is_empty());
+}
+
+#[test]
+fn a_file_replaced_by_rename_counts() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &service("a", 1));
+    f.scan();
+    f.write("tmp", &service("a", 2));
+    fs::rename(f.dir.path().join("tmp"), f.dir.path().join("a.yaml")).unwrap();
+    assert_eq!(f.scan(), ["+a:2"]);
+}
+
+#[test]
+fn an_object_in_two_files_is_said_and_the_first_counts() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &service("x", 1));
+    f.write("b.yaml", &service("x", 2));
+    assert_eq!(f.scan(), ["+x:1"]);
+    assert_eq!(f.problems().len(), 1);
+    fs::remove_file(f.dir.path().join("a.yaml")).unwrap();
+    assert_eq!(f.scan(), ["+x:2"]);
+    assert!(f.problems().is_empty(), "{:?}", f.problems());
+}
+
+#[test]
+fn a_folder_that_is_away_deletes_nothing() {
+    let mut f = Fixture::new();
+    f.write("m/a.yaml", &service("a", 1));
+    f.folder = Folder::new(f.dir.path().join("m"), f.health.clone());
+    assert_eq!(f.scan(), ["+a:1"]);
+    fs::rename(f.dir.path().join("m"), f.dir.path().join("away")).unwrap();
+    assert!(f.scan().is_empty());
+    assert!(f.problems().contains_key("folder"));
+    fs::rename(f.dir.path().join("away"), f.dir.path().join("m")).unwrap();
+    assert!(f.scan().is_empty());
+    assert!(f.problems().is_empty());
+}
