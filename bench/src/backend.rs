@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     rc::Rc,
 };
 
@@ -20,8 +20,9 @@ const CHUNK: usize = 256 * 1024;
 
 /// Answers every HTTP/1.1 request at `http` with 200 and [`BODY`] bytes, and pours zeros into every connection to `bulk`.
 pub(crate) async fn serve(http: SocketAddr, bulk: SocketAddr) -> io::Result<()> {
-    let http = TcpListener::bind(http).await?;
-    let bulk = TcpListener::bind(bulk).await?;
+    // On every address: the same server is a pod of each node.
+    let http = TcpListener::bind((Ipv4Addr::UNSPECIFIED, http.port())).await?;
+    let bulk = TcpListener::bind((Ipv4Addr::UNSPECIFIED, bulk.port())).await?;
     let answer: Rc<[u8]> = answer().into();
     let zeros: Rc<[u8]> = vec![0; CHUNK].into();
     loop {
@@ -42,7 +43,8 @@ pub(crate) async fn serve(http: SocketAddr, bulk: SocketAddr) -> io::Result<()> 
 }
 
 fn answer() -> Vec<u8> {
-    let mut out = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY}\r\n\r\n").into_bytes();
+    let mut out =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY}\r\n\r\n").into_bytes();
     out.resize(out.len() + BODY, b'x');
     out
 }

@@ -65,7 +65,9 @@ pub(crate) fn run(kind: Kind, target: SocketAddr, host: &str, length: Duration) 
     match kind {
         Kind::Rate(rate, connections) => crate::rate::run(target, host, rate, connections, length),
         Kind::KeepAlive(n) => spread(n, length, request(host, false), move |r, d| keep_alive(target, r, d)),
-        Kind::NewConnections(n) => spread(n, length, request(host, true), move |r, d| new_connections(target, r, d)),
+        Kind::NewConnections(n) => {
+            spread(n, length, request(host, true), move |r, d| new_connections(target, r, d))
+        }
         Kind::Bulk(n) => spread(n, length, Vec::new(), move |_, d| bulk(target, d)),
     }
 }
@@ -73,7 +75,8 @@ pub(crate) fn run(kind: Kind, target: SocketAddr, host: &str, length: Duration) 
 /// The request that all load sends.
 pub(crate) fn request(host: &str, close: bool) -> Vec<u8> {
     let close = if close { "connection: close\r\n" } else { "" };
-    format!("GET /bench HTTP/1.1\r\nhost: {host}\r\nuser-agent: selvage-bench\r\naccept: */*\r\n{close}\r\n").into_bytes()
+    format!("GET /bench HTTP/1.1\r\nhost: {host}\r\nuser-agent: selvage-bench\r\naccept: */*\r\n{close}\r\n")
+        .into_bytes()
 }
 
 /// Runs `n` copies of `worker` on this thread until the deadline, and adds up what they did.
@@ -87,7 +90,8 @@ where
     let request: Rc<[u8]> = request.into();
     let start = Instant::now();
     let mut sum = local.block_on(&runtime, async move {
-        let workers: Vec<_> = (0..n).map(|_| task::spawn_local(worker(request.clone(), start + length))).collect();
+        let workers: Vec<_> =
+            (0..n).map(|_| task::spawn_local(worker(request.clone(), start + length))).collect();
         let mut sum = Outcome::new();
         for worker in workers {
             match worker.await {
@@ -242,7 +246,12 @@ fn content_length(head: &[u8]) -> Option<usize> {
 }
 
 /// Opens `n` connections, does one request on each, and holds them while `during` looks at the subject.
-pub(crate) fn hold<T>(n: usize, target: SocketAddr, host: &str, during: impl FnOnce() -> T) -> io::Result<(T, usize)> {
+pub(crate) fn hold<T>(
+    n: usize,
+    target: SocketAddr,
+    host: &str,
+    during: impl FnOnce() -> T,
+) -> io::Result<(T, usize)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let request = request(host, false);
     runtime.block_on(async {

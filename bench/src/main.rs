@@ -102,28 +102,34 @@ fn measure(args: &Args) -> Result<()> {
     effort.rounds = args.rounds.unwrap_or(effort.rounds);
     let mut report = Report::default();
     let mut world = world::World::build(&args.subjects)?;
-    if wanted("binary") {
+    if wanted("binary") && args.scenario.is_none() {
         for group in &world.groups {
             if let Some(binary) = &group.binary {
                 suite::binary(&group.name, binary, &mut report);
             }
         }
     }
-    if wanted("memory") {
+    if wanted("memory") && args.scenario.is_none() {
         // Before any load: memory that a load leaves behind is not idle memory.
+        std::thread::sleep(Duration::from_secs(2));
         for group in &world.groups {
-            eprintln!("bench: memory of {}", group.name);
-            suite::memory(group, &mut report)?;
+            suite::idle_memory(group, &mut report);
+        }
+        for group in &world.groups {
+            eprintln!("bench: memory of {} with connections held", group.name);
+            suite::held_memory(group, &mut report)?;
         }
     }
     for scenario in &SCENARIOS {
         let named = args.scenario.as_deref().is_none_or(|s| scenario.name.contains(s));
-        let skipped = args.quick && ["keepalive-1", "keepalive-128"].contains(&scenario.name) && args.scenario.is_none();
+        let skipped = args.quick
+            && ["keepalive-1", "keepalive-128"].contains(&scenario.name)
+            && args.scenario.is_none();
         if wanted(scenario.suite) && named && !skipped {
             suite::run(scenario, &world.groups, effort, &mut report)?;
         }
     }
-    if wanted("apply") {
+    if wanted("apply") && args.scenario.is_none() {
         world.apply_to_effect(effort.rounds, &mut report)?;
     }
     world.stop();

@@ -95,7 +95,10 @@ pub(crate) fn nginx(dir: &Path, backend: Backend) -> Result<Group> {
     command.arg("-p").arg(dir).arg("-c").arg(file);
     let mut subjects = ports.subjects("nginx");
     if !module.exists() {
-        eprintln!("bench: nginx-l4 is left out: no {} (apt-get install libnginx-mod-stream)", module.display());
+        eprintln!(
+            "bench: nginx-l4 is left out: no {} (apt-get install libnginx-mod-stream)",
+            module.display()
+        );
         subjects.retain(|s| !s.name.ends_with("-l4"));
     }
     Group::start("nginx", dir, command, program, ports.l7, subjects)
@@ -105,17 +108,13 @@ pub(crate) fn nginx(dir: &Path, backend: Backend) -> Result<Group> {
 pub(crate) fn envoy(dir: &Path, tools: &Path, backend: Backend) -> Result<Group> {
     let program = envoy_binary(tools)?;
     let ports = Ports::from(21_020);
-    let address = |a: SocketAddr| {
-        serde_json::json!({ "socket_address": { "address": a.ip(), "port_value": a.port() } })
-    };
+    let address = |a: SocketAddr| serde_json::json!({ "socket_address": { "address": a.ip(), "port_value": a.port() } });
     let cluster = |name: &str, to: SocketAddr| {
         serde_json::json!({ "name": name, "type": "STATIC", "connect_timeout": "5s", "load_assignment": {
             "cluster_name": name, "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(to) } }] }] },
             "circuit_breakers": { "thresholds": [{ "max_connections": 20000, "max_pending_requests": 20000, "max_requests": 20000 }] } })
     };
-    let listener = |name: &str, at: SocketAddr, filter: serde_json::Value| {
-        serde_json::json!({ "name": name, "address": address(at), "filter_chains": [{ "filters": [filter] }] })
-    };
+    let listener = |name: &str, at: SocketAddr, filter: serde_json::Value| serde_json::json!({ "name": name, "address": address(at), "filter_chains": [{ "filters": [filter] }] });
     let filter = |short: &str, kind: &str, mut config: serde_json::Value| {
         config["@type"] = format!("type.googleapis.com/envoy.extensions.filters.network.{kind}").into();
         serde_json::json!({ "name": format!("envoy.filters.network.{short}"), "typed_config": config })
@@ -163,7 +162,8 @@ fn envoy_binary(tools: &Path) -> Result<PathBuf> {
 }
 
 fn find(name: &str, places: &[&str]) -> Result<PathBuf> {
-    let on_path = std::env::var_os("PATH").into_iter().flat_map(|p| std::env::split_paths(&p).collect::<Vec<_>>());
+    let on_path =
+        std::env::var_os("PATH").into_iter().flat_map(|p| std::env::split_paths(&p).collect::<Vec<_>>());
     on_path
         .map(|dir| dir.join(name))
         .chain(places.iter().map(PathBuf::from))

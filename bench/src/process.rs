@@ -72,8 +72,14 @@ pub(crate) struct Steal {
 impl Steal {
     pub(crate) fn now() -> Self {
         let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let fields: Vec<u64> =
-            text.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+        let fields: Vec<u64> = text
+            .lines()
+            .next()
+            .unwrap_or("")
+            .split_whitespace()
+            .skip(1)
+            .filter_map(|f| f.parse().ok())
+            .collect();
         Self { stolen: fields.get(7).copied().unwrap_or(0), total: fields.iter().take(8).sum() }
     }
 

@@ -67,7 +67,14 @@ pub(crate) struct Report {
 
 impl Report {
     /// Adds a figure. `place` is suite, scenario and subject; `beside` the calibrator's figure of the same moment.
-    pub(crate) fn add(&mut self, place: [&str; 3], metric: Metric, round: usize, value: f64, beside: Option<f64>) {
+    pub(crate) fn add(
+        &mut self,
+        place: [&str; 3],
+        metric: Metric,
+        round: usize,
+        value: f64,
+        beside: Option<f64>,
+    ) {
         if !value.is_finite() {
             return;
         }
@@ -92,7 +99,8 @@ impl Report {
     }
 
     pub(crate) fn json(&self) -> serde_json::Result<String> {
-        let lines: Vec<Line> = self.samples.iter().filter_map(|(key, samples)| self.line(key, samples)).collect();
+        let lines: Vec<Line> =
+            self.samples.iter().filter_map(|(key, samples)| self.line(key, samples)).collect();
         serde_json::to_string_pretty(&lines)
     }
 
@@ -101,7 +109,8 @@ impl Report {
         let values: Vec<f64> = samples.iter().map(|s| s.value).collect();
         let mut ratio_to = BTreeMap::new();
         for anchor in ANCHORS.into_iter().filter(|a| *a != subject && comparable(subject, a)) {
-            let there = self.samples.contains_key(&(suite.clone(), scenario.clone(), *metric, anchor.to_owned()));
+            let there =
+                self.samples.contains_key(&(suite.clone(), scenario.clone(), *metric, anchor.to_owned()));
             if there || anchor == "direct" {
                 ratio_to.insert(anchor, median(&self.ratios(key, samples, anchor)).map(round3));
             }
@@ -127,13 +136,19 @@ impl Report {
         }
         let (suite, scenario, metric, _) = key;
         let of_anchor = self.samples.get(&(suite.clone(), scenario.clone(), *metric, anchor.to_owned()));
-        let by_round: BTreeMap<usize, f64> = of_anchor.into_iter().flatten().map(|s| (s.round, s.value)).collect();
-        samples.iter().filter_map(|s| by_round.get(&s.round).map(|a| s.value / a)).filter(|r| r.is_finite()).collect()
+        let by_round: BTreeMap<usize, f64> =
+            of_anchor.into_iter().flatten().map(|s| (s.round, s.value)).collect();
+        samples
+            .iter()
+            .filter_map(|s| by_round.get(&s.round).map(|a| s.value / a))
+            .filter(|r| r.is_finite())
+            .collect()
     }
 
     /// A table for each scenario: a row for each subject, a column for each metric, and the ratio to the calibrator.
     pub(crate) fn tables(&self) -> String {
-        let scenarios: BTreeSet<(&str, &str)> = self.samples.keys().map(|k| (k.0.as_str(), k.1.as_str())).collect();
+        let scenarios: BTreeSet<(&str, &str)> =
+            self.samples.keys().map(|k| (k.0.as_str(), k.1.as_str())).collect();
         let mut out = String::new();
         for (suite, scenario) in scenarios {
             let metrics: BTreeSet<Metric> =
@@ -166,7 +181,11 @@ impl Report {
             let key = key(metric);
             let samples = self.samples.get(&key).map_or(&[][..], Vec::as_slice);
             let cell = self.line(&key, samples).map_or("-".to_owned(), |l| {
-                if l.runs == 1 { number(l.value) } else { format!("{} [{}-{}]", number(l.value), number(l.min), number(l.max)) }
+                if l.runs == 1 {
+                    number(l.value)
+                } else {
+                    format!("{} [{}-{}]", number(l.value), number(l.min), number(l.max))
+                }
             });
             let _ = write!(out, " {cell:>26}");
             if ratio_label(*metric).is_some() {
@@ -194,7 +213,8 @@ fn ratio_label(metric: Metric) -> Option<&'static str> {
 
 /// An L4 relay is not set beside an L7 proxy.
 fn comparable(subject: &str, anchor: &str) -> bool {
-    let layer = |name: &str| name.rsplit_once('-').map(|(_, l)| l.to_owned()).filter(|l| l == "l4" || l == "l7");
+    let layer =
+        |name: &str| name.rsplit_once('-').map(|(_, l)| l.to_owned()).filter(|l| l == "l4" || l == "l7");
     match (layer(subject), layer(anchor)) {
         (Some(a), Some(b)) => a == b,
         _ => true,
@@ -215,7 +235,9 @@ mod tests {
 
     fn report() -> Report {
         let mut report = Report::default();
-        for (round, (ours, theirs, envoy)) in [(2.0, 1.0, 4.0), (3.0, 1.5, 4.0), (4.0, 1.0, 8.0)].into_iter().enumerate() {
+        for (round, (ours, theirs, envoy)) in
+            [(2.0, 1.0, 4.0), (3.0, 1.5, 4.0), (4.0, 1.0, 8.0)].into_iter().enumerate()
+        {
             report.add(["http", "keepalive-16", CALIBRATOR], CPU, round, theirs, None);
             report.add(["http", "keepalive-16", "mesh-proxy-l7"], CPU, round, ours, Some(theirs));
             report.add(["http", "keepalive-16", "envoy-l7"], CPU, round, envoy, Some(theirs));

@@ -54,7 +54,6 @@ impl Histogram {
         self.total += other.total;
     }
 
-
     /// The latency that a share `q` of all stays below, in microseconds.
     pub(crate) fn quantile_us(&self, q: f64) -> Option<f64> {
         if self.total == 0 {
@@ -112,7 +111,7 @@ mod tests {
             (state >> 33) as usize % n
         })
         .unwrap();
-        assert!(low >= 1.0 && low <= 1.4 && high >= 1.4 && high <= 1.8, "{low} {high}");
+        assert!((1.0..=1.4).contains(&low) && (1.4..=1.8).contains(&high), "{low} {high}");
         assert!(high > low);
     }
 

@@ -45,26 +45,27 @@ impl Subject {
     }
 }
 
-/// The processes of one or two subjects.
+/// One or two subjects, and the processes that they cost.
 pub(crate) struct Group {
     pub(crate) name: String,
     pub(crate) subjects: Vec<Subject>,
     pub(crate) binary: Option<PathBuf>,
-    daemons: Vec<Daemon>,
-    /// Daemons that serve the group but are not on the request path, such as a controller.
-    aside: Vec<Daemon>,
+    /// The roots of the process trees whose cost counts.
+    pub(crate) pids: Vec<u32>,
+    daemon: Option<Daemon>,
 }
 
 impl Group {
     /// No process of its own: the load goes straight to the backend.
     pub(crate) fn direct(backend: Backend) -> Self {
-        let subject = Subject::new("direct", "web.default.svc.cluster.local").http(backend.http).bulk(backend.bulk);
-        Self { name: "direct".into(), subjects: vec![subject], binary: None, daemons: Vec::new(), aside: Vec::new() }
+        let subject =
+            Subject::new("direct", "web.default.svc.cluster.local").http(backend.http).bulk(backend.bulk);
+        Self::of("direct", vec![subject], Vec::new())
     }
 
-    /// Processes that are running already.
-    pub(crate) fn of(name: &str, binary: PathBuf, subjects: Vec<Subject>, daemons: Vec<Daemon>, aside: Vec<Daemon>) -> Self {
-        Self { name: name.into(), subjects, binary: Some(binary), daemons, aside }
+    /// Processes that someone else started and ends.
+    pub(crate) fn of(name: &str, subjects: Vec<Subject>, pids: Vec<u32>) -> Self {
+        Self { name: name.into(), subjects, binary: None, pids, daemon: None }
     }
 
     /// Starts one program and waits until it listens at `probe`.
@@ -77,18 +78,17 @@ impl Group {
         subjects: Vec<Subject>,
     ) -> Result<Self> {
         let daemon = start(name, dir, command, probe)?;
-        Ok(Self::of(name, binary, subjects, vec![daemon], Vec::new()))
+        Ok(Self {
+            binary: Some(binary),
+            pids: vec![daemon.pid()],
+            daemon: Some(daemon),
+            ..Self::of(name, subjects, Vec::new())
+        })
     }
 
-    /// The roots of the process trees whose cost counts.
-    pub(crate) fn pids(&self) -> Vec<u32> {
-        self.daemons.iter().map(Daemon::pid).collect()
-    }
-
-    /// Stops all processes.
+    /// Stops its process.
     pub(crate) fn stop(&mut self) {
-        self.daemons.clear();
-        self.aside.clear();
+        self.daemon = None;
     }
 }
 

@@ -54,7 +54,7 @@ struct Entry<'a> {
 pub(crate) fn run(scenario: &Scenario, groups: &[Group], effort: Effort, report: &mut Report) -> Result<()> {
     let mut entries: Vec<Entry<'_>> = groups
         .iter()
-        .flat_map(|g| g.subjects.iter().map(|subject| Entry { subject, pids: g.pids() }))
+        .flat_map(|g| g.subjects.iter().map(|subject| Entry { subject, pids: g.pids.clone() }))
         .filter(|e| target(scenario, e.subject).is_some())
         .collect();
     let calibrator = entries.iter().position(|e| e.subject.name == CALIBRATOR).map(|i| entries.remove(i));
@@ -104,7 +104,9 @@ fn target(scenario: &Scenario, subject: &Subject) -> Option<std::net::SocketAddr
 }
 
 fn slice(scenario: &Scenario, entry: &Entry<'_>, length: Duration) -> Result<Measured> {
-    let Some(target) = target(scenario, entry.subject) else { anyhow::bail!("{} has no target", entry.subject.name) };
+    let Some(target) = target(scenario, entry.subject) else {
+        anyhow::bail!("{} has no target", entry.subject.name)
+    };
     let mut attempts = 0;
     loop {
         let steal = Steal::now();
@@ -160,24 +162,23 @@ fn figures(kind: Kind, measured: &Measured, has_processes: bool) -> Vec<(Metric,
     out
 }
 
-/// Resident memory: fresh, and with connections held that each did one request. The groups must not have had load before.
-pub(crate) fn memory(group: &Group, report: &mut Report) -> Result<()> {
-    let pids = group.pids();
-    if pids.is_empty() {
-        return Ok(());
+/// Resident memory of fresh programs. Nothing may have had load before.
+pub(crate) fn idle_memory(group: &Group, report: &mut Report) {
+    if !group.pids.is_empty() {
+        report.add(["memory", "idle", &group.name], RSS, 0, rss_mib(&group.pids), None);
     }
-    std::thread::sleep(Duration::from_secs(1));
-    report.add(["memory", "idle", &group.name], RSS, 0, rss_mib(&pids), None);
-    for count in HELD {
-        for subject in &group.subjects {
-            let Some(target) = subject.http else { continue };
-            let (rss, held) = load::hold(count, target, &subject.host, || rss_mib(&pids))?;
-            let scenario = format!("connections-{count}");
-            if held == count {
-                report.add(["memory", &scenario, &subject.name], RSS, 0, rss, None);
-            }
-            report.failed(&scenario, &subject.name, (count - held) as u64);
+}
+
+/// Resident memory with connections held that each did one request.
+pub(crate) fn held_memory(group: &Group, report: &mut Report) -> Result<()> {
+    for (count, subject) in HELD.into_iter().flat_map(|c| group.subjects.iter().map(move |s| (c, s))) {
+        let Some(target) = subject.http.filter(|_| !group.pids.is_empty()) else { continue };
+        let (rss, held) = load::hold(count, target, &subject.host, || rss_mib(&group.pids))?;
+        let scenario = format!("connections-{count}");
+        if held == count {
+            report.add(["memory", &scenario, &subject.name], RSS, 0, rss, None);
         }
+        report.failed(&scenario, &subject.name, (count - held) as u64);
     }
     Ok(())
 }

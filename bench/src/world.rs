@@ -18,8 +18,14 @@ use crate::{
 
 /// Set in the environment of the bench inside its namespace.
 const INSIDE: &str = "SELVAGE_BENCH_INSIDE";
-/// The node's and the pods' addresses: the mesh refuses loopback addresses, as it must.
-pub(crate) const ADDRESSES: [&str; 3] = ["10.77.0.1", "10.77.0.2", "10.77.0.3"];
+/// The caller's address, a pod of the node `one`. The mesh refuses loopback addresses, as it must.
+pub(crate) const CLIENT: &str = "10.77.0.1";
+/// The backend as a pod of the node `one`.
+pub(crate) const NEAR: &str = "10.77.0.2";
+/// The same backend as a pod of the node `two`.
+pub(crate) const FAR: &str = "10.77.0.3";
+/// Where both nodes are reached.
+pub(crate) const NODES: &str = "10.77.0.4";
 const BACKEND_HTTP: ([u8; 4], u16) = ([10, 77, 0, 2], 8080);
 const BACKEND_BULK: ([u8; 4], u16) = ([10, 77, 0, 2], 8081);
 
@@ -70,12 +76,27 @@ impl World {
         world.groups.push(relay(CALIBRATOR, "relay", 20_000, world.dir.path(), &program, backend)?);
         let wanted = |name: &str| only.is_empty() || only.iter().any(|o| name.contains(o.as_str()));
         if wanted("tokio-copy-aa") {
-            world.groups.push(relay("tokio-copy-aa", "relay-aa", 20_010, world.dir.path(), &program, backend)?);
+            world.groups.push(relay(
+                "tokio-copy-aa",
+                "relay-aa",
+                20_010,
+                world.dir.path(),
+                &program,
+                backend,
+            )?);
         }
-        if wanted("mesh-proxy-l4") || wanted("mesh-proxy-l7") || wanted("mesh-tunnel-l4") || wanted("mesh-tunnel-l7") {
-            let (mesh, groups) = mesh::start(world.dir.path(), backend)?;
-            world.mesh = Some(mesh);
-            world.groups.extend(groups);
+        if wanted("mesh-proxy-l4")
+            || wanted("mesh-proxy-l7")
+            || wanted("mesh-tunnel-l4")
+            || wanted("mesh-tunnel-l7")
+        {
+            match mesh::start(world.dir.path()) {
+                Ok((mesh, groups)) => {
+                    world.mesh = Some(mesh);
+                    world.groups.extend(groups);
+                }
+                Err(error) => eprintln!("bench: the mesh is left out: {error:#}"),
+            }
         }
         let dir = world.dir.path();
         for (name, group) in [
@@ -130,11 +151,14 @@ fn relay(
 
 fn network() -> Result<()> {
     run("ip", &["link", "set", "lo", "up"])?;
-    for address in ADDRESSES {
+    for address in [CLIENT, NEAR, FAR, NODES] {
         run("ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
+    // Virtual addresses lead nowhere by themselves; with a route, redirection gets to see them.
+    run("ip", &["route", "add", "10.96.0.0/15", "dev", "lo", "src", CLIENT])?;
     // More client ports, and none of those that the programs listen on.
-    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "25000 65535").context("set the range of client ports")?;
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "25000 65535")
+        .context("set the range of client ports")?;
     Ok(())
 }
 

@@ -205,7 +205,13 @@ impl KubeCluster {
     }
 
     /// Makes a stored pod look as a kubelet reports a running one.
-    pub fn set_pod_ready(&self, namespace: &str, pod: &str, address: IpAddr, host: IpAddr) -> Result<(), KubeError> {
+    pub fn set_pod_ready(
+        &self,
+        namespace: &str,
+        pod: &str,
+        address: IpAddr,
+        host: IpAddr,
+    ) -> Result<(), KubeError> {
         self.set_pod_status(namespace, pod, address, host, true)
     }
 
@@ -227,7 +233,8 @@ impl KubeCluster {
             "conditions": [condition("PodScheduled"), condition("Initialized"), condition("ContainersReady"), condition("Ready")],
         }});
         let patch = status.to_string();
-        let args = ["patch", "pod", pod, "-n", namespace, "--subresource=status", "--type=merge", "-p", &patch];
+        let args =
+            ["patch", "pod", pod, "-n", namespace, "--subresource=status", "--type=merge", "-p", &patch];
         self.kubectl(&args).map(drop)
     }
 
@@ -261,8 +268,8 @@ impl KubeCluster {
         ];
         let mut daemon = self.spawn("etcd", &args)?;
         let address = format!("127.0.0.1:{}", self.etcd_port);
-        let mut probe = self.wrap.connect_probe(&address);
-        daemon.wait_ready(READY, move || probe())?;
+        let probe = self.wrap.connect_probe(&address);
+        daemon.wait_ready(READY, probe)?;
         self.etcd = Some(daemon);
         Ok(())
     }
@@ -278,7 +285,9 @@ impl KubeCluster {
         let mut daemon = self.spawn("kube-controller-manager", &args)?;
         // The first thing that a test needs of it: pods are refused until their service account is there.
         let probe = || {
-            self.kubectl(&["get", "serviceaccount", "default", "-n", "default"]).map(drop).map_err(|e| e.to_string())
+            self.kubectl(&["get", "serviceaccount", "default", "-n", "default"])
+                .map(drop)
+                .map_err(|e| e.to_string())
         };
         daemon.wait_ready(READY, probe)?;
         self.controllers = Some(daemon);
@@ -328,7 +337,8 @@ impl KubeCluster {
         });
         let path = self.dir.join(format!("{name}.kubeconfig"));
         // JSON is YAML.
-        std::fs::write(&path, config.to_string()).map_err(KubeError::io(format!("write {}", path.display())))?;
+        std::fs::write(&path, config.to_string())
+            .map_err(KubeError::io(format!("write {}", path.display())))?;
         Ok(path)
     }
 }
@@ -348,7 +358,8 @@ fn free_ports<const N: usize>() -> Result<[u16; N], KubeError> {
     let mut ports = [0; N];
     let mut held = Vec::with_capacity(N);
     for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(KubeError::io("find a free port"))?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(KubeError::io("find a free port"))?;
         *port = listener.local_addr().map_err(KubeError::io("find a free port"))?.port();
         held.push(listener);
     }

@@ -1,5 +1,6 @@
 //! The control plane of the tests is a real one: EndpointSlices come from Kubernetes' own controller, rights are enforced,
 //! and the state survives the API server's death.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::time::{Duration, Instant};
 

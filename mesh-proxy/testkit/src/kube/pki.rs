@@ -7,8 +7,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 
 use super::KubeError;
@@ -40,7 +40,8 @@ impl Pki {
             SanType::IpAddress(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))),
         ];
         for host in ["localhost", "kubernetes", "kubernetes.default.svc"] {
-            let host = host.try_into().map_err(|source| KubeError::Certificate { name: host.into(), source })?;
+            let host =
+                host.try_into().map_err(|source| KubeError::Certificate { name: host.into(), source })?;
             server.subject_alt_names.push(SanType::DnsName(host));
         }
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -71,7 +71,11 @@ impl Wrap {
             let mut command = Command::new("bash");
             command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
             let output = wrap.apply(command).output().map_err(|e| e.to_string())?;
-            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            }
         }
     }
 }

@@ -20,8 +20,10 @@ fn a_daemon_ends_with_its_owner() {
     .unwrap();
     assert!(alive(pid));
     drop(daemon);
-    eventually(Duration::from_secs(10), Duration::from_millis(10), || if alive(pid) { Err("alive") } else { Ok(()) })
-        .unwrap();
+    eventually(Duration::from_secs(10), Duration::from_millis(10), || {
+        if alive(pid) { Err("alive") } else { Ok(()) }
+    })
+    .unwrap();
 }
 
 #[test]
