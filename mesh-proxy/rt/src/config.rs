@@ -1,9 +1,10 @@
 //! Configuration: file, then environment, then flags; every error at once, each with its key,
 //! value, origin and reason.
 //!
-//! Keys are paths such as `tunnel.listen`. An environment variable is the prefix and the path in
-//! upper case, with `__` between the parts: `MESH_PROXY_TUNNEL__LISTEN`. Values are YAML, so a list
-//! is `[a, b]`; a value that does not fit as YAML is tried as plain text.
+//! Keys are paths in camel case such as `tunnel.maxStreams`. An environment variable is the prefix
+//! and the path in upper case, with `_` between words and `__` between parts:
+//! `MESH_PROXY_TUNNEL__MAX_STREAMS`. Values are YAML, so a list is `[a, b]`; a value that does not
+//! fit as YAML is tried as plain text.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -139,7 +140,7 @@ pub fn load_from<T: DeserializeOwned + Validate>(layers: Layers) -> Result<T, Co
         if rest.is_empty() || layers.env_ignore.contains(&name) {
             continue;
         }
-        let path: Vec<_> = rest.split("__").map(str::to_ascii_lowercase).collect();
+        let path: Vec<_> = rest.split("__").map(camel_case).collect();
         merged.set(path, value, Origin::Env(name));
     }
     for (key, value) in layers.flags {
@@ -257,6 +258,18 @@ impl Merged {
             None => Origin::Default,
         }
     }
+}
+
+/// `STATE_DIR` as `stateDir`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_').map(str::to_ascii_lowercase);
+    let mut joined = words.next().unwrap_or_default();
+    for word in words {
+        let (first, rest) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
+        joined.push_str(&first.to_ascii_uppercase());
+        joined.push_str(rest);
+    }
+    joined
 }
 
 fn problem(key: &str, value: &str, reason: String, origin: Origin) -> ConfigProblem {

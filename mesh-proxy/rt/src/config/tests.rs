@@ -12,9 +12,10 @@ struct Inner {
 }
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct Config {
     node: String,
+    state_dir: String,
     workers: u32,
     token: Secret<String>,
     pin: Secret<u32>,
@@ -41,10 +42,11 @@ fn layers(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Layers {
 #[test]
 fn flags_win_over_env_and_env_over_the_file() {
     let file = "node: a\nworkers: 1\ninner: {port: 1, label: file}\n";
-    let env = [("X_WORKERS", "2"), ("X_INNER__PORT", "2"), ("X_CONFIG", "ignored"), ("Y_Z", "other")];
+    let env = [("X_WORKERS", "2"), ("X_STATE_DIR", "/x"), ("X_INNER__PORT", "2"), ("X_CONFIG", "ignored"), ("Y_Z", "other")];
     let config: Config = load_from(layers(file, &env, &[("inner.port", "3")])).unwrap();
     let expected = Config {
         node: "a".into(),
+        state_dir: "/x".into(),
         workers: 2,
         inner: Inner { port: 3, label: "file".into(), ..Inner::default() },
         ..Config::default()
