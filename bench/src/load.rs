@@ -268,31 +268,4 @@ pub(crate) fn hold<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_in_pieces_is_whole_at_its_last_byte() {
-        let text = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
-        for cut in 1..text.len() {
-            let mut buffer = vec![0; 64];
-            let mut answer = Answer::default();
-            buffer[..cut].copy_from_slice(&text[..cut]);
-            assert_eq!(answer.feed(&buffer, cut).unwrap(), None, "{cut}");
-            let at = answer.kept();
-            let rest = &text[cut..];
-            buffer[at..at + rest.len()].copy_from_slice(rest);
-            assert_eq!(answer.feed(&buffer, rest.len()).unwrap(), Some(true), "{cut}");
-        }
-    }
-
-    #[test]
-    fn other_answers_are_not_successes() {
-        let text = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
-        let mut buffer = text.to_vec();
-        buffer.resize(100, 0);
-        assert_eq!(Answer::default().feed(&buffer, text.len()).unwrap(), Some(false));
-        let text = b"HTTP/1.1 200 OK\r\n\r\n";
-        assert!(Answer::default().feed(text, text.len()).is_err(), "no length, no end");
-    }
-}
+mod tests;
