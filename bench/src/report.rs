@@ -13,8 +13,17 @@ use crate::stats::{bootstrap, median};
 /// The relay that every figure is divided by.
 pub(crate) const CALIBRATOR: &str = "tokio-copy";
 /// Subjects that others are compared with.
-const ANCHORS: [&str; 8] =
-    ["direct", CALIBRATOR, "haproxy-l4", "haproxy-l7", "nginx-l4", "nginx-l7", "envoy-l4", "envoy-l7"];
+const ANCHORS: [&str; 9] = [
+    "direct",
+    CALIBRATOR,
+    "haproxy-l4",
+    "haproxy-l7",
+    "nginx-l4",
+    "nginx-l7",
+    "envoy-l4",
+    "envoy-l7",
+    "envoy-mtls",
+];
 
 /// One figure of one subject in one round.
 struct Sample {
@@ -196,6 +205,9 @@ impl Report {
     }
 
     fn ratio_cell(&self, key: &Key, samples: &[Sample]) -> String {
+        if key.3 == CALIBRATOR {
+            return "-".to_owned();
+        }
         let ratios = self.ratios(key, samples, CALIBRATOR);
         let mut rng = rand::rng();
         match (median(&ratios), bootstrap(&ratios, |n| rng.random_range(0..n))) {

@@ -52,7 +52,7 @@ pub(crate) struct Group {
     pub(crate) binary: Option<PathBuf>,
     /// The roots of the process trees whose cost counts.
     pub(crate) pids: Vec<u32>,
-    daemon: Option<Daemon>,
+    daemons: Vec<Daemon>,
 }
 
 impl Group {
@@ -65,7 +65,7 @@ impl Group {
 
     /// Processes that someone else started and ends.
     pub(crate) fn of(name: &str, subjects: Vec<Subject>, pids: Vec<u32>) -> Self {
-        Self { name: name.into(), subjects, binary: None, pids, daemon: None }
+        Self { name: name.into(), subjects, binary: None, pids, daemons: Vec::new() }
     }
 
     /// Starts one program and waits until it listens at `probe`.
@@ -81,14 +81,20 @@ impl Group {
         Ok(Self {
             binary: Some(binary),
             pids: vec![daemon.pid()],
-            daemon: Some(daemon),
+            daemons: vec![daemon],
             ..Self::of(name, subjects, Vec::new())
         })
     }
 
-    /// Stops its process.
+    /// Takes a further program whose cost counts.
+    pub(crate) fn add(&mut self, daemon: Daemon) {
+        self.pids.push(daemon.pid());
+        self.daemons.push(daemon);
+    }
+
+    /// Stops its processes.
     pub(crate) fn stop(&mut self) {
-        self.daemon = None;
+        self.daemons.clear();
     }
 }
 

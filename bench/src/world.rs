@@ -103,6 +103,7 @@ impl World {
             ("haproxy", wanted("haproxy-l4").then(|| peers::haproxy(dir, backend))),
             ("nginx", wanted("nginx-l4").then(|| peers::nginx(dir, backend))),
             ("envoy", wanted("envoy-l4").then(|| peers::envoy(dir, &tools(), backend))),
+            ("envoy-mtls", wanted("envoy-mtls").then(|| peers::envoy_mtls(dir, &tools(), backend))),
         ] {
             match group {
                 Some(Ok(group)) => world.groups.push(group),
