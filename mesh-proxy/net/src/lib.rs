@@ -1,12 +1,13 @@
 //! Sockets, original destination, detection, TLS and copy: what a connection needs below HTTP.
 //!
-//! The only crate with `unsafe`: a socket option, and descriptors received from another process.
+//! The only crate with `unsafe`: where no safe interface exists for a descriptor or a socket option.
 
 pub mod connect;
 pub mod copy;
 pub mod detect;
 pub mod handover;
 pub mod listen;
+pub mod nfwatch;
 pub mod original_dst;
 mod prefixed;
 pub mod sniff;

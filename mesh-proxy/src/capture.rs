@@ -1,0 +1,322 @@
+//! Captures connections to services: one nftables table, one set of addresses of services for each
+//! family, one redirect rule over it. Follows the tables, and repairs what others break.
+//!
+//! Our own sockets carry a mark that the rules let pass.
+
+mod link;
+mod nft;
+mod rules;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mesh_net::nfwatch::{NftChange, NftWatch};
+use node_rt::{Stage, Tasks};
+use prometheus::{IntCounter, IntGauge, Registry};
+use tokio::sync::watch;
+
+use crate::shared::{Shared, Updates};
+
+use nft::Nft;
+use rules::{Rules, Vips};
+
+pub use link::{LinkAddress, LinkError, ensure_address};
+pub use nft::NftError;
+
+/// Changes that arrive within this time become one transaction.
+const GATHER: Duration = Duration::from_millis(20);
+/// Least time between two looks at the ruleset, however often others change it.
+const LOOK: Duration = Duration::from_millis(250);
+/// Time between looks when the kernel does not tell of changes.
+const LOOK_BLIND: Duration = Duration::from_secs(1);
+/// Pause after a failure, doubled up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// What is captured and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureOptions {
+    /// The `nft` program.
+    pub nft: PathBuf,
+    /// Name of the table, for more than one proxy in a network namespace.
+    pub table: String,
+    /// Port of the outbound listener for IPv4; none = not captured.
+    pub port_v4: Option<u16>,
+    /// Port of the outbound listener for IPv6; none = not captured.
+    pub port_v6: Option<u16>,
+    /// Mark of our own sockets.
+    pub mark: u32,
+    /// Send all DNS queries of pods here, whatever their resolver is.
+    pub pod_dns: Option<SocketAddr>,
+}
+
+impl CaptureOptions {
+    /// For a listener at `outbound`; the family of its address is captured.
+    pub fn new(outbound: SocketAddr) -> Self {
+        Self {
+            nft: PathBuf::from("nft"),
+            table: "selvage".to_owned(),
+            port_v4: outbound.is_ipv4().then_some(outbound.port()),
+            port_v6: outbound.is_ipv6().then_some(outbound.port()),
+            mark: mesh_net::connect::DEFAULT_MARK,
+            pod_dns: None,
+        }
+    }
+}
+
+/// Why nothing is captured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The first rules could not be written.
+    #[error(
+        "cannot capture traffic; without it, applications use the HTTP CONNECT or SOCKS5 proxy, and \
+         capture.enabled: false says that this is meant"
+    )]
+    Rules(#[source] NftError),
+    /// A metric is registered twice.
+    #[error("cannot register the capture metrics")]
+    Metrics(#[source] prometheus::Error),
+}
+
+#[derive(Clone)]
+struct Metrics {
+    vips: IntGauge,
+    applied: IntCounter,
+    failed: IntCounter,
+    repaired: IntCounter,
+}
+
+impl Metrics {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let vips = IntGauge::new("selvage_capture_addresses", "Addresses of services that are captured.")?;
+        registry.register(Box::new(vips.clone()))?;
+        Ok(Self {
+            vips,
+            applied: counter("selvage_capture_applied_total", "Transactions written to nftables.")?,
+            failed: counter("selvage_capture_failed_total", "Transactions that nftables refused.")?,
+            repaired: counter("selvage_capture_repaired_total", "Times that others had changed our rules.")?,
+        })
+    }
+}
+
+/// The running capture.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    keep: Arc<AtomicBool>,
+    done: watch::Receiver<bool>,
+}
+
+impl Capture {
+    /// Leaves the rules in place at the end: a successor has taken over.
+    pub fn keep(&self) {
+        self.keep.store(true, Ordering::Relaxed);
+    }
+
+    /// Resolves when the rules are gone (or kept) after the drain has begun: only then may the
+    /// listener stop accepting.
+    pub async fn removed(&mut self) {
+        let _ended = self.done.wait_for(|done| *done).await;
+    }
+}
+
+/// Writes the rules for the addresses known now, then follows [`Shared::updates`] until the drain
+/// begins, and removes the rules.
+pub async fn start(shared: &Arc<Shared>, options: CaptureOptions, tasks: &Tasks) -> Result<Capture, CaptureError> {
+    let metrics = Metrics::register(&shared.metrics).map_err(CaptureError::Metrics)?;
+    // Before the first look, so that no change falls between.
+    let updates = shared.updates();
+    let mut worker = Worker {
+        nft: Nft::new(options.nft.clone()),
+        rules: Rules::new(options),
+        shared: Arc::clone(shared),
+        metrics,
+        applied: Vips::default(),
+        intact: String::new(),
+    };
+    worker.write_all().await.map_err(CaptureError::Rules)?;
+    let (keep, (tell, done)) = (Arc::new(AtomicBool::new(false)), watch::channel(false));
+    let capture = Capture { keep: Arc::clone(&keep), done };
+    let drain = tasks.drain().clone();
+    tasks.spawn_critical("capture", async move {
+        tokio::select! {
+            () = worker.follow(updates) => {}
+            () = drain.reached(Stage::NotReady) => {}
+        }
+        if !keep.load(Ordering::Relaxed) {
+            worker.remove().await;
+        }
+        tell.send_replace(true);
+    });
+    Ok(capture)
+}
+
+struct Worker {
+    nft: Nft,
+    rules: Rules,
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    /// What the sets hold, as far as we know.
+    applied: Vips,
+    /// How chains and rules look when nobody has touched them.
+    intact: String,
+}
+
+enum Wake {
+    Tables,
+    Others,
+}
+
+impl Worker {
+    /// Never returns; a failure is retried.
+    async fn follow(&mut self, mut updates: watch::Receiver<Updates>) {
+        let mut seen = updates.borrow_and_update().vips;
+        let mut watch = NftWatch::open()
+            .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"))
+            .ok();
+        let mut pause = RETRY.0;
+        loop {
+            let wake = tokio::select! {
+                changed = updates.changed() => match changed {
+                    Ok(()) => Wake::Tables,
+                    // The sender is in `shared`, which we hold.
+                    Err(_) => return,
+                },
+                () = others(&mut watch, &self.nft) => Wake::Others,
+            };
+            let result = match wake {
+                Wake::Tables => {
+                    tokio::time::sleep(GATHER).await;
+                    let now = updates.borrow_and_update().vips;
+                    if now == seen {
+                        continue;
+                    }
+                    seen = now;
+                    self.write_changes().await
+                }
+                Wake::Others => {
+                    let result = self.repair().await;
+                    tokio::time::sleep(LOOK).await;
+                    result
+                }
+            };
+            match result {
+                Ok(()) => pause = RETRY.0,
+                Err(error) => {
+                    self.retry(error, &mut pause).await;
+                }
+            }
+        }
+    }
+
+    /// Writes everything anew until it works.
+    async fn retry(&mut self, first: NftError, pause: &mut Duration) {
+        let mut error = first;
+        loop {
+            self.metrics.failed.inc();
+            tracing::error!(error = %report(&error), "capture rules");
+            tokio::time::sleep(*pause).await;
+            *pause = (*pause * 2).min(RETRY.1);
+            match self.write_all().await {
+                Ok(()) => return,
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    fn wanted(&self) -> Vips {
+        Vips::of(self.shared.tables.load().vips(), &self.rules.options)
+    }
+
+    /// Replaces the table in one transaction.
+    async fn write_all(&mut self) -> Result<(), NftError> {
+        let wanted = self.wanted();
+        self.nft.run(&self.rules.full(&wanted)).await?;
+        self.applied(wanted);
+        self.intact = self.structure().await?.0;
+        Ok(())
+    }
+
+    /// Adds and deletes what has changed, in one transaction.
+    async fn write_changes(&mut self) -> Result<(), NftError> {
+        let wanted = self.wanted();
+        let Some(script) = self.rules.changes(&self.applied, &wanted) else { return Ok(()) };
+        self.nft.run(&script).await?;
+        self.applied(wanted);
+        Ok(())
+    }
+
+    fn applied(&mut self, now: Vips) {
+        self.metrics.applied.inc();
+        self.metrics.vips.set(now.len() as i64);
+        self.applied = now;
+    }
+
+    /// Looks whether the table is still as we wrote it, and writes it again when not.
+    async fn repair(&mut self) -> Result<(), NftError> {
+        match self.structure().await {
+            Ok((structure, vips)) if structure == self.intact && vips == self.applied => Ok(()),
+            // Gone, or changed.
+            Ok(_) | Err(NftError::Refused { .. }) => {
+                self.metrics.repaired.inc();
+                tracing::warn!(table = self.rules.options.table, "others have changed our rules; writing them again");
+                self.write_all().await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn structure(&self) -> Result<(String, Vips), NftError> {
+        let json = self.nft.list(&self.rules.options.table).await?;
+        rules::read(&json).ok_or(NftError::Output)
+    }
+
+    async fn remove(&mut self) {
+        match self.nft.run(&self.rules.removal()).await {
+            Ok(()) => tracing::debug!("capture rules removed"),
+            Err(error) => tracing::error!(error = %report(&error), "cannot remove the capture rules"),
+        }
+    }
+}
+
+/// Resolves when somebody else has changed rules.
+async fn others(watch: &mut Option<NftWatch>, nft: &Nft) {
+    let Some(open) = watch else { return tokio::time::sleep(LOOK_BLIND).await };
+    loop {
+        match open.changed().await {
+            Ok(changes) => {
+                let ours = |change: &NftChange| matches!(change, NftChange::By(process) if nft.ran(*process));
+                if !changes.iter().all(ours) {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the kernel no longer tells of changed rules; looking every second");
+                *watch = None;
+                return;
+            }
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Whether an address may be captured: a mistake in the tables must not cut the node off.
+fn may_capture(ip: IpAddr) -> bool {
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}

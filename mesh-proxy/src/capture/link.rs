@@ -1,0 +1,96 @@
+//! The address of the DNS server: link-local, on a link of its own, so that pods and host
+//! applications on every node find DNS at the same place.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+/// Our link, where the kernel has the dummy driver.
+const LINK: &str = "selvage0";
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the address is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// `ip` could not be run.
+    #[error("cannot run ip (package iproute2)")]
+    Run(#[source] io::Error),
+    /// It failed.
+    #[error("cannot give this node the address {address}: {message}; NET_ADMIN is needed, or another dns.listen")]
+    Refused {
+        /// The address.
+        address: IpAddr,
+        /// The program's words.
+        message: String,
+    },
+}
+
+/// An address that this node has, and whether we have given it to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkAddress {
+    address: IpAddr,
+    /// The link that we have put it on.
+    added_to: Option<&'static str>,
+}
+
+/// Makes `address` one of this node's, unless it is already: on a dummy link of ours, or on `lo`
+/// where the kernel has no dummy links.
+pub async fn ensure_address(address: IpAddr) -> Result<LinkAddress, LinkError> {
+    if is_local(address) {
+        return Ok(LinkAddress { address, added_to: None });
+    }
+    let prefix = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+    // Left from an earlier run is as good as new.
+    let _exists_or_unknown = ip(address, &["link", "add", LINK, "type", "dummy"]).await;
+    let on_dummy = async {
+        ip(address, &["link", "set", LINK, "up"]).await?;
+        ip(address, &["address", "replace", &prefix, "dev", LINK]).await
+    };
+    let added_to = match on_dummy.await {
+        Ok(()) => LINK,
+        Err(_no_dummy) => {
+            ip(address, &["address", "replace", &prefix, "dev", "lo"]).await?;
+            "lo"
+        }
+    };
+    tracing::debug!(%address, link = added_to, "address added");
+    Ok(LinkAddress { address, added_to: Some(added_to) })
+}
+
+impl LinkAddress {
+    /// Takes the address away again, if we have added it.
+    pub async fn remove(&self) {
+        let Some(link) = self.added_to else { return };
+        let result = if link == LINK {
+            ip(self.address, &["link", "delete", LINK]).await
+        } else {
+            ip(self.address, &["address", "delete", &self.address.to_string(), "dev", link]).await
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "address not removed");
+        }
+    }
+}
+
+/// Only an address of our own can be bound.
+fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind(SocketAddr::new(address, 0)).is_ok()
+}
+
+async fn ip(address: IpAddr, arguments: &[&str]) -> Result<(), LinkError> {
+    let mut command = Command::new("ip");
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let late = || io::Error::from(io::ErrorKind::TimedOut);
+    let output = match tokio::time::timeout(LIMIT, command.output()).await {
+        Ok(output) => output.map_err(LinkError::Run)?,
+        Err(_) => return Err(LinkError::Run(late())),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(200).collect();
+    Err(LinkError::Refused { address, message })
+}

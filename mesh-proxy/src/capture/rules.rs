@@ -1,0 +1,201 @@
+//! The text of our rules, and what a listing says about them. Pure.
+
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde_json::Value;
+
+use super::{CaptureOptions, may_capture};
+
+/// Before the priority of kube-proxy's rules (-100), so that services are ours.
+const PRIORITY: i32 = -105;
+
+/// Captured addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Vips {
+    v4: BTreeSet<Ipv4Addr>,
+    v6: BTreeSet<Ipv6Addr>,
+}
+
+impl Vips {
+    /// Those of a family that is captured.
+    pub(crate) fn of(all: impl Iterator<Item = IpAddr>, options: &CaptureOptions) -> Self {
+        let mut vips = Self::default();
+        for ip in all.filter(|ip| may_capture(*ip)) {
+            match ip {
+                IpAddr::V4(ip) if options.port_v4.is_some() => _ = vips.v4.insert(ip),
+                IpAddr::V6(ip) if options.port_v6.is_some() => _ = vips.v6.insert(ip),
+                _ => {}
+            }
+        }
+        vips
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+}
+
+pub(crate) struct Rules {
+    pub(crate) options: CaptureOptions,
+}
+
+impl Rules {
+    pub(crate) fn new(options: CaptureOptions) -> Self {
+        Self { options }
+    }
+
+    /// A script that replaces the table in one transaction.
+    pub(crate) fn full(&self, vips: &Vips) -> String {
+        let table = &self.options.table;
+        let mut redirects = String::new();
+        if let Some(port) = self.options.port_v4 {
+            redirects.push_str(&format!("    meta l4proto tcp ip daddr @vip4 redirect to :{port}\n"));
+        }
+        if let Some(port) = self.options.port_v6 {
+            redirects.push_str(&format!("    meta l4proto tcp ip6 daddr @vip6 redirect to :{port}\n"));
+        }
+        let dns = self.options.pod_dns.map_or_else(String::new, |to| {
+            let (family, target) = match to {
+                std::net::SocketAddr::V4(to) => ("ip", to.to_string()),
+                std::net::SocketAddr::V6(to) => ("ip6", to.to_string()),
+            };
+            format!("    meta l4proto {{ tcp, udp }} th dport 53 dnat {family} to {target}\n")
+        });
+        let mark = self.options.mark;
+        format!(
+            "add table inet {table}\n\
+             delete table inet {table}\n\
+             table inet {table} {{\n\
+             {v4}{v6}\
+             \x20 chain output {{\n\
+             \x20   type nat hook output priority {PRIORITY}; policy accept;\n\
+             \x20   meta mark {mark:#x} return\n\
+             {redirects}\
+             \x20 }}\n\
+             \x20 chain prerouting {{\n\
+             \x20   type nat hook prerouting priority {PRIORITY}; policy accept;\n\
+             {redirects}{dns}\
+             \x20 }}\n\
+             }}\n",
+            v4 = set("vip4", "ipv4_addr", &vips.v4),
+            v6 = set("vip6", "ipv6_addr", &vips.v6),
+        )
+    }
+
+    /// A script that turns one set of addresses into another, or nothing when they are equal.
+    pub(crate) fn changes(&self, from: &Vips, to: &Vips) -> Option<String> {
+        let mut script = String::new();
+        let mut change = |verb: &str, name: &str, elements: String| {
+            if !elements.is_empty() {
+                // Writing to a String cannot fail.
+                let _ = writeln!(script, "{verb} element inet {} {name} {{ {elements} }}", self.options.table);
+            }
+        };
+        change("delete", "vip4", list(from.v4.difference(&to.v4)));
+        change("delete", "vip6", list(from.v6.difference(&to.v6)));
+        change("add", "vip4", list(to.v4.difference(&from.v4)));
+        change("add", "vip6", list(to.v6.difference(&from.v6)));
+        (!script.is_empty()).then_some(script)
+    }
+
+    /// Removes the table, whether it is there or not.
+    pub(crate) fn removal(&self) -> String {
+        let table = &self.options.table;
+        format!("add table inet {table}\ndelete table inet {table}\n")
+    }
+}
+
+fn set<T: Display>(name: &str, kind: &str, elements: &BTreeSet<T>) -> String {
+    let elements =
+        if elements.is_empty() { String::new() } else { format!("    elements = {{ {} }}\n", list(elements.iter())) };
+    format!("  set {name} {{\n    type {kind}\n{elements}  }}\n")
+}
+
+fn list<T: Display>(elements: impl Iterator<Item = T>) -> String {
+    let mut text = String::new();
+    for element in elements {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let _ = write!(text, "{comma}{element}");
+    }
+    text
+}
+
+/// Reads a listing: chains and rules without what changes by itself, and the sets' elements.
+pub(crate) fn read(json: &[u8]) -> Option<(String, Vips)> {
+    let listing: Value = serde_json::from_slice(json).ok()?;
+    let mut structure = String::new();
+    let mut vips = Vips::default();
+    for object in listing.get("nftables")?.as_array()? {
+        if let Some(set) = object.get("set") {
+            let elements = set.get("elem").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            for element in elements {
+                match element.as_str()?.parse().ok()? {
+                    IpAddr::V4(ip) => vips.v4.insert(ip),
+                    IpAddr::V6(ip) => vips.v6.insert(ip),
+                };
+            }
+        }
+        for kind in ["chain", "rule"] {
+            if let Some(Value::Object(fields)) = object.get(kind) {
+                let mut fields = fields.clone();
+                fields.remove("handle");
+                let _ = writeln!(structure, "{kind} {}", Value::Object(fields));
+            }
+        }
+    }
+    Some((structure, vips))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> CaptureOptions {
+        CaptureOptions { port_v6: Some(15001), ..CaptureOptions::new("0.0.0.0:15001".parse().unwrap()) }
+    }
+
+    fn vips(all: &[&str]) -> Vips {
+        Vips::of(all.iter().map(|ip| ip.parse().unwrap()), &options())
+    }
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let rules = Rules::new(options());
+        let from = vips(&["10.96.0.1", "10.96.0.2", "fd00::1"]);
+        let to = vips(&["10.96.0.2", "10.96.0.3", "10.96.0.4"]);
+        assert_eq!(
+            rules.changes(&from, &to).unwrap(),
+            "delete element inet selvage vip4 { 10.96.0.1 }\n\
+             delete element inet selvage vip6 { fd00::1 }\n\
+             add element inet selvage vip4 { 10.96.0.3, 10.96.0.4 }\n"
+        );
+        assert_eq!(rules.changes(&to, &to), None);
+    }
+
+    #[test]
+    fn addresses_that_would_cut_the_node_off_are_left_out() {
+        assert_eq!(vips(&["127.0.0.1", "0.0.0.0", "::1", "::", "224.0.0.1", "10.96.0.1"]), vips(&["10.96.0.1"]));
+        let v4_only = CaptureOptions::new("0.0.0.0:15001".parse().unwrap());
+        let both = ["10.96.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+        assert_eq!(Vips::of(both.into_iter(), &v4_only), vips(&["10.96.0.1"]));
+    }
+
+    #[test]
+    fn a_listing_is_compared_without_handles() {
+        let listing = |handle: u32, elements: &str, rule: &str| {
+            let text = format!(
+                r#"{{"nftables": [{{"metainfo": {{"version": "1"}}}}, {{"set": {{"name": "vip4", "handle": {handle} {elements}}}}},
+                {{"chain": {{"name": "output", "handle": {handle}}}}}, {{"rule": {{"handle": {handle}, "expr": "{rule}"}}}}]}}"#
+            );
+            read(text.as_bytes()).unwrap()
+        };
+        let first = listing(1, r#", "elem": ["10.96.0.1"]"#, "x");
+        assert_eq!(first, listing(2, r#", "elem": ["10.96.0.1"]"#, "x"));
+        assert_eq!(first.1, vips(&["10.96.0.1"]));
+        assert_ne!(first.0, listing(1, "", "y").0);
+        assert_eq!(listing(1, "", "x").1, Vips::default());
+        assert_eq!(read(b"no"), None);
+    }
+}
