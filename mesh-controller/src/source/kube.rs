@@ -1,18 +1,88 @@
-//! Objects from a Kubernetes API server.
+//! Objects from a Kubernetes API server: one watch for each kind. A relist reconciles what was deleted meanwhile. Kinds
+//! whose CRD is not installed are waited for; that is no fault.
 
-use std::path::PathBuf;
+mod watch;
 
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use mesh_index::Kind;
 use node_rt::Tasks;
 use tokio::sync::mpsc;
 
 use super::{Health, Op};
 
+/// Bookmarks come every minute; a watch that says nothing for longer than this sits on a dead connection.
+const SILENCE: Duration = Duration::from_secs(150);
+
 /// Connects and starts one watch for each kind.
 pub(crate) async fn start(
-    _kubeconfig: Option<PathBuf>,
-    _sender: mpsc::Sender<Vec<Op>>,
-    _health: Health,
-    _tasks: &Tasks,
+    kubeconfig: Option<PathBuf>,
+    sender: mpsc::Sender<Vec<Op>>,
+    health: Health,
+    tasks: &Tasks,
 ) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(&path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::infer().await.context("no kubeconfig given, and none found")?,
+    };
+    config.connect_timeout = Some(Duration::from_secs(10));
+    config.read_timeout = Some(SILENCE);
+    let client = Client::try_from(config).context("Kubernetes client")?;
+    start_with(client, sender, health, tasks);
+    Ok(())
 }
+
+/// Starts the watches over any client.
+pub(crate) fn start_with(client: Client, sender: mpsc::Sender<Vec<Op>>, health: Health, tasks: &Tasks) {
+    let pending = Arc::new(Mutex::new(Kind::ALL.into_iter().collect()));
+    for kind in Kind::ALL {
+        let sync = Sync { pending: pending.clone(), sender: sender.clone() };
+        let follower = watch::Follower { kind, client: client.clone(), sync, health: health.clone() };
+        tasks.spawn_critical("kube source", follower.run());
+    }
+}
+
+/// Notices when every kind has been listed once.
+#[derive(Clone)]
+struct Sync {
+    pending: Arc<Mutex<HashSet<Kind>>>,
+    sender: mpsc::Sender<Vec<Op>>,
+}
+
+/// The engine is gone: the process ends.
+#[derive(Debug)]
+struct Gone;
+
+impl Sync {
+    async fn send(&self, ops: Vec<Op>) -> Result<(), Gone> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.sender.send(ops).await.map_err(|_| Gone)
+    }
+
+    /// The kind is complete.
+    async fn complete(&self, kind: Kind) -> Result<(), Gone> {
+        let all = {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.remove(&kind) && pending.is_empty()
+        };
+        if all { self.send(vec![Op::Synced]).await } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -91,10 +91,10 @@ impl Mesh {
         std::fs::write(&token_file, token.stdout.trim()).unwrap();
         let config = serde_json::json!({
             "node": node,
-            "stateDir": folder.join("state"),
+            "state_dir": folder.join("state"),
             "controller": format!("{}:15012", cloud.address()),
-            "joinToken": format!("@{}", token_file.display()),
-            "logLevel": "info",
+            "join_token": format!("@{}", token_file.display()),
+            "log_level": "info",
         });
         let file = folder.join("mesh-proxy.yaml");
         std::fs::write(&file, config.to_string()).unwrap();

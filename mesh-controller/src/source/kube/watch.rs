@@ -1,0 +1,196 @@
+//! Follows one kind for ever.
+
+use std::{collections::HashSet, time::Duration};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject},
+    core::GroupVersionKind,
+    runtime::{WatchStreamExt, watcher},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
+use mesh_index::{Kind, ObjectKey};
+use serde_json::{Map, Value};
+
+use super::{Gone, Health, Op, Sync};
+
+/// How often to look whether a CRD has been installed.
+const CRD_POLL: Duration = Duration::from_secs(1);
+/// After a failed discovery.
+const RETRY: Duration = Duration::from_secs(2);
+/// Events taken at once when they are there.
+const CHUNK: usize = 512;
+
+pub(super) struct Follower {
+    pub(super) kind: Kind,
+    pub(super) client: Client,
+    pub(super) sync: Sync,
+    pub(super) health: Health,
+}
+
+/// Why a watch has ended.
+enum End {
+    /// The kind is no longer served in that version.
+    NotServed,
+    /// Nobody listens any more.
+    Gone,
+}
+
+impl Follower {
+    pub(super) async fn run(self) {
+        while self.round().await.is_ok() {}
+    }
+
+    async fn round(&self) -> Result<(), Gone> {
+        let part = self.kind.as_str();
+        match self.discover().await {
+            Ok(Some(resource)) => match self.watch(&resource).await {
+                End::NotServed => Ok(()),
+                End::Gone => Err(Gone),
+            },
+            Ok(None) => {
+                self.health.waiting(part);
+                // With the CRD its objects are gone too.
+                self.sync.send(vec![Op::Retain(self.kind, HashSet::new())]).await?;
+                self.sync.complete(self.kind).await?;
+                tokio::time::sleep(CRD_POLL).await;
+                Ok(())
+            }
+            Err(error) => {
+                self.health.problem(part, crate::chain(&error));
+                tokio::time::sleep(RETRY).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The newest version that the server has; `None` when it has none.
+    async fn discover(&self) -> Result<Option<ApiResource>, kube::Error> {
+        let kind = self.kind;
+        if kind.group() != istio_compat::types::NETWORKING_GROUP {
+            return Ok(Some(resource(kind, kind.versions()[0])));
+        }
+        let path = format!("/apis/{}", kind.group());
+        let get = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let group: APIGroup = match self.client.request(get).await {
+            Err(error) if is_not_found(&error) => return Ok(None),
+            other => other?,
+        };
+        for version in kind.versions() {
+            if !group.versions.iter().any(|v| v.version == *version) {
+                continue;
+            }
+            match self.client.list_api_group_resources(&format!("{}/{version}", kind.group())).await {
+                Ok(list) if list.resources.iter().any(|r| r.kind == kind.as_str()) => {
+                    return Ok(Some(resource(kind, version)));
+                }
+                Ok(_) => {}
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn watch(&self, resource: &ApiResource) -> End {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        // "Any" lists are answered from the API server's cache; what is missing follows as events.
+        let config = watcher::Config::default().any_semantic();
+        let stream = watcher(api, config).default_backoff();
+        let mut events = std::pin::pin!(stream.ready_chunks(CHUNK));
+        let mut listed = HashSet::new();
+        while let Some(chunk) = events.next().await {
+            let mut ops = Vec::with_capacity(chunk.len());
+            let mut complete = false;
+            for event in chunk {
+                match event {
+                    Ok(event) => complete |= self.take(event, resource, &mut listed, &mut ops),
+                    Err(error) => {
+                        if is_gone(&error) {
+                            return End::NotServed;
+                        }
+                        self.health.problem(self.kind.as_str(), crate::chain(&error));
+                    }
+                }
+            }
+            if self.sync.send(ops).await.is_err() {
+                return End::Gone;
+            }
+            if complete {
+                self.health.fine(self.kind.as_str());
+                if self.sync.complete(self.kind).await.is_err() {
+                    return End::Gone;
+                }
+            }
+        }
+        End::NotServed
+    }
+
+    /// Turns an event into operations; `true` when a list is complete.
+    fn take(
+        &self,
+        event: watcher::Event<DynamicObject>,
+        resource: &ApiResource,
+        listed: &mut HashSet<ObjectKey>,
+        ops: &mut Vec<Op>,
+    ) -> bool {
+        match event {
+            watcher::Event::Init => listed.clear(),
+            watcher::Event::InitApply(object) => {
+                listed.insert(self.key(&object));
+                ops.push(Op::Apply(manifest(object, resource)));
+            }
+            watcher::Event::InitDone => {
+                ops.push(Op::Retain(self.kind, std::mem::take(listed)));
+                return true;
+            }
+            watcher::Event::Apply(object) => {
+                self.health.fine(self.kind.as_str());
+                ops.push(Op::Apply(manifest(object, resource)));
+            }
+            watcher::Event::Delete(object) => ops.push(Op::Delete(self.key(&object))),
+        }
+        false
+    }
+
+    fn key(&self, object: &DynamicObject) -> ObjectKey {
+        let meta = &object.metadata;
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        ObjectKey::new(self.kind, &text(&meta.namespace), &text(&meta.name))
+    }
+}
+
+fn resource(kind: Kind, version: &str) -> ApiResource {
+    let plural = format!("{}s", kind.as_str().to_ascii_lowercase());
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(kind.group(), version, kind.as_str()), &plural)
+}
+
+/// The object as a manifest. Items of lists do not say their kind; managed fields say nothing to us.
+fn manifest(object: DynamicObject, resource: &ApiResource) -> Value {
+    let DynamicObject { mut metadata, data, .. } = object;
+    metadata.managed_fields = None;
+    let mut map = match data {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    map.insert("apiVersion".to_owned(), resource.api_version.clone().into());
+    map.insert("kind".to_owned(), resource.kind.clone().into());
+    map.insert("metadata".to_owned(), serde_json::to_value(metadata).unwrap_or_default());
+    Value::Object(map)
+}
+
+fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether the kind itself is not served: a list never answers 404 otherwise.
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
+            is_not_found(e)
+        }
+        watcher::Error::WatchError(status) => status.code == 404,
+        watcher::Error::NoResourceVersion => false,
+    }
+}
