@@ -1,2 +1,5 @@
 //! Closed test networks, the echo application, a real control plane.
+pub mod bins;
+pub mod echo;
 pub mod kube;
+pub mod lab;

@@ -1,0 +1,77 @@
+//! Finds this project's programs, building them when they are not there.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
+
+/// Package of each program.
+const PACKAGES: [(&str, &str); 6] = [
+    ("lab", "mesh-testkit"),
+    ("echo", "mesh-testkit"),
+    ("demo", "mesh-testkit"),
+    ("mesh-proxy", "mesh-proxy"),
+    ("mesh-controller", "mesh-controller"),
+    ("meshctl", "meshctl"),
+];
+
+/// One build at a time in this process; what was built is not asked for again.
+static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The path of a program.
+///
+/// `SELVAGE_BIN_DIR` names a folder that is used as it is. Otherwise the program is taken from the target
+/// folder that this process runs from; a test first has cargo bring it up to date, so that it never runs
+/// yesterday's program.
+///
+/// # Errors
+/// Why there is none.
+pub fn find(name: &str) -> Result<PathBuf, String> {
+    if let Some(dir) = std::env::var_os("SELVAGE_BIN_DIR") {
+        let path = Path::new(&dir).join(name);
+        return if path.exists() { Ok(path) } else { Err(format!("{} does not exist", path.display())) };
+    }
+    let me = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
+    if me.file_name().is_some_and(|n| n == name) {
+        return Ok(me);
+    }
+    let folder = me.parent().ok_or("this program is in no folder")?;
+    let is_test = folder.file_name().is_some_and(|n| n == "deps");
+    let folder = if is_test { folder.parent().unwrap_or(folder) } else { folder };
+    let path = folder.join(name);
+    if is_test {
+        build(name, folder)?;
+    }
+    if path.exists() {
+        return Ok(path);
+    }
+    build(name, folder)?;
+    if path.exists() { Ok(path) } else { Err(format!("{} was not built", path.display())) }
+}
+
+fn build(name: &str, folder: &Path) -> Result<(), String> {
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if built.iter().any(|b| b == name) {
+        return Ok(());
+    }
+    let package = PACKAGES.iter().find(|(n, _)| *n == name).map(|(_, p)| *p);
+    let package = package.ok_or_else(|| format!("{name} is no program of this project"))?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root).args(["build", "--quiet", "-p", package, "--bin", name]);
+    let profile = folder.file_name().and_then(|n| n.to_str()).unwrap_or("debug");
+    if profile != "debug" {
+        command.args(["--profile", profile]);
+    }
+    if let Some(target) = folder.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    let output = command.output().map_err(|e| format!("running cargo: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("building {name}:\n{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    built.push(name.to_owned());
+    Ok(())
+}
