@@ -43,8 +43,7 @@ pub fn keep_main(dir: &Path, user: bool, detached: bool) -> Result<(), LabError>
     let _already_leader = setsid();
     let host = net_inode("/proc/self/ns/net")?;
     let (uid, gid) = (getuid(), getgid());
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
+    let mut flags = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
@@ -128,6 +127,8 @@ fn net_inode(path: &str) -> Result<u64, LabError> {
 
 /// Mounts made from here on are this world's own.
 fn private_mounts(files: &Files) -> Result<(), LabError> {
+    // Not in the first stage, which needs the machine's own /proc to name this process.
+    unshare(CloneFlags::CLONE_NEWNS).map_err(LabError::system("making mounts of its own"))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(LabError::system("making mounts private"))?;
