@@ -5,7 +5,7 @@ use crate::{Change, Client, fixtures::*};
 
 const HOST: &str = "web.default.svc.cluster.local";
 
-fn cluster(weights: &[u32], lb: model::load_balancer::Simple, outlier: Option<model::OutlierDetection>) -> Arc<Cluster> {
+fn cluster(weights: &[u32], lb: Simple, outlier: Option<model::OutlierDetection>) -> Arc<Cluster> {
     let mut s = service("web", "default", "10.0.0.1", &[80]);
     s.policies = vec![model::DestinationPolicy {
         source: "default/web".into(),
