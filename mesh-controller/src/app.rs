@@ -48,7 +48,8 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let registry = Registry::open(state.nodes(), sender.clone()).context("node registry")?;
     let (store, overview, health) = (Arc::new(Store::new()), SharedOverview::default(), Health::default());
     let guard = readiness.wait_for("source");
-    Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), guard).start(operations, tasks);
+    Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), guard)
+        .start(operations, tasks);
     sender.send(registry.all()).await.ok();
 
     let tls = own_tls(&authority, config)?;
@@ -64,13 +65,19 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
         metrics: metrics_listener.local_addr()?,
         admin: admin_listener.local_addr()?,
     };
-    AdminServer::new().health(readiness.clone()).metrics(registered).serve("metrics", metrics_listener, tasks);
+    AdminServer::new().health(readiness.clone()).metrics(registered).serve(
+        "metrics",
+        metrics_listener,
+        tasks,
+    );
     let pages = admin::Pages { shared: shared.clone(), overview, health: health.clone() };
     pages.serve(admin_listener, readiness.clone(), tasks);
 
     match &config.source {
         SourceKind::Dir(path) => source::dir::start(path.clone(), sender, health.clone(), tasks),
-        SourceKind::Kube => source::kube::start(config.kubeconfig.clone(), sender, health.clone(), tasks).await?,
+        SourceKind::Kube => {
+            source::kube::start(config.kubeconfig.clone(), sender, health.clone(), tasks).await?
+        }
     }
     // Proxies keep what they have until this controller knows all of it.
     serve_when_ready(shared.clone(), listener, accept_tls, config.max_connections, readiness);
@@ -94,11 +101,16 @@ async fn bind(key: &'static str, address: SocketAddr) -> anyhow::Result<TcpListe
 
 fn credentials(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<Credentials> {
     let issued = authority.issue_controller(&config.names, OWN_CERTIFICATE_TTL, agent::now())?;
-    Ok(Credentials { chain: issued.chain, key: issued.key.into(), roots: vec![authority.certificate().clone()] })
+    Ok(Credentials {
+        chain: issued.chain,
+        key: issued.key.into(),
+        roots: vec![authority.certificate().clone()],
+    })
 }
 
 fn own_tls(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<NodeTls> {
-    NodeTls::new(&config.trust_domain, credentials(authority, config)?).context("the controller's own certificate")
+    NodeTls::new(&config.trust_domain, credentials(authority, config)?)
+        .context("the controller's own certificate")
 }
 
 fn serve_when_ready(

@@ -49,7 +49,12 @@ impl Shared {
 }
 
 /// Serves until the drain ends.
-pub(crate) fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Arc<ServerConfig>, max_connections: usize) {
+pub(crate) fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    max_connections: usize,
+) {
     let tasks = shared.tasks.clone();
     let connections = peer::accept(listener, tls, max_connections, &tasks, shared.metrics.clone());
     let routes = service::Routes::new(shared);

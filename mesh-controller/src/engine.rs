@@ -17,6 +17,8 @@ use crate::{distribute::store::Store, metrics::Metrics, source::Op};
 /// Operations that come within this time of the first are compiled together.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 const BATCH_LIMIT: usize = 50_000;
+/// How often everything is compiled again, to find what an earlier change should have touched.
+const FULL_CHECK: Duration = Duration::from_secs(600);
 
 /// What the engine shows of itself.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -84,8 +86,18 @@ impl Engine {
     /// Works until all senders are gone or the drain cancels.
     pub(crate) fn start(mut self, mut operations: mpsc::Receiver<Vec<Op>>, tasks: &Tasks) {
         tasks.spawn_critical("engine", async move {
-            while let Some(batch) = next_batch(&mut operations).await {
-                self.round(batch);
+            let mut checked = Instant::now();
+            loop {
+                let left = FULL_CHECK.saturating_sub(checked.elapsed());
+                match tokio::time::timeout(left, next_batch(&mut operations)).await {
+                    Ok(Some(batch)) => self.round(batch),
+                    Ok(None) => return,
+                    Err(_) => {}
+                }
+                if checked.elapsed() >= FULL_CHECK {
+                    self.check_everything();
+                    checked = Instant::now();
+                }
             }
         });
     }
@@ -111,6 +123,26 @@ impl Engine {
         }
         if let Some(guard) = self.readiness.take() {
             guard.ready();
+        }
+    }
+
+    /// Proxies must not live with a missed change until somebody restarts the controller.
+    fn check_everything(&mut self) {
+        if !self.synced {
+            return;
+        }
+        self.index.touch_all();
+        let missed = self.index.compile();
+        if !missed.is_empty() {
+            let names: Vec<_> =
+                missed.iter().take(10).map(|c| format!("{} {}", c.kind.as_str(), c.name)).collect();
+            tracing::error!(
+                count = missed.len(),
+                ?names,
+                "a full compile came to something else; published now"
+            );
+            self.metrics.missed_changes.inc_by(missed.len() as u64);
+            self.store.publish(missed);
         }
     }
 
@@ -147,7 +179,9 @@ impl Engine {
         for finding in self.index.findings_of(key).iter().filter(|f| !before.contains(f)) {
             let Finding { object, path, message, .. } = finding;
             match finding.level {
-                Level::Error => tracing::warn!(%object, path, message, "object refused, the last good one stays"),
+                Level::Error => {
+                    tracing::warn!(%object, path, message, "object refused, the last good one stays")
+                }
                 Level::Warning => tracing::warn!(%object, path, message, "part of an object has no effect"),
             }
         }

@@ -2,7 +2,8 @@
 
 use mesh_api::{ResourceType, xds::DeltaDiscoveryResponse};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
 };
 
 /// All metrics of the controller.
@@ -25,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) source_healthy: IntGauge,
     pub(crate) source_errors: IntCounter,
     pub(crate) generation: IntGauge,
+    pub(crate) missed_changes: IntCounter,
 }
 
 impl Metrics {
@@ -36,19 +38,27 @@ impl Metrics {
             pushed_resources: r.counters("pushed_resources_total", "Resources sent to proxies.", "type")?,
             acks: r.counters("acks_total", "Responses that proxies took.", "type")?,
             nacks: r.counters("nacks_total", "Responses that proxies refused, at least in part.", "type")?,
-            stale_answers: r.counter("stale_answers_total", "Answers to responses that are not in flight.")?,
-            identity_mismatches: r
-                .counter("identity_mismatches_total", "Streams that claimed another node than the certificate.")?,
+            stale_answers: r
+                .counter("stale_answers_total", "Answers to responses that are not in flight.")?,
+            identity_mismatches: r.counter(
+                "identity_mismatches_total",
+                "Streams that claimed another node than the certificate.",
+            )?,
             joins: r.counters("joins_total", "Join requests.", "outcome")?,
             failed_handshakes: r.counter("failed_handshakes_total", "TLS handshakes that failed.")?,
             refused_connections: r.counter("refused_connections_total", "Connections beyond the limit.")?,
             compiled: r.counters("compiled_resources_total", "Resources compiled.", "type")?,
-            compile_seconds: r.histogram("compile_seconds", "Time to apply and compile one batch of changes.")?,
+            compile_seconds: r
+                .histogram("compile_seconds", "Time to apply and compile one batch of changes.")?,
             objects: r.gauges("objects", "Objects held, by kind.", "kind")?,
             resources: r.gauges("resources", "Compiled resources, by type.", "type")?,
             findings: r.gauges("findings", "What is wrong with objects and files.", "level")?,
             source_healthy: r.gauge("source_healthy", "1 when the source of objects works.")?,
             source_errors: r.counter("source_errors_total", "Errors of the source of objects.")?,
+            missed_changes: r.counter(
+                "missed_changes_total",
+                "Differences that only the periodic full compile found; 0 is right.",
+            )?,
             generation: r.gauge("generation", "Publications since the start.")?,
         })
     }

@@ -29,7 +29,8 @@ pub fn signed_message(csr_der: &[u8]) -> Vec<u8> {
 
 /// The peer id of a key that has signed this certificate request.
 pub fn verify(public_key: &[u8], signature: &[u8], csr_der: &[u8]) -> Result<String, PeerKeyError> {
-    let raw = public_key.strip_prefix(&PROTOBUF_PREFIX).filter(|raw| raw.len() == 32).ok_or(PeerKeyError::Key)?;
+    let raw =
+        public_key.strip_prefix(&PROTOBUF_PREFIX).filter(|raw| raw.len() == 32).ok_or(PeerKeyError::Key)?;
     UnparsedPublicKey::new(&ED25519, raw)
         .verify(&signed_message(csr_der), signature)
         .map_err(|_| PeerKeyError::Signature)?;
@@ -79,7 +80,8 @@ mod tests {
     fn peer_ids_as_libp2p_writes_them() {
         // From the peer id specification's test vectors (Ed25519).
         let key = "080112201ed1e8fae2c4a144b8be8fd4b47bf3d3b34b871c3cacf6010f0e42d474fce27e";
-        let bytes: Vec<u8> = (0..key.len() / 2).map(|i| u8::from_str_radix(&key[2 * i..2 * i + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> =
+            (0..key.len() / 2).map(|i| u8::from_str_radix(&key[2 * i..2 * i + 2], 16).unwrap()).collect();
         assert!(of_key(&bytes).starts_with("12D3KooW"));
         assert_eq!(of_key(&bytes).len(), 52);
     }

@@ -105,7 +105,8 @@ async fn a_bad_file_or_object_is_named_and_changes_nothing() {
     let first = ads.next(SOON).await;
     ads.ack(&first).await;
     controller.write("a.yaml", "kind: [ broken");
-    let rule = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: odd}\nspec: {hosts: 7}\n";
+    let rule =
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: odd}\nspec: {hosts: 7}\n";
     controller.write("rule.yaml", rule);
     let state = controller
         .state_when(|s| {
@@ -113,7 +114,10 @@ async fn a_bad_file_or_object_is_named_and_changes_nothing() {
                 && s["source"]["problems"].as_object().is_some_and(|p| !p.is_empty())
         })
         .await;
-    assert!(state["source"]["problems"].as_object().unwrap().keys().any(|k| k.ends_with("a.yaml")), "{state}");
+    assert!(
+        state["source"]["problems"].as_object().unwrap().keys().any(|k| k.ends_with("a.yaml")),
+        "{state}"
+    );
     assert_eq!(state["findings"][0]["object"]["name"], "odd");
     assert_eq!(state["findings"][0]["path"], "spec.hosts");
     assert!(ads.quiet_for(Duration::from_millis(200)).await);
@@ -215,7 +219,8 @@ async fn what_is_too_large_or_unsigned_is_refused_and_disturbs_nobody() {
     // None of that spent the token.
     controller.join_with("edge-b", &token).await.unwrap();
 
-    let unknown = DeltaDiscoveryRequest { type_url: "nonsense".to_owned(), ..DeltaDiscoveryRequest::default() };
+    let unknown =
+        DeltaDiscoveryRequest { type_url: "nonsense".to_owned(), ..DeltaDiscoveryRequest::default() };
     let mut other = node.ads().await;
     other.send(unknown).await;
     assert_eq!(other.end(SOON).await.code(), Code::InvalidArgument);

@@ -110,10 +110,8 @@ impl Authority {
             }
             _ => return Err(AuthorityError::Incomplete(dir.to_owned())),
         };
-        Self::load(&key_pem, &cert_pem, trust_domain).map_err(|(file, reason)| AuthorityError::Corrupt {
-            path: dir.join(file),
-            reason,
-        })
+        Self::load(&key_pem, &cert_pem, trust_domain)
+            .map_err(|(file, reason)| AuthorityError::Corrupt { path: dir.join(file), reason })
     }
 
     fn load(
@@ -211,8 +209,9 @@ fn create(trust_domain: &TrustDomain, now: u64) -> Result<(String, String), Auth
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "Selvage mesh CA");
     // The trust domain is in the certificate, so that a CA cannot be reused by mistake under another one.
-    params.subject_alt_names =
-        vec![uri_san(&format!("spiffe://{trust_domain}")).map_err(|e| AuthorityError::Create(e.to_string()))?];
+    params.subject_alt_names = vec![
+        uri_san(&format!("spiffe://{trust_domain}")).map_err(|e| AuthorityError::Create(e.to_string()))?,
+    ];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(serial());
@@ -228,7 +227,8 @@ fn leaf(common_name: &str, sans: Vec<SanType>, ttl: Duration, now: u64) -> Certi
     params.subject_alt_names = sans;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(serial());
     set_validity(&mut params, now, ttl.as_secs());

@@ -21,7 +21,11 @@ fn dns_name(what: &'static str, value: &str) -> Result<Box<str>, NameError> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let label = |l: &str| {
         let b = l.as_bytes();
-        !b.is_empty() && b.len() <= 63 && b.iter().all(|c| inner(*c)) && b[0] != b'-' && b[b.len() - 1] != b'-'
+        !b.is_empty()
+            && b.len() <= 63
+            && b.iter().all(|c| inner(*c))
+            && b[0] != b'-'
+            && b[b.len() - 1] != b'-'
     };
     if value.len() <= 253 && value.split('.').all(label) {
         Ok(value.into())

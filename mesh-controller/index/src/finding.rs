@@ -40,6 +40,10 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { object, path, message, .. } = self;
-        if path.is_empty() { write!(f, "{object}: {message}") } else { write!(f, "{object}: {path}: {message}") }
+        if path.is_empty() {
+            write!(f, "{object}: {message}")
+        } else {
+            write!(f, "{object}: {path}: {message}")
+        }
     }
 }

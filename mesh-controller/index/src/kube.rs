@@ -248,7 +248,8 @@ impl Pod {
     }
 
     pub(crate) fn container_port(&self, name: &str, transport: &str) -> Option<u16> {
-        let protocol = |p: &ContainerPort| if p.protocol.is_empty() { "TCP".to_owned() } else { p.protocol.clone() };
+        let protocol =
+            |p: &ContainerPort| if p.protocol.is_empty() { "TCP".to_owned() } else { p.protocol.clone() };
         let ports = self.spec.containers.iter().flat_map(|c| &c.ports);
         ports.into_iter().find(|p| p.name == name && protocol(p) == transport).map(|p| p.container_port)
     }
@@ -314,7 +315,9 @@ mod tests {
         let pod = |kind: &str, name: &str| {
             let owner = json!([{"kind": kind, "name": name, "controller": true}]);
             let labels = json!({"pod-template-hash": "6d4f5"});
-            read::<Pod>(&json!({"metadata": {"labels": labels, "ownerReferences": owner}})).unwrap().owner("pod-1")
+            read::<Pod>(&json!({"metadata": {"labels": labels, "ownerReferences": owner}}))
+                .unwrap()
+                .owner("pod-1")
         };
         assert_eq!(pod("ReplicaSet", "reviews-v1-6d4f5"), "reviews-v1");
         assert_eq!(pod("ReplicaSet", "by-hand"), "by-hand");

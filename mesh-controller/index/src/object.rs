@@ -164,7 +164,10 @@ mod tests {
             let api = format!("networking.istio.io/{v}");
             assert!(key(json!({"apiVersion": api, "kind": "VirtualService", "metadata": meta})).is_some());
         }
-        assert_eq!(key(json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": meta})), None);
+        assert_eq!(
+            key(json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": meta})),
+            None
+        );
         assert_eq!(key(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta})), None);
         assert_eq!(key(json!({"apiVersion": "v1", "kind": "Service", "metadata": {}})), None);
         assert_eq!(key(json!("text")), None);

@@ -68,7 +68,11 @@ mod tests {
             ("TCP", None, "dns-tcp", 53, Tcp),
         ];
         for (transport, app, name, number, expected) in cases {
-            assert_eq!(of_port(transport, app, name, number), expected, "{transport} {app:?} {name} {number}");
+            assert_eq!(
+                of_port(transport, app, name, number),
+                expected,
+                "{transport} {app:?} {name} {number}"
+            );
         }
     }
 }

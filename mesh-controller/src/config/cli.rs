@@ -122,10 +122,11 @@ where
     ];
     let given = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let flags = given.chain(settings).collect();
-    let config: Config = match node_rt::load(config.as_deref(), ENV_PREFIX, &["MESH_CONTROLLER_CONFIG"], flags) {
-        Ok(config) => config,
-        Err(errors) => return Ok(Invocation::Wrong(errors)),
-    };
+    let config: Config =
+        match node_rt::load(config.as_deref(), ENV_PREFIX, &["MESH_CONTROLLER_CONFIG"], flags) {
+            Ok(config) => config,
+            Err(errors) => return Ok(Invocation::Wrong(errors)),
+        };
     if print_config {
         writeln!(out, "{}", serde_json::to_string_pretty(&config)?)?;
         return Ok(Invocation::Done);

@@ -26,7 +26,11 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default()
 }
 
-pub(crate) async fn join(shared: &Arc<Shared>, peer: &Peer, request: JoinRequest) -> Result<JoinResponse, Status> {
+pub(crate) async fn join(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    request: JoinRequest,
+) -> Result<JoinResponse, Status> {
     let Ok(_permit) = shared.joins.try_acquire() else {
         return Err(Status::resource_exhausted("too many nodes join at once; try again"));
     };
@@ -59,7 +63,9 @@ async fn admit(shared: &Arc<Shared>, peer: &Peer, request: JoinRequest) -> Resul
             None => return Err(Status::unauthenticated("a join token or a node certificate is required")),
         }
         if !shared.registry.knows(node.as_str()) {
-            return Err(Status::permission_denied("node was removed from the mesh; it needs a new join token"));
+            return Err(Status::permission_denied(
+                "node was removed from the mesh; it needs a new join token",
+            ));
         }
     }
     let shared = shared.clone();
@@ -72,7 +78,8 @@ async fn admit(shared: &Arc<Shared>, peer: &Peer, request: JoinRequest) -> Resul
             .sign_node(&node, &request.csr_der, shared.issuer.ttl, now)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         if !renewal {
-            let token = JoinToken::parse(&request.token).map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let token =
+                JoinToken::parse(&request.token).map_err(|e| Status::invalid_argument(e.to_string()))?;
             // Whoever holds the token and this key pair is who it was meant for; the rest is the token store's.
             let spent_on = [request.csr_der.as_slice(), &request.peer_public_key].concat();
             shared.issuer.tokens.spend(&token, &node, &spent_on, now).map_err(refused)?;
@@ -118,7 +125,9 @@ pub(crate) async fn report(
     }
     for address in &request.addresses {
         if !address.starts_with('/') || address.len() > MAX_ADDRESS || address.contains("/p2p/") {
-            return Err(Status::invalid_argument(format!("{address:?} is not a multiaddr without a peer id")));
+            return Err(Status::invalid_argument(format!(
+                "{address:?} is not a multiaddr without a peer id"
+            )));
         }
     }
     let shared = shared.clone();

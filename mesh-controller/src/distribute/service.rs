@@ -49,7 +49,8 @@ impl Service<http::Request<Body>> for Routes {
         Box::pin(async move {
             Ok(match request.uri().path() {
                 ADS => {
-                    let codec = ProstCodec::<xds::DeltaDiscoveryResponse, xds::DeltaDiscoveryRequest>::default();
+                    let codec =
+                        ProstCodec::<xds::DeltaDiscoveryResponse, xds::DeltaDiscoveryRequest>::default();
                     let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_DISCOVERY_REQUEST);
                     let call = tower::service_fn(move |r: Request<Streaming<xds::DeltaDiscoveryRequest>>| {
                         let shared = shared.clone();

@@ -67,12 +67,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new() -> Self {
-        Self {
-            subscriptions: Default::default(),
-            generation: 0,
-            in_flight: HashMap::new(),
-            next_nonce: 1,
-        }
+        Self { subscriptions: Default::default(), generation: 0, in_flight: HashMap::new(), next_nonce: 1 }
     }
 
     /// Takes in a request.

@@ -109,7 +109,8 @@ impl Stream {
             && claimed != &*self.node
         {
             self.shared.metrics.identity_mismatches.inc();
-            let message = format!("the certificate is for node {}, the request claims {claimed:?}", self.node);
+            let message =
+                format!("the certificate is for node {}, the request claims {claimed:?}", self.node);
             return Err(Status::permission_denied(message));
         }
         if request.node.is_none() && !self.handle.is_identified() {

@@ -29,7 +29,9 @@ fn unpack(value: Value, out: &mut Vec<Value>) -> Result<(), String> {
         return Err("has no kind".to_owned());
     }
     if kind == "List" || (kind.ends_with("List") && map.contains_key("items")) {
-        let Some(Value::Array(items)) = map.remove("items") else { return Err("is a list without items".to_owned()) };
+        let Some(Value::Array(items)) = map.remove("items") else {
+            return Err("is a list without items".to_owned());
+        };
         return items.into_iter().try_for_each(|item| unpack(item, out));
     }
     out.push(Value::Object(map));
@@ -48,7 +50,8 @@ mod tests {
     #[test]
     fn documents_and_lists_are_unpacked() {
         let yaml = "kind: A\n---\n# nothing\n---\nkind: List\nitems:\n- kind: B\n- kind: C\n";
-        let kinds = |v: Vec<Value>| v.iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<String>();
+        let kinds =
+            |v: Vec<Value>| v.iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<String>();
         assert_eq!(kinds(parse(yaml, false).unwrap()), "ABC");
         assert_eq!(kinds(parse(r#"{"kind":"A"} {"kind":"B"}"#, true).unwrap()), "AB");
         assert!(parse("", false).unwrap().is_empty());

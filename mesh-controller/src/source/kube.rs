@@ -33,7 +33,8 @@ pub(crate) async fn start(
 ) -> anyhow::Result<()> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(&path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            let file =
+                Kubeconfig::read_from(&path).with_context(|| format!("kubeconfig {}", path.display()))?;
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
         }
         None => kube::Config::infer().await.context("no kubeconfig given, and none found")?,

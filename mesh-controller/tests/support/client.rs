@@ -1,5 +1,6 @@
 //! A controller in this process and a discovery client written by hand, so that the tests share no code with the proxy.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
 
 use std::{
     net::SocketAddr,
@@ -14,12 +15,7 @@ use mesh_api::{
     xds::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 use mesh_ca::{NodeName, StateDir, TrustDomain};
-use mesh_controller::{
-    app,
-    config::Config,
-    peer_id,
-    source::SourceKind,
-};
+use mesh_controller::{app, config::Config, peer_id, source::SourceKind};
 use mesh_net::tls::{Credentials, Expect, NodeTls, any_name, join_client_config};
 use node_rt::{Drain, DrainConfig, Readiness, Reason, Tasks};
 use rcgen::{CertificateParams, KeyPair};
@@ -171,7 +167,10 @@ impl Controller {
         assert!(answer.contains("removed"), "{answer}");
     }
 
-    pub(crate) async fn state_when(&self, condition: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    pub(crate) async fn state_when(
+        &self,
+        condition: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         for _ in 0..200 {
             let state = self.state().await;
             if condition(&state) {
@@ -290,7 +289,11 @@ impl Node {
         })
     }
 
-    pub(crate) async fn report(&self, node: &str, addresses: &[&str]) -> Result<model::ReportResponse, Status> {
+    pub(crate) async fn report(
+        &self,
+        node: &str,
+        addresses: &[&str],
+    ) -> Result<model::ReportResponse, Status> {
         let request = model::ReportRequest {
             node: node.to_owned(),
             addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
@@ -299,7 +302,9 @@ impl Node {
         self.unary("/selvage.mesh.v1.NodeAgent/Report", request).await
     }
 
-    async fn open(&self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), Status> {
+    async fn open(
+        &self,
+    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), Status> {
         let endpoint = self.channel().await?;
         let mut grpc = Grpc::new(endpoint).max_decoding_message_size(16 << 20);
         grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;

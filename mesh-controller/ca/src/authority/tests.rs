@@ -25,9 +25,11 @@ fn the_same_ca_is_loaded_again_and_the_key_is_private() {
     let (a, dir) = authority();
     let b = Authority::open(&dir.path().join("ca"), &domain(), NOW + 5).unwrap();
     assert_eq!(a.fingerprint(), b.fingerprint());
-    let mode = |f: &str| std::fs::metadata(dir.path().join("ca").join(f)).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |f: &str| std::fs::metadata(dir.path().join("ca").join(f)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("ca.key"), 0o600);
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("ca")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path().join("ca")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
 

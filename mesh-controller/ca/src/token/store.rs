@@ -127,7 +127,13 @@ impl TokenStore {
 
     /// Spends a token. `request` identifies what it is spent on (the certificate request): the same request may
     /// come again for a while, since its answer may have been lost on the way and helps nobody but the key's owner.
-    pub fn spend(&self, token: &JoinToken, node: &NodeName, request: &[u8], now: u64) -> Result<(), UseError> {
+    pub fn spend(
+        &self,
+        token: &JoinToken,
+        node: &NodeName,
+        request: &[u8],
+        now: u64,
+    ) -> Result<(), UseError> {
         let _lock = DirLock::acquire(&self.dir)?;
         let mut record = self.read(&token.id)?.ok_or(UseError::Unknown)?;
         // Comparing hashes: timing tells nothing about the secret.

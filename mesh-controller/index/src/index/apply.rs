@@ -26,14 +26,18 @@ impl Index {
         self.findings.remove(&key);
         let outcome = match key.kind {
             Kind::Namespace => Ok(self.namespaces.insert(key.name.clone())),
-            Kind::Node => kube::read(object).map(|node| self.put_node(&key.name, Some(node))).map_err(at(&key)),
-            Kind::Service => {
-                self.read_service(&key, object).map(|service| self.put_service(&key.full_name(), Some(service)))
+            Kind::Node => {
+                kube::read(object).map(|node| self.put_node(&key.name, Some(node))).map_err(at(&key))
             }
-            Kind::EndpointSlice => {
-                kube::read(object).map(|slice| self.put_slice(&key.full_name(), Some(slice))).map_err(at(&key))
+            Kind::Service => self
+                .read_service(&key, object)
+                .map(|service| self.put_service(&key.full_name(), Some(service))),
+            Kind::EndpointSlice => kube::read(object)
+                .map(|slice| self.put_slice(&key.full_name(), Some(slice)))
+                .map_err(at(&key)),
+            Kind::Pod => {
+                kube::read(object).map(|pod| self.put_pod(&key.full_name(), Some(pod))).map_err(at(&key))
             }
-            Kind::Pod => kube::read(object).map(|pod| self.put_pod(&key.full_name(), Some(pod))).map_err(at(&key)),
             Kind::VirtualService | Kind::DestinationRule => self.apply_rule(&key, object),
         };
         match outcome {
@@ -299,7 +303,11 @@ impl Index {
         };
         for (object, present) in old.iter().map(|o| (o, false)).chain(new.iter().map(|o| (o, true))) {
             let host = translate::host_of(object, &self.context);
-            if present { self.policies.insert(&host, name) } else { self.policies.remove(&host, name) }
+            if present {
+                self.policies.insert(&host, name)
+            } else {
+                self.policies.remove(&host, name)
+            }
             let covered: Vec<_> = self.registry.covered_by(&host).collect();
             self.touched.services.extend(covered);
         }

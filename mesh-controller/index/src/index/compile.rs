@@ -44,6 +44,28 @@ impl Index {
         out
     }
 
+    /// Marks everything as touched: the next [`Index::compile`] checks all of it. What comes out then is a difference that
+    /// an earlier change should have touched.
+    pub fn touch_all(&mut self) {
+        let hosts: Vec<_> = self.services.keys().map(|name| self.host_of(name)).collect();
+        let touched = &mut self.touched;
+        touched.mesh = true;
+        touched.services.extend(hosts.iter().cloned());
+        touched.endpoints.extend(hosts);
+        touched.services.extend(self.claims.hosts().cloned());
+        touched.nodes.extend(self.nodes.keys().chain(self.registrations.keys()).cloned());
+        touched.workloads.extend(self.pods_on.keys().map(|n| n.as_str().into()));
+        for (kind, name) in self.outputs.keys() {
+            match kind {
+                ResourceType::MeshConfig => false,
+                ResourceType::Node => touched.nodes.insert(name.clone()),
+                ResourceType::NodeWorkloads => touched.workloads.insert(name.clone()),
+                ResourceType::Service => touched.services.insert(name.clone()),
+                ResourceType::Endpoints => touched.endpoints.insert(name.clone()),
+            };
+        }
+    }
+
     fn compile_mesh(&self) -> model::MeshConfig {
         model::MeshConfig {
             cluster_domain: self.options.cluster_domain.clone(),

@@ -58,16 +58,16 @@ impl Index {
         match self.slices_of.get(name) {
             Some(slices) => {
                 for slice in slices.iter().filter_map(|s| self.slices.get(s)) {
-                    self.from_slice(name, service, slice, &mut add);
+                    self.add_slice(name, service, slice, &mut add);
                 }
             }
-            None if self.options.derive_endpoints => self.from_pods(name, service, &mut add),
+            None if self.options.derive_endpoints => self.add_pods(name, service, &mut add),
             None => {}
         }
         Some(found.into_values().collect())
     }
 
-    fn from_slice(
+    fn add_slice(
         &self,
         service_name: &Name,
         service: &Service,
@@ -79,7 +79,9 @@ impl Index {
             let pod_name = pod_of(endpoint, &service_name.namespace);
             let pod = pod_name.as_ref().and_then(|n| self.pods.get_key_value(n));
             // All addresses of one entry reach the same endpoint; consumers take the first.
-            let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else { continue };
+            let Some(address) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             let node = node_of(endpoint, pod);
             let mut locality = self.locality_of(&node).unwrap_or_default();
             if locality.zone.is_empty() {
@@ -113,13 +115,14 @@ impl Index {
         }
     }
 
-    fn from_pods(&self, name: &Name, service: &Service, add: &mut impl FnMut(IpAddr, model::Endpoint)) {
+    fn add_pods(&self, name: &Name, service: &Service, add: &mut impl FnMut(IpAddr, model::Endpoint)) {
         if service.spec.selector.is_empty() {
             return;
         }
         let first = Name { namespace: name.namespace.clone(), name: "".into() };
         let pods = self.pods.range(first..).take_while(|(n, _)| n.namespace == name.namespace);
-        let chosen = pods.filter(|(_, p)| !p.has_ended() && kube::selects(&service.spec.selector, &p.metadata.labels));
+        let chosen =
+            pods.filter(|(_, p)| !p.has_ended() && kube::selects(&service.spec.selector, &p.metadata.labels));
         for (pod_name, pod) in chosen {
             let ready = service.spec.publish_not_ready_addresses || (pod.is_ready() && !pod.is_terminating());
             let locality = self.locality_of(&pod.spec.node_name).unwrap_or_default();

@@ -45,7 +45,12 @@ mod tests {
     #[test]
     fn a_wildcard_finds_what_it_covers() {
         let mut set = HostSet::default();
-        let all = ["a.default.svc.cluster.local", "b.default.svc.cluster.local", "a.prod.svc.cluster.local", "x.com"];
+        let all = [
+            "a.default.svc.cluster.local",
+            "b.default.svc.cluster.local",
+            "a.prod.svc.cluster.local",
+            "x.com",
+        ];
         for h in all {
             assert!(set.insert(h));
         }

@@ -48,10 +48,16 @@ impl Claims {
         self.exact.contains_key(host) || self.wild.contains_key(host)
     }
 
+    /// All hosts that rules name.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.exact.keys().chain(self.wild.keys())
+    }
+
     /// Rules that cover a host.
     pub(super) fn covering(&self, host: &str) -> BTreeSet<&Name> {
         let exact = self.exact.get(host).into_iter().flatten();
-        let wild = self.wild.iter().filter(|(pattern, _)| names::covers(pattern, host)).flat_map(|(_, set)| set);
+        let wild =
+            self.wild.iter().filter(|(pattern, _)| names::covers(pattern, host)).flat_map(|(_, set)| set);
         exact.chain(wild).collect()
     }
 

@@ -9,11 +9,7 @@ use istio_compat::{
 use mesh_api::model::{self, service::Kind};
 
 use super::Index;
-use crate::{
-    kube::Service,
-    object::Name,
-    protocol,
-};
+use crate::{kube::Service, object::Name, protocol};
 
 impl Index {
     pub(super) fn compile_service(&self, host: &str) -> Option<model::Service> {
@@ -56,7 +52,8 @@ impl Index {
         if virtual_hosts.is_empty() {
             return None;
         }
-        let http = model::Port { number: 80, name: "http".to_owned(), protocol: model::Protocol::Http.into() };
+        let http =
+            model::Port { number: 80, name: "http".to_owned(), protocol: model::Protocol::Http.into() };
         Some(model::Service {
             host: host.to_owned(),
             kind: Kind::RouteOnly.into(),

@@ -145,7 +145,8 @@ fn large_states_are_sent_in_parts_and_in_order_of_types() {
     let mut kinds = Vec::new();
     while s.wants_to_send() {
         let (kind, response) = s.next_response(&store).unwrap();
-        let size: usize = response.resources.iter().filter_map(|r| r.resource.as_ref()).map(|a| a.value.len()).sum();
+        let size: usize =
+            response.resources.iter().filter_map(|r| r.resource.as_ref()).map(|a| a.value.len()).sum();
         assert!(size <= RESPONSE_BYTES + big.len(), "{size}");
         kinds.push(kind);
     }

@@ -60,7 +60,8 @@ impl Server {
             return json_body(StatusCode::OK, &error);
         }
         let items = self.0.lists.lock().unwrap().get(&path).cloned().unwrap_or_default();
-        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
+        let list =
+            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items});
         json_body(StatusCode::OK, &list)
     }
 
@@ -82,8 +83,10 @@ impl Server {
         if version.contains('/') {
             return None;
         }
-        let resource = |name: &str, kind: &str| json!({"name": name, "singularName": "", "namespaced": true,
-            "kind": kind, "verbs": ["list", "watch"]});
+        let resource = |name: &str, kind: &str| {
+            json!({"name": name, "singularName": "", "namespaced": true,
+            "kind": kind, "verbs": ["list", "watch"]})
+        };
         let list = json!({"kind": "APIResourceList", "apiVersion": "v1",
             "groupVersion": format!("networking.istio.io/{version}"),
             "resources": [resource("virtualservices", "VirtualService"), resource("destinationrules", "DestinationRule")]});
@@ -155,7 +158,8 @@ async fn everything_is_listed_once_before_synced_and_items_become_manifests() {
     server.set("/apis/networking.istio.io/v1/virtualservices", vec![object("vs")]);
     let mut r = Running::start(server);
     let ops = r.until(|op| matches!(op, Op::Synced)).await;
-    let applied: Vec<&Value> = ops.iter().filter_map(|op| if let Op::Apply(v) = op { Some(v) } else { None }).collect();
+    let applied: Vec<&Value> =
+        ops.iter().filter_map(|op| if let Op::Apply(v) = op { Some(v) } else { None }).collect();
     assert_eq!(applied.len(), 3);
     let service = applied.iter().find(|v| v["metadata"]["name"] == "reviews").unwrap();
     assert_eq!((service["apiVersion"].as_str(), service["kind"].as_str()), (Some("v1"), Some("Service")));
@@ -178,7 +182,9 @@ async fn a_relist_says_what_is_left() {
     r.server.0.cut.notify_waiters();
     let ops = r.until(retains(Kind::Service, 1)).await;
     let key = ObjectKeyOf("b");
-    assert!(ops.iter().any(|op| matches!(op, Op::Retain(Kind::Service, keys) if keys.iter().any(|k| key.is(k)))));
+    assert!(
+        ops.iter().any(|op| matches!(op, Op::Retain(Kind::Service, keys) if keys.iter().any(|k| key.is(k))))
+    );
 }
 
 struct ObjectKeyOf(&'static str);
@@ -199,7 +205,9 @@ async fn a_crd_that_is_not_there_is_waited_for_and_its_oldest_version_is_good_en
     r.server.set("/apis/networking.istio.io/v1alpha3/virtualservices", vec![object("vs")]);
     *r.server.0.istio.lock().unwrap() = vec!["v1alpha3"];
     let ops = r.until(retains(Kind::VirtualService, 1)).await;
-    assert!(ops.iter().any(|op| matches!(op, Op::Apply(v) if v["apiVersion"] == "networking.istio.io/v1alpha3")));
+    assert!(
+        ops.iter().any(|op| matches!(op, Op::Apply(v) if v["apiVersion"] == "networking.istio.io/v1alpha3"))
+    );
     assert!(!r.server.requested("/v1/virtualservices"));
     assert!(!r.health.snapshot().waiting.contains("VirtualService"));
 }

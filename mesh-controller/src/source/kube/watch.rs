@@ -3,13 +3,13 @@
 use std::{collections::HashSet, time::Duration};
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
     core::GroupVersionKind,
     runtime::{WatchStreamExt, watcher},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
 use mesh_index::{Kind, ObjectKey};
 use serde_json::{Map, Value};
 
@@ -187,9 +187,9 @@ fn is_not_found(error: &kube::Error) -> bool {
 /// Whether the kind itself is not served: a list never answers 404 otherwise.
 fn is_gone(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
-            is_not_found(e)
-        }
+        watcher::Error::InitialListFailed(e)
+        | watcher::Error::WatchStartFailed(e)
+        | watcher::Error::WatchFailed(e) => is_not_found(e),
         watcher::Error::WatchError(status) => status.code == 404,
         watcher::Error::NoResourceVersion => false,
     }
