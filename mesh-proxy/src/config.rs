@@ -5,59 +5,76 @@ use std::{
     path::PathBuf,
 };
 
+use node_rt::{ConfigProblem, LogFormat, Secret, Validate};
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    outbound::{OutboundConfig, check_proxy_address},
+    telemetry::{AccessLogConfig, TelemetryConfig},
+};
+
 /// The proxy's configuration: file, then environment (`MESH_PROXY_*`), then flags.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// This node's name, as the mesh knows it.
     pub node: String,
     /// Where key, certificate and snapshot are kept.
     pub state_dir: PathBuf,
-    /// `host:port` of the controller; empty = run from the snapshot only.
+    /// `host:port` of the controller; several are separated by commas and tried in turn. Empty = those of the join
+    /// token, and without one only the snapshot.
     pub controller: String,
     /// Join token, or `@FILE`. Needed until the first certificate is there.
-    pub join_token: String,
+    pub join_token: Secret<String>,
+    /// Trust domain of the mesh that this node joins.
+    pub trust_domain: String,
     /// Data-plane threads; 0 = one for each core.
     pub workers: usize,
-    /// Where captured connections arrive.
-    pub outbound: SocketAddr,
-    /// Where connections for pods of this node arrive.
-    pub inbound: SocketAddr,
-    /// Tunnel, TCP and UDP.
-    pub tunnel: SocketAddr,
-    /// Admin; loopback only.
-    pub admin: SocketAddr,
-    /// `/metrics`.
-    pub metrics: SocketAddr,
-    /// `/healthz/ready`, `/healthz/live`.
-    pub health: SocketAddr,
-    /// HTTP CONNECT and SOCKS5 for applications; none = off.
-    pub explicit: Option<SocketAddr>,
+    /// Addresses of the proxy.
+    pub listen: ListenConfig,
+    /// The outbound path.
+    pub outbound: OutboundConfig,
     /// The DNS server.
     pub dns: DnsConfig,
     /// Redirection of traffic.
     pub capture: CaptureConfig,
     /// Addresses at which other nodes reach this one; empty = those of the interfaces.
     pub advertise: Vec<IpAddr>,
-    /// Namespace of callers that are no known workload.
-    pub default_namespace: String,
     /// Seconds that connections get to end when the process stops.
     pub drain_seconds: u64,
-    /// Milliseconds to wait for the first bytes of a connection whose protocol is not declared.
-    pub detect_ms: u64,
     /// `text` or `json`.
-    pub log_format: String,
+    pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug`, or filters such as `info,mesh_proxy::dns=debug`.
     pub log_level: String,
-    /// One line for each request and connection.
-    pub access_log: bool,
+    /// Access log, on standard output.
+    pub access_log: AccessLogConfig,
+    /// Bounds of the metrics.
+    pub telemetry: TelemetryConfig,
+}
+
+/// Addresses of the proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenConfig {
+    /// Captured connections.
+    pub outbound: SocketAddr,
+    /// Connections for pods of this node.
+    pub inbound: SocketAddr,
+    /// Tunnel, TCP and UDP.
+    pub tunnel: SocketAddr,
+    /// Admin pages; loopback only.
+    pub admin: SocketAddr,
+    /// `/metrics`.
+    pub metrics: SocketAddr,
+    /// `/healthz/ready`, `/healthz/live`.
+    pub health: SocketAddr,
+    /// HTTP CONNECT, absolute-form HTTP and SOCKS5 for applications, loopback only; none = off.
+    pub proxy: Option<SocketAddr>,
 }
 
 /// The DNS server's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[serde(default, deny_unknown_fields)]
 pub struct DnsConfig {
     /// Serve DNS at all.
     pub enabled: bool,
@@ -69,7 +86,7 @@ pub struct DnsConfig {
 
 /// Redirection of traffic to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[serde(default, deny_unknown_fields)]
 pub struct CaptureConfig {
     /// Write nftables rules. Needs NET_ADMIN.
     pub enabled: bool,
@@ -77,32 +94,44 @@ pub struct CaptureConfig {
     pub nft: PathBuf,
 }
 
+/// Environment variables are `MESH_PROXY_` and the key in upper case, with `__` for the dots.
+pub const ENV_PREFIX: &str = "MESH_PROXY_";
+
 impl Default for Config {
     fn default() -> Self {
-        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self {
             node: String::new(),
             state_dir: PathBuf::from("/var/lib/selvage/mesh-proxy"),
             controller: String::new(),
-            join_token: String::new(),
+            join_token: Secret::default(),
+            trust_domain: "cluster.local".to_owned(),
             workers: 0,
+            listen: ListenConfig::default(),
+            outbound: OutboundConfig::default(),
+            dns: DnsConfig::default(),
+            capture: CaptureConfig::default(),
+            advertise: Vec::new(),
+            drain_seconds: 30,
+            log_format: LogFormat::Text,
+            log_level: "info".to_owned(),
+            access_log: AccessLogConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
             outbound: any(15001),
             inbound: any(15006),
             tunnel: any(15008),
             admin: loopback(15000),
             metrics: any(15020),
             health: any(15021),
-            explicit: None,
-            dns: DnsConfig::default(),
-            capture: CaptureConfig::default(),
-            advertise: Vec::new(),
-            default_namespace: "default".to_owned(),
-            drain_seconds: 30,
-            detect_ms: 100,
-            log_format: "text".to_owned(),
-            log_level: "info".to_owned(),
-            access_log: false,
+            proxy: Some(loopback(15080)),
         }
     }
 }
@@ -120,5 +149,152 @@ impl Default for DnsConfig {
 impl Default for CaptureConfig {
     fn default() -> Self {
         Self { enabled: true, nft: PathBuf::from("nft") }
+    }
+}
+
+impl Config {
+    /// Controllers to try, in order.
+    pub fn controllers(&self) -> Vec<String> {
+        self.controller.split(',').map(str::trim).filter(|c| !c.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Data-plane threads to start.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS),
+            n => n,
+        }
+    }
+}
+
+/// More threads than this help nobody on the machines that this is made for.
+const MAX_WORKERS: usize = 64;
+
+impl Validate for Config {
+    fn validate(&self) -> Vec<ConfigProblem> {
+        let mut out = Vec::new();
+        let mut bad = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
+            out.push(ConfigProblem::new(key, value, reason));
+        };
+        let label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        if self.node.is_empty() || self.node.len() > 253 || !self.node.bytes().all(label) {
+            bad("node", &self.node, "is not a node name (lower-case letters, digits, '-' and '.')");
+        }
+        if self.state_dir.as_os_str().is_empty() {
+            bad("state_dir", &"", "is empty");
+        }
+        if self.trust_domain.is_empty() || !self.trust_domain.bytes().all(label) {
+            bad("trust_domain", &self.trust_domain, "is not a trust domain");
+        }
+        for controller in self.controllers() {
+            let port = controller.rsplit_once(':').and_then(|(host, p)| (!host.is_empty()).then(|| p.parse::<u16>()));
+            if !matches!(port, Some(Ok(1..))) {
+                bad("controller", &controller, "is not host:port");
+            }
+        }
+        if self.workers > MAX_WORKERS {
+            bad("workers", &self.workers, "is more than 64");
+        }
+        if !self.listen.admin.ip().is_loopback() {
+            bad("listen.admin", &self.listen.admin, "is not a loopback address: the admin pages change the proxy");
+        }
+        if let Some(Err(reason)) = self.listen.proxy.map(check_proxy_address) {
+            bad("listen.proxy", &"", &reason);
+        }
+        for (key, reason) in self.outbound.validate() {
+            bad(&format!("outbound.{key}"), &"", &reason);
+        }
+        if self.drain_seconds > 3600 {
+            bad("drain_seconds", &self.drain_seconds, "is more than an hour");
+        }
+        if self.dns.upstreams.contains(&self.dns.listen) {
+            bad("dns.upstreams", &self.dns.listen, "is the DNS server itself");
+        }
+        for reason in self.access_log.validate() {
+            out.push(ConfigProblem::new("access_log", "", reason));
+        }
+        out.extend(self.shared_ports());
+        out
+    }
+}
+
+impl Config {
+    /// Two TCP listeners on one address.
+    fn shared_ports(&self) -> Vec<ConfigProblem> {
+        let l = &self.listen;
+        let mut listeners = vec![
+            ("listen.outbound", l.outbound),
+            ("listen.inbound", l.inbound),
+            ("listen.tunnel", l.tunnel),
+            ("listen.admin", l.admin),
+            ("listen.metrics", l.metrics),
+            ("listen.health", l.health),
+        ];
+        listeners.extend(l.proxy.map(|p| ("listen.proxy", p)));
+        let clash = |a: SocketAddr, b: SocketAddr| {
+            a.port() != 0
+                && a.port() == b.port()
+                && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        };
+        let mut out = Vec::new();
+        for (i, (name, a)) in listeners.iter().enumerate() {
+            if let Some((other, _)) = listeners[..i].iter().find(|(_, b)| clash(*a, *b)) {
+                out.push(ConfigProblem::new(*name, a, format!("is also the address of {other}")));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use node_rt::{Layers, load_from};
+
+    use super::*;
+
+    fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
+        let own = |l: &[(&str, &str)]| l.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        load_from(Layers {
+            file: Some(("mesh-proxy.yaml".into(), file.to_owned())),
+            env_prefix: ENV_PREFIX.to_owned(),
+            env: own(env),
+            env_ignore: Vec::new(),
+            flags: own(flags),
+        })
+        .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let c = load(
+            "node: a\ncontroller: c1:15012, c2:15012\ndns: {listen: '127.0.0.1:5353'}\n",
+            &[("MESH_PROXY_NODE", "b"), ("MESH_PROXY_DNS__ENABLED", "false"), ("MESH_PROXY_STATE_DIR", "/x")],
+            &[("node", "c")],
+        )
+        .unwrap();
+        assert_eq!((c.node.as_str(), c.dns.enabled, c.dns.listen.port()), ("c", false, 5353));
+        assert_eq!(c.controllers(), ["c1:15012", "c2:15012"]);
+        assert_eq!(c.state_dir, PathBuf::from("/x"));
+    }
+
+    #[test]
+    fn all_errors_come_at_once() {
+        let e = load(
+            "node: Bad_Name\nlisten: {admin: '0.0.0.0:15000', metrics: '0.0.0.0:15001'}\ncontroller: nowhere\ntypo: 1\n",
+            &[("MESH_PROXY_WORKERS", "1000")],
+            &[],
+        )
+        .unwrap_err();
+        for part in ["node", "admin", "controller", "metrics", "also the address of listen.outbound", "typo", "workers"] {
+            assert!(e.contains(part), "{part} is missing in: {e}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let c = load("node: a\njoin_token: selvage1.secret\n", &[], &[]).unwrap();
+        assert_eq!(c.join_token.expose(), "selvage1.secret");
+        assert!(!serde_saphyr::to_string(&c).unwrap().contains("secret\""));
+        assert!(!format!("{c:?}").contains("selvage1"));
     }
 }

@@ -10,15 +10,35 @@
 
 pub mod admin;
 pub mod app;
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod discovery;
+pub mod dns;
 pub mod identity;
+pub mod inbound;
 pub mod outbound;
 pub mod shared;
 pub mod store;
 pub mod telemetry;
+pub mod tunnel_glue;
 
 pub use config::Config;
 pub use shared::Shared;
+
+/// An error with all that caused it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let part = cause.to_string();
+        // Many errors print their cause themselves.
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = cause.source();
+    }
+    text
+}

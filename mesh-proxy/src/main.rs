@@ -1,2 +1,12 @@
 //! Entry point.
-fn main() {}
+
+use std::process::ExitCode;
+
+use mesh_proxy::{app, cli};
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        cli::Parsed::Run(config) => app::run(*config),
+        cli::Parsed::Done(code) => code,
+    }
+}

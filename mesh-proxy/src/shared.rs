@@ -1,38 +1,76 @@
 //! What every part of the proxy reads: the current tables, and who this node is.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use mesh_core::Tables;
+use mesh_core::{Applied, Change, Tables};
+use tokio::sync::watch;
 
 use crate::config::Config;
 
-/// Read by all, built once by [`crate::app`]. Only discovery writes the tables.
+/// Read by all, built once by [`crate::app`]. Only discovery changes the tables.
 #[derive(Debug)]
 pub struct Shared {
     /// The current snapshot. Load it once for a request, and decide everything about that request from it.
-    pub tables: ArcSwap<Tables>,
+    pub tables: Arc<ArcSwap<Tables>>,
     /// This node's name.
     pub node: Arc<str>,
     /// The configuration that the process started with.
     pub config: Arc<Config>,
     /// Where metrics are registered.
     pub metrics: prometheus::Registry,
+    updates: watch::Sender<Updates>,
+    /// Held while a new snapshot is made: changes never get lost between two writers.
+    writer: Mutex<()>,
+}
+
+/// How often parts of the snapshot have changed. Compare with what was seen before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Updates {
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Sets of captured addresses.
+    pub vips: u64,
+    /// Sets of nodes.
+    pub nodes: u64,
+    /// Sets of workloads.
+    pub workloads: u64,
 }
 
 impl Shared {
     /// A context with empty tables.
     pub fn new(config: Arc<Config>, metrics: prometheus::Registry) -> Arc<Self> {
         Arc::new(Self {
-            tables: ArcSwap::from_pointee(Tables::new()),
+            tables: Arc::new(ArcSwap::from_pointee(Tables::new())),
             node: config.node.as_str().into(),
             config,
             metrics,
+            updates: watch::Sender::new(Updates::default()),
+            writer: Mutex::new(()),
         })
     }
 
     /// The domain of the cluster, as the current snapshot says.
     pub fn cluster_domain(&self) -> String {
         self.tables.load().mesh().cluster_domain.clone()
+    }
+
+    /// Waits for changes: `changed().await`, then `borrow_and_update()`. Changes that come in a row are seen as one.
+    pub fn updates(&self) -> watch::Receiver<Updates> {
+        self.updates.subscribe()
+    }
+
+    /// Makes changes; requests see the old snapshot or the new one, never half.
+    pub fn apply(&self, changes: Vec<Change>) -> Applied {
+        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tables, applied) = self.tables.load_full().apply(changes);
+        self.tables.store(Arc::new(tables));
+        self.updates.send_modify(|u| {
+            u.snapshots += 1;
+            u.vips += u64::from(applied.vips_changed);
+            u.nodes += u64::from(applied.nodes_changed);
+            u.workloads += u64::from(applied.workloads_changed);
+        });
+        applied
     }
 }

@@ -1,0 +1,134 @@
+//! Pages on loopback: what the proxy knows, how it does, and two things that an operator may change.
+
+mod dump;
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use mesh_tunnel::Tunnel;
+use node_rt::{AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, json_response, text_response};
+use serde_json::json;
+
+use crate::shared::Shared;
+
+const HELP: &str = "\
+GET  /config_dump        services, nodes and workloads in force (?host=PART restricts the services)
+GET  /clusters           clusters with their endpoints
+GET  /peers              tunnel connections
+GET  /config             the configuration, without secrets
+GET  /ready              200 when ready, else 503 with what is pending
+GET  /stats/prometheus   metrics
+GET  /log                the log filter
+POST /log?level=FILTER   another one
+POST /drain              let connections end, then stop
+";
+
+/// What the pages show.
+pub struct Admin {
+    /// Tables and configuration.
+    pub shared: Arc<Shared>,
+    /// Readiness.
+    pub readiness: Readiness,
+    /// The end of the process.
+    pub drain: Drain,
+    /// The log filter; none in tests that have no log.
+    pub log: Option<LogControl>,
+    /// The tunnel, if there is one.
+    pub tunnel: Option<Tunnel>,
+}
+
+impl Admin {
+    /// The routes.
+    pub fn server(self) -> AdminServer {
+        let this = Arc::new(self);
+        let page = |f: fn(&Admin, &AdminRequest) -> AdminResponse| {
+            let this = this.clone();
+            move |request: AdminRequest| std::future::ready(f(&this, &request))
+        };
+        AdminServer::new()
+            .route("GET", "/", page(|_, _| text_response(StatusCode::OK, HELP)))
+            .route("GET", "/config_dump", page(|a, r| {
+                let part = query(r, "host").unwrap_or_default();
+                json_response(StatusCode::OK, &dump::config(&a.shared, &a.readiness, &part))
+            }))
+            .route("GET", "/clusters", page(|a, _| json_response(StatusCode::OK, &dump::clusters(&a.shared.tables.load()))))
+            .route("GET", "/peers", page(Self::peers))
+            .route("GET", "/config", page(|a, _| json_response(StatusCode::OK, &*a.shared.config)))
+            .route("GET", "/ready", page(|a, _| {
+                let pending = a.readiness.pending();
+                let status = if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                json_response(status, &json!({ "ready": pending.is_empty(), "pending": pending }))
+            }))
+            .route("GET", "/log", page(|a, _| {
+                let current = a.log.as_ref().map(LogControl::current).unwrap_or_default();
+                text_response(StatusCode::OK, current + "\n")
+            }))
+            .route("POST", "/log", page(Self::set_log))
+            .route("POST", "/drain", page(|a, _| {
+                a.drain.begin(Reason::Requested("admin request"));
+                text_response(StatusCode::ACCEPTED, "draining\n")
+            }))
+            .health(this.readiness.clone())
+            .metrics(this.shared.metrics.clone())
+    }
+
+    fn peers(&self, _: &AdminRequest) -> AdminResponse {
+        let status = self.tunnel.as_ref().map(Tunnel::status).unwrap_or_default();
+        let list: Vec<_> = status
+            .iter()
+            .map(|p| {
+                json!({
+                    "node": p.node, "peer_id": p.peer_id, "transport": p.transport, "dialled": p.dialled,
+                    "streams": p.streams, "rtt_ms": p.rtt.map(|r| r.as_secs_f64() * 1e3),
+                })
+            })
+            .collect();
+        json_response(StatusCode::OK, &list)
+    }
+
+    fn set_log(&self, request: &AdminRequest) -> AdminResponse {
+        let (Some(log), Some(level)) = (&self.log, query(request, "level")) else {
+            return text_response(StatusCode::BAD_REQUEST, "level=FILTER is missing\n");
+        };
+        match log.set(&level) {
+            Ok(()) => text_response(StatusCode::OK, level + "\n"),
+            Err(error) => text_response(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        }
+    }
+}
+
+/// A parameter of the request, with `%2C` and the like decoded.
+fn query(request: &AdminRequest, name: &str) -> Option<String> {
+    let raw = request.uri().query()?.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('='))?;
+    let mut out = Vec::with_capacity(raw.len());
+    let mut bytes = raw.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                out.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+            }
+            b'+' => out.push(b' '),
+            b => out.push(b),
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded() {
+        let get = |uri: &str| {
+            let request = http::Request::builder().uri(uri).body(bytes::Bytes::new()).unwrap();
+            query(&request, "level")
+        };
+        assert_eq!(get("/log?level=info%2Cmesh_proxy=debug").as_deref(), Some("info,mesh_proxy=debug"));
+        assert_eq!(get("/log?x=1&level=a+b").as_deref(), Some("a b"));
+        assert_eq!(get("/log?levels=a"), None);
+        assert_eq!(get("/log?level=%f"), None);
+        assert_eq!(get("/log"), None);
+    }
+}

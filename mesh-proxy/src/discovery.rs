@@ -1,0 +1,194 @@
+//! Configuration from the controller: one delta stream over mTLS for all types.
+//!
+//! A change is checked and applied (requests see it at once), written to the store, then acknowledged. A resource
+//! that cannot be used is refused with its reason, alone: the others of the same answer are in force, and of the
+//! refused one the last good version stays. When the stream ends, nothing happens to what is known; the next stream
+//! says which versions are here, and gets only what differs.
+
+mod session;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use mesh_api::ResourceType;
+use mesh_ca::JoinToken;
+use mesh_core::Change;
+use mesh_net::tls::{Expect, NodeTls};
+use node_rt::ReadyGuard;
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    controller::{self, ALPN},
+    identity::keeper::Backoff,
+    shared::Shared,
+    store::{Loaded, Store},
+};
+use session::Session;
+
+/// A stream that lived this long was a good one: the next attempt comes soon.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// Versions of the resources that are in force, by type and name.
+pub(crate) type Versions = BTreeMap<ResourceType, BTreeMap<String, String>>;
+
+/// What discovery says about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) connected: prometheus::IntGauge,
+    pub(crate) last_update: prometheus::IntGauge,
+    pub(crate) responses: prometheus::IntCounter,
+    pub(crate) failures: prometheus::IntCounter,
+    pub(crate) refused: prometheus::IntCounterVec,
+    pub(crate) resources: prometheus::IntGaugeVec,
+}
+
+impl Metrics {
+    fn new(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
+        use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+        let m = Self {
+            connected: IntGauge::new("selvage_discovery_connected", "1 while the controller's stream is open")?,
+            last_update: IntGauge::new(
+                "selvage_discovery_last_update_seconds",
+                "Last answer of the controller, seconds since 1970",
+            )?,
+            responses: IntCounter::new("selvage_discovery_responses_total", "Answers of the controller")?,
+            failures: IntCounter::new("selvage_discovery_failures_total", "Streams that failed or did not open")?,
+            refused: IntCounterVec::new(
+                Opts::new("selvage_discovery_refused_total", "Resources that were refused"),
+                &["type"],
+            )?,
+            resources: IntGaugeVec::new(
+                Opts::new("selvage_discovery_resources", "Resources in force"),
+                &["type"],
+            )?,
+        };
+        registry.register(Box::new(m.connected.clone()))?;
+        registry.register(Box::new(m.last_update.clone()))?;
+        registry.register(Box::new(m.responses.clone()))?;
+        registry.register(Box::new(m.failures.clone()))?;
+        registry.register(Box::new(m.refused.clone()))?;
+        registry.register(Box::new(m.resources.clone()))?;
+        Ok(m)
+    }
+}
+
+/// Follows the controller.
+pub struct Discovery {
+    shared: Arc<Shared>,
+    store: Store,
+    versions: Versions,
+    metrics: Metrics,
+    /// A whole snapshot is here.
+    complete: bool,
+    ready: Option<ReadyGuard>,
+}
+
+impl std::fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Discovery").field("complete", &self.complete).finish_non_exhaustive()
+    }
+}
+
+impl Discovery {
+    /// Puts the stored snapshot in force. `ready` is released when a whole snapshot is here, from disk or controller.
+    pub fn new(
+        shared: Arc<Shared>,
+        store: Store,
+        loaded: Loaded,
+        ready: ReadyGuard,
+    ) -> Result<Self, prometheus::Error> {
+        let metrics = Metrics::new(&shared.metrics)?;
+        let mut this =
+            Self { shared, store, versions: Versions::new(), metrics, complete: false, ready: Some(ready) };
+        this.restore(loaded);
+        Ok(this)
+    }
+
+    fn restore(&mut self, loaded: Loaded) {
+        let mut changes = Vec::with_capacity(loaded.resources.len());
+        for stored in loaded.resources {
+            let name = stored.resource.name().to_owned();
+            self.versions.entry(stored.resource.kind()).or_default().insert(name, stored.version);
+            changes.push(Change::Set(stored.resource));
+        }
+        let count = changes.len();
+        let applied = self.shared.apply(changes);
+        for r in &applied.rejected {
+            // Written by an older program, perhaps: the controller sends it again.
+            tracing::warn!(kind = r.kind.as_str(), name = r.name, reason = r.reason, "stored resource is refused");
+            if let Some(v) = self.versions.get_mut(&r.kind) {
+                v.remove(&r.name);
+            }
+        }
+        self.count();
+        if count > 0 {
+            tracing::info!(resources = count, complete = loaded.complete, "snapshot loaded");
+        }
+        if loaded.complete {
+            self.on_complete();
+        }
+    }
+
+    fn on_complete(&mut self) {
+        self.complete = true;
+        if let Some(ready) = self.ready.take() {
+            ready.ready();
+        }
+    }
+
+    fn count(&self) {
+        for kind in ResourceType::ALL {
+            let n = self.versions.get(&kind).map_or(0, BTreeMap::len);
+            self.metrics.resources.with_label_values(&[kind.as_str()]).set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Runs for as long as the process does. `addresses` are those at which other nodes reach this one.
+    pub async fn run(mut self, mut tls: watch::Receiver<Option<NodeTls>>, mut addresses: watch::Receiver<Vec<String>>) {
+        let controllers = controllers(&self.shared.config);
+        if controllers.is_empty() {
+            tracing::warn!("no controller is configured: serving from the snapshot only");
+            return std::future::pending().await;
+        }
+        let mut backoff = Backoff::new();
+        for address in controllers.iter().cycle() {
+            let Ok(identity) = tls.wait_for(Option::is_some).await.map(|t| t.clone()) else { return };
+            let Some(identity) = identity else { continue };
+            let started = tokio::time::Instant::now();
+            let result = self.follow(address, &identity, &mut addresses).await;
+            self.metrics.connected.set(0);
+            self.metrics.failures.inc();
+            if started.elapsed() > STABLE {
+                backoff.reset();
+            }
+            let pause = backoff.next();
+            if let Err(error) = result {
+                tracing::warn!(error = %crate::chain(&*error), controller = address, retry_in = ?pause, "no configuration stream");
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        address: &str,
+        identity: &NodeTls,
+        addresses: &mut watch::Receiver<Vec<String>>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let tls = identity.client_config(Expect::Controller, ALPN)?;
+        let channel = controller::connect(address, tls).await?;
+        let mut session = Session::open(channel, &self.shared.node, &self.versions).await?;
+        self.metrics.connected.set(1);
+        tracing::info!(controller = address, "configuration stream is open");
+        session.run(self, addresses).await
+    }
+}
+
+/// Whom to ask: as configured, else as the join token says.
+fn controllers(config: &Config) -> Vec<String> {
+    let configured = config.controllers();
+    if !configured.is_empty() {
+        return configured;
+    }
+    JoinToken::parse(config.join_token.expose()).map(|t| t.controllers).unwrap_or_default()
+}

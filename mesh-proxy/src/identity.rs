@@ -1,0 +1,119 @@
+//! Who this node is: the tunnel key, the TLS key, and the certificate that the controller gives for them.
+//!
+//! A node that has a certificate starts without the controller. One that has none asks for it with its join token, in
+//! the background and for as long as it takes; a certificate is renewed when two thirds of its life are over.
+
+mod files;
+pub(crate) mod keeper;
+
+use std::path::PathBuf;
+
+use mesh_net::tls::{Credentials, NodeTls, TlsError};
+use mesh_tunnel::NodeKey;
+
+pub use files::StateFiles;
+pub use keeper::Keeper;
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file of the state directory cannot be read or written.
+    #[error("{operation} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another state file failed.
+    #[error(transparent)]
+    Write(#[from] mesh_ca::FileError),
+    /// The tunnel key is damaged.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: mesh_tunnel::KeyError,
+    },
+    /// A key or a certificate request could not be made.
+    #[error("make a certificate request: {0}")]
+    Request(#[from] rcgen::Error),
+    /// The certificate and its key do not fit.
+    #[error("use the node certificate: {0}")]
+    Tls(#[from] TlsError),
+    /// The join token cannot be used.
+    #[error("join token: {0}")]
+    Token(#[from] mesh_ca::TokenError),
+    /// The token is for another node.
+    #[error("join token is for node {token}, this is {node}")]
+    WrongNode {
+        /// In the token.
+        token: String,
+        /// This one.
+        node: String,
+    },
+    /// Nothing to join with.
+    #[error("no certificate and no join token: set join_token (meshctl token create --node NAME)")]
+    NoToken,
+    /// Nobody to ask.
+    #[error("no controller is configured, and the join token names none")]
+    NoController,
+    /// The controller did not give a certificate.
+    #[error(transparent)]
+    Call(#[from] crate::controller::CallError),
+    /// The certificate is not for us.
+    #[error("the controller's certificate is for {found:?}, not for node {node}")]
+    NotOurs {
+        /// Name in the certificate.
+        found: Option<String>,
+        /// This node.
+        node: String,
+    },
+    /// The CA in the answer is not the one in the token.
+    #[error("the controller's CA is not the one that the join token names")]
+    WrongCa,
+}
+
+/// What is on disk at start.
+pub struct Identity {
+    /// The tunnel's key.
+    pub tunnel_key: NodeKey,
+    /// TLS, once there is a certificate.
+    pub tls: Option<NodeTls>,
+    pub(crate) files: StateFiles,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("tunnel_key", &self.tunnel_key).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads keys and certificate; makes the keys on first start. A damaged certificate is as none: the node asks for
+    /// another one.
+    pub fn open(files: StateFiles, trust_domain: &str) -> Result<Self, IdentityError> {
+        let tunnel_key = files.tunnel_key()?;
+        let tls = match files.credentials()? {
+            None => None,
+            Some(credentials) => usable(trust_domain, credentials),
+        };
+        Ok(Self { tunnel_key, tls, files })
+    }
+}
+
+fn usable(trust_domain: &str, credentials: Credentials) -> Option<NodeTls> {
+    match NodeTls::new(trust_domain, credentials) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            tracing::error!(%error, "the stored certificate cannot be used: joining again");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Gets the certificate and keeps it fresh.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mesh_api::model::JoinRequest;
+use mesh_ca::JoinToken;
+use mesh_net::tls::{self, Credentials, Expect, NodeTls, TlsError};
+use mesh_tunnel::NodeKey;
+use rustls::ClientConfig;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
+
+use super::{Identity, IdentityError, files::StateFiles};
+use crate::{
+    config::Config,
+    controller::{self, ALPN},
+};
+
+/// First pause after a failure; it doubles.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// Longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A clock that is wrong must not make renewal spin.
+const RENEW_AT_LEAST_AFTER: Duration = Duration::from_secs(5);
+
+/// Pauses that double, with a random part so that a thousand nodes do not come back at the same moment.
+#[derive(Debug)]
+pub(crate) struct Backoff(Duration);
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self(BACKOFF_FIRST)
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(rand::random_range(0.5..1.5));
+        self.0 = (self.0 * 2).min(BACKOFF_MAX);
+        pause
+    }
+
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new();
+    }
+}
+
+/// Joins and renews.
+pub struct Keeper {
+    config: Arc<Config>,
+    files: StateFiles,
+    tunnel_key: NodeKey,
+    tls: watch::Sender<Option<NodeTls>>,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    expires: prometheus::IntGauge,
+    failures: prometheus::IntCounter,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("tunnel_key", &self.tunnel_key).finish_non_exhaustive()
+    }
+}
+
+impl Keeper {
+    /// A keeper of what was found on disk.
+    pub fn new(
+        config: Arc<Config>,
+        identity: Identity,
+        registry: &prometheus::Registry,
+    ) -> Result<Self, prometheus::Error> {
+        let metrics = Metrics {
+            expires: prometheus::IntGauge::new(
+                "selvage_certificate_expires_seconds",
+                "End of the node certificate, seconds since 1970; 0 = there is none",
+            )?,
+            failures: prometheus::IntCounter::new(
+                "selvage_certificate_failures_total",
+                "Attempts to get a certificate that failed",
+            )?,
+        };
+        registry.register(Box::new(metrics.expires.clone()))?;
+        registry.register(Box::new(metrics.failures.clone()))?;
+        let Identity { tunnel_key, tls, files } = identity;
+        Ok(Self { config, files, tunnel_key, tls: watch::Sender::new(tls), metrics })
+    }
+
+    /// The TLS identity: none until the node has joined. Renewal replaces its content, not the value.
+    pub fn tls(&self) -> watch::Receiver<Option<NodeTls>> {
+        self.tls.subscribe()
+    }
+
+    /// Runs for as long as the process does.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let wait = self.until_due();
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            match self.obtain().await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    let pause = backoff.next();
+                    self.metrics.failures.inc();
+                    let joined = self.tls.borrow().is_some();
+                    tracing::warn!(error = %crate::chain(&error), joined, retry_in = ?pause, "no certificate");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Time until the certificate is to be renewed; zero when there is none.
+    fn until_due(&self) -> Duration {
+        let Some(tls) = self.tls.borrow().clone() else { return Duration::ZERO };
+        let (from, to) = tls.validity();
+        let seconds = to.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.metrics.expires.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        due_in(from, to, SystemTime::now()).max(RENEW_AT_LEAST_AFTER)
+    }
+
+    async fn obtain(&self) -> Result<(), IdentityError> {
+        let current = self.tls.borrow().clone();
+        let token = match &current {
+            Some(_) => None,
+            None => Some(self.token()?),
+        };
+        let (client, mut addresses) = match (&current, &token) {
+            (Some(tls), _) => (tls.client_config(Expect::Controller, ALPN)?, Vec::new()),
+            (None, Some((_, token))) => (self.pinned(token)?, token.controllers.clone()),
+            (None, None) => return Err(IdentityError::NoToken),
+        };
+        let configured = self.config.controllers();
+        if !configured.is_empty() {
+            addresses = configured;
+        }
+        let request = self.files.request()?;
+        let signature = self
+            .tunnel_key
+            .sign_join(&request.csr)
+            .map_err(|source| IdentityError::Key { path: "tunnel.key".into(), source })?;
+        let call = JoinRequest {
+            node: self.config.node.clone(),
+            token: token.as_ref().map(|(text, _)| text.clone()).unwrap_or_default(),
+            csr_der: request.csr.clone(),
+            peer_public_key: self.tunnel_key.public_protobuf(),
+            peer_signature: signature,
+        };
+        let answer = first_answer(&addresses, &client, &call).await?;
+        let ca = CertificateDer::from(answer.ca_der);
+        if token.is_some_and(|(_, t)| tls::fingerprint(&ca) != t.ca_sha256) {
+            return Err(IdentityError::WrongCa);
+        }
+        let leaf = CertificateDer::from(answer.certificate_der);
+        self.take(&current, request.key.serialized_der(), leaf, ca)
+    }
+
+    fn take(
+        &self,
+        current: &Option<NodeTls>,
+        key: &[u8],
+        leaf: CertificateDer<'static>,
+        ca: CertificateDer<'static>,
+    ) -> Result<(), IdentityError> {
+        let found = tls::identity_of(&leaf).map_err(TlsError::Identity)?;
+        if found.node() != Some(self.config.node.as_str()) {
+            let found = found.node().map(str::to_owned);
+            return Err(IdentityError::NotOurs { found, node: self.config.node.clone() });
+        }
+        let private = PrivateKeyDer::Pkcs8(key.to_vec().into());
+        let credentials = Credentials { chain: vec![leaf.clone()], key: private, roots: vec![ca.clone()] };
+        match current {
+            Some(tls) => {
+                tls.replace(credentials)?;
+                self.files.save_credentials(key, &leaf, &ca)?;
+                self.tls.send_modify(|_| {});
+                tracing::info!("certificate renewed");
+            }
+            None => {
+                let tls = NodeTls::new(&self.config.trust_domain, credentials)?;
+                self.files.save_credentials(key, &leaf, &ca)?;
+                self.tls.send_replace(Some(tls));
+                tracing::info!("joined the mesh");
+            }
+        }
+        Ok(())
+    }
+
+    fn token(&self) -> Result<(String, JoinToken), IdentityError> {
+        let text = self.config.join_token.expose().trim();
+        let text = match text.strip_prefix('@') {
+            Some(file) => std::fs::read_to_string(file).map_err(|source| IdentityError::File {
+                operation: "read join token",
+                path: file.into(),
+                source,
+            })?,
+            None => text.to_owned(),
+        };
+        if text.is_empty() {
+            return Err(IdentityError::NoToken);
+        }
+        let token = JoinToken::parse(&text)?;
+        if token.node.as_str() != self.config.node {
+            return Err(IdentityError::WrongNode { token: token.node.to_string(), node: self.config.node.clone() });
+        }
+        Ok((text.trim().to_owned(), token))
+    }
+
+    fn pinned(&self, token: &JoinToken) -> Result<Arc<ClientConfig>, IdentityError> {
+        Ok(tls::join_client_config(&self.config.trust_domain, token.ca_sha256, ALPN)?)
+    }
+}
+
+/// Renewal begins when two thirds of the life are over.
+pub(crate) fn due_in(from: SystemTime, to: SystemTime, now: SystemTime) -> Duration {
+    let life = to.duration_since(from).unwrap_or_default();
+    let due = from + life * 2 / 3;
+    due.duration_since(now).unwrap_or_default()
+}
+
+async fn first_answer(
+    addresses: &[String],
+    client: &Arc<ClientConfig>,
+    call: &JoinRequest,
+) -> Result<mesh_api::model::JoinResponse, IdentityError> {
+    let mut last = IdentityError::NoController;
+    for address in addresses {
+        let attempt = async {
+            let channel = controller::connect(address, client.clone()).await?;
+            controller::join(channel, call.clone()).await
+        };
+        match attempt.await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
+}
