@@ -94,16 +94,18 @@ fn proxy(dir: &Path, state: &Path, node: &'static str, base: u16, capture: bool)
     let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], base + port)).to_string();
     let config = json!({
         "node": node,
-        "stateDir": dir.join(node),
+        "state_dir": dir.join(node),
         "controller": "127.0.0.1:15012",
-        "joinToken": String::from_utf8_lossy(&token.stdout).trim(),
+        "join_token": String::from_utf8_lossy(&token.stdout).trim(),
         "workers": 2,
-        "outbound": at(1), "inbound": at(6), "tunnel": at(8),
-        "admin": local(0), "metrics": at(20), "health": at(21),
+        "listen": {
+            "outbound": at(1), "inbound": at(6), "tunnel": at(8), "admin": local(0), "metrics": at(20),
+            "health": at(21), "proxy": local(80),
+        },
         "dns": { "enabled": false },
         "capture": { "enabled": capture },
         "advertise": [NODES],
-        "logLevel": "warn",
+        "log_level": "warn",
     });
     let file = dir.join(format!("{node}.yaml"));
     fs::write(&file, config.to_string())?;
