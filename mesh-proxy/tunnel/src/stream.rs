@@ -2,10 +2,10 @@
 //! abort (reset) told apart.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -48,14 +48,25 @@ impl Drop for StreamGuard {
 /// fails with `ConnectionReset` and never looks like a clean end.
 #[derive(Debug)]
 pub struct TunnelStream {
-    io: Marked<Stream>,
+    io: Io,
     path: Path,
     guard: StreamGuard,
 }
 
+/// Our muxer carries resets; QUIC streams need them marked.
+#[derive(Debug)]
+enum Io {
+    Plain { stream: Stream, early: Bytes },
+    Marked(Marked<Stream>),
+}
+
 impl TunnelStream {
-    pub(crate) fn new(stream: Stream, rest: Bytes, path: Path, guard: StreamGuard) -> Self {
-        Self { io: Marked::new(stream, rest), path, guard }
+    pub(crate) fn new(stream: Stream, early: Bytes, path: Path, guard: StreamGuard) -> Self {
+        let io = match path {
+            Path::Tcp | Path::Relayed => Io::Plain { stream, early },
+            Path::Quic => Io::Marked(Marked::new(stream, early)),
+        };
+        Self { io, path, guard }
     }
 
     /// Transport that carries it: `tcp`, `quic` or `relayed`.
@@ -68,30 +79,66 @@ impl AsyncRead for TunnelStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.io).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        if read > 0 {
-            this.guard.shared.metrics.bytes_received.inc_by(read as u64);
+        match &mut this.io {
+            Io::Plain { early, .. } if !early.is_empty() => {
+                let n = early.len().min(buf.remaining());
+                buf.put_slice(&early.split_to(n));
+            }
+            Io::Plain { stream, .. } => {
+                let n = ready!(futures::AsyncRead::poll_read(Pin::new(stream), cx, buf.initialize_unfilled()))?;
+                buf.advance(n);
+            }
+            Io::Marked(marked) => ready!(Pin::new(marked).poll_read(cx, buf))?,
         }
-        result
+        let read = buf.filled().len() - before;
+        this.guard.shared.metrics.bytes_received.inc_by(read as u64);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for TunnelStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.io).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = &result {
-            this.guard.shared.metrics.bytes_sent.inc_by(*n as u64);
+        let n = ready!(match &mut this.io {
+            Io::Plain { stream, .. } => futures::AsyncWrite::poll_write(Pin::new(stream), cx, buf),
+            Io::Marked(marked) => Pin::new(marked).poll_write(cx, buf),
+        })?;
+        this.guard.shared.metrics.bytes_sent.inc_by(n as u64);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let n = ready!(match &mut this.io {
+            Io::Plain { stream, .. } => futures::AsyncWrite::poll_write_vectored(Pin::new(stream), cx, bufs),
+            Io::Marked(marked) => {
+                let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+                Pin::new(marked).poll_write(cx, first)
+            }
+        })?;
+        this.guard.shared.metrics.bytes_sent.inc_by(n as u64);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self.io, Io::Plain { .. })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain { stream, .. } => futures::AsyncWrite::poll_flush(Pin::new(stream), cx),
+            Io::Marked(marked) => Pin::new(marked).poll_flush(cx),
         }
-        result
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain { stream, .. } => futures::AsyncWrite::poll_close(Pin::new(stream), cx),
+            Io::Marked(marked) => Pin::new(marked).poll_shutdown(cx),
+        }
     }
 }

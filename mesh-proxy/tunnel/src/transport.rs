@@ -9,17 +9,16 @@ use libp2p::{
         transport::{Boxed, OrTransport},
         upgrade::Version,
     },
-    dns, quic, tcp, tls, yamux,
+    dns, quic, tcp, tls,
 };
 
 use crate::{
     config::{Limits, Timeouts},
     error::StartError,
     identity::NodeKey,
+    mux,
+    socket::Socket,
 };
-
-/// Most streams that yamux allows under its total window of 1 GiB.
-const YAMUX_STREAMS: usize = 4096;
 
 pub(crate) fn build(
     key: &NodeKey,
@@ -28,9 +27,10 @@ pub(crate) fn build(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let keypair = key.keypair();
     let security = tls::Config::new(keypair).map_err(|e| StartError::Certificate(e.to_string()))?;
-    let mut muxer = yamux::Config::default();
-    muxer.set_max_num_streams(YAMUX_STREAMS);
+    // Both directions of opening, and streams that are being refused.
+    let muxer = mux::Config { max_streams: limits.streams_per_peer.saturating_mul(3), ..mux::Config::default() };
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .map(|stream, _| Socket::new(stream.0))
         .upgrade(Version::V1Lazy)
         .authenticate(security)
         .multiplex(muxer)
