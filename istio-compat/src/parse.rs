@@ -159,6 +159,9 @@ impl Walk<'_> {
         if extra.is_none() {
             map.retain(|_, v| !v.is_null());
         }
+        if let Some(old_spelling) = extra.is_none().then(|| map.remove("mirror_percent")).flatten() {
+            map.entry("mirrorPercent").or_insert(old_spelling);
+        }
         for (key, inner) in map.iter_mut() {
             let (path_len, field_len) = (path.len(), field.len());
             if let Some(schema) = extra {
@@ -169,14 +172,13 @@ impl Walk<'_> {
                 field.push_str("{}");
                 self.node(inner, schema, path, field);
             } else {
-                let key = if key == "mirror_percent" { "mirrorPercent" } else { key.as_str() };
                 path.push('.');
                 path.push_str(key);
                 if !field.is_empty() {
                     field.push('.');
                 }
                 field.push_str(key);
-                match properties.and_then(|p| p.get(key)) {
+                match properties.and_then(|p| p.get(key.as_str())) {
                     Some(schema) => self.node(inner, schema, path, field),
                     None => self.unknown.push(Finding::new(path.as_str(), "is not a field of this kind")),
                 }

@@ -3,6 +3,8 @@
 
 mod common;
 mod destination_rule;
+mod http_actions;
+mod load_balancer;
 mod virtual_service;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 pub use common::*;
 pub use destination_rule::*;
+pub use http_actions::*;
+pub use load_balancer::*;
 pub use virtual_service::*;
 
 /// API versions of the networking group that are served, storage version first.

@@ -1,5 +1,7 @@
 //! Files made from the types are current. `REGENERATE=1 cargo test -p istio-compat --test generated` rewrites them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{fs, path::PathBuf};
 
 fn repository() -> PathBuf {

@@ -1,5 +1,7 @@
 //! The CRDs obey the rules of structural schemas, so that a real API server accepts them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use istio_compat::crd;
 use serde_json::Value;
 

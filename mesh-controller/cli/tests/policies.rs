@@ -1,8 +1,13 @@
 //! Replays the destination policy vectors that the folder named by `CONFORMANCE_VECTORS` holds.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
-use mesh_core::{Client, policy::{ClientTlsMode, EffectivePolicy, LoadBalancing}};
+use mesh_core::{
+    Client,
+    policy::{ClientTlsMode, EffectivePolicy, LoadBalancing},
+};
 use meshctl::simulate::{World, WorldOptions};
 use serde_json::{Value, json};
 use support::{Report, vectors, world_objects};

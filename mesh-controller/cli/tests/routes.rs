@@ -1,6 +1,8 @@
 //! Replays the route vectors that the folder named by `CONFORMANCE_VECTORS` holds: what can be told without traffic.
 //! How an endpoint or a client behaves (retries that happen, latency) is left to the tests that send requests.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 #[path = "common/vectors.rs"]
 mod support;
 
