@@ -7,14 +7,15 @@ mod handler;
 mod metrics;
 mod respond;
 mod tcp;
+mod udp;
 mod upstreams;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hickory_server::Server;
 use mesh_net::listen;
 use node_rt::Tasks;
 use tokio::net::{TcpListener, UdpSocket};
@@ -109,21 +110,9 @@ pub fn serve(
     forwarder.watch_resolv_conf(&options, tasks);
     let responder = Responder::new(Arc::clone(shared), forwarder);
     let handler = Handler::new(responder, metrics, options.concurrent);
+    // Names are needed for as long as connections drain, so both stop only with the last stage.
     tcp::serve(tcp, handler.clone(), options.connections, tasks);
-    let mut server = Server::new(handler);
-    server.register_socket(udp);
-    let drain = tasks.drain().clone();
-    tasks.spawn_critical("dns", async move {
-        // Names are needed for as long as connections drain, so DNS stops last.
-        tokio::select! {
-            ended = server.block_until_done() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "the DNS server ended");
-                }
-            }
-            () = drain.cancelled() => {}
-        }
-    });
+    udp::serve(udp, handler, tasks);
     Ok(())
 }
 

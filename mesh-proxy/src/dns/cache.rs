@@ -156,7 +156,7 @@ mod tests {
 
     fn found(ttl: u64) -> Arc<Found> {
         let name = Name::from_ascii("a.").unwrap();
-        let answers = vec![Record::from_rdata(name, ttl as u32, RData::A([192, 0, 2, 1].into()))];
+        let answers = vec![Record::from_rdata(name, ttl as u32, RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into()))];
         Arc::new(Found { code: ResponseCode::NoError, answers, authorities: vec![], ttl: Duration::from_secs(ttl) })
     }
 

@@ -1,4 +1,4 @@
-//! Takes requests from hickory's server and sends what [`Responder`] decides.
+//! Turns a request into what [`Responder`] decides: checks first, header and EDNS around it.
 
 use std::sync::Arc;
 
