@@ -221,7 +221,8 @@ impl Driver {
                 let gone = address.to_string();
                 self.addresses.send_modify(|a| a.retain(|x| *x != gone));
             }
-            SwarmEvent::ListenerClosed { reason: Err(error), .. } | SwarmEvent::ListenerError { error, .. } => {
+            SwarmEvent::ListenerClosed { reason: Err(error), .. }
+            | SwarmEvent::ListenerError { error, .. } => {
                 tracing::error!(%error, "tunnel listener failed");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
@@ -268,7 +269,11 @@ fn describe(error: &DialError) -> String {
 }
 
 /// Waits until every listener has an address or `limit` is over.
-pub(crate) async fn listening(swarm: &mut Swarm<Behaviour>, listeners: usize, limit: Duration) -> Vec<String> {
+pub(crate) async fn listening(
+    swarm: &mut Swarm<Behaviour>,
+    listeners: usize,
+    limit: Duration,
+) -> Vec<String> {
     let mut addresses = Vec::new();
     let mut seen = std::collections::HashSet::new();
     let wait = async {

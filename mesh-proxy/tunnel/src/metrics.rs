@@ -37,7 +37,10 @@ impl Metrics {
             "Streams that other nodes opened and that were handed to the acceptor",
         ))?;
         let refused = IntCounterVec::new(
-            Opts::new("selvage_tunnel_refused_total", "Streams of other nodes refused before the acceptor saw them"),
+            Opts::new(
+                "selvage_tunnel_refused_total",
+                "Streams of other nodes refused before the acceptor saw them",
+            ),
             &["reason"],
         )?;
         let dials = IntCounterVec::new(

@@ -85,7 +85,8 @@ impl AsyncRead for TunnelStream {
                 buf.put_slice(&early.split_to(n));
             }
             Io::Plain { stream, .. } => {
-                let n = ready!(futures::AsyncRead::poll_read(Pin::new(stream), cx, buf.initialize_unfilled()))?;
+                let n =
+                    ready!(futures::AsyncRead::poll_read(Pin::new(stream), cx, buf.initialize_unfilled()))?;
                 buf.advance(n);
             }
             Io::Marked(marked) => ready!(Pin::new(marked).poll_read(cx, buf))?,

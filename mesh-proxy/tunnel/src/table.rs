@@ -275,11 +275,15 @@ mod tests {
         let Step::Wait { start: false, end } = table.step(peer, None, SPREAD, now) else { panic!() };
         table.dialled(peer, Err("refused".into()), now, |n| Duration::from_secs(n.into()));
         assert!(end.borrow().as_ref().unwrap().is_err());
-        assert!(matches!(table.step(peer, None, SPREAD, now), Step::Held { wait, .. } if wait.as_secs() == 1));
+        assert!(
+            matches!(table.step(peer, None, SPREAD, now), Step::Held { wait, .. } if wait.as_secs() == 1)
+        );
         let later = now + Duration::from_secs(2);
         assert!(matches!(table.step(peer, None, SPREAD, later), Step::Wait { start: true, .. }));
         table.dialled(peer, Err("refused".into()), later, |n| Duration::from_secs(n.into()));
-        assert!(matches!(table.step(peer, None, SPREAD, later), Step::Held { wait, .. } if wait.as_secs() == 2));
+        assert!(
+            matches!(table.step(peer, None, SPREAD, later), Step::Held { wait, .. } if wait.as_secs() == 2)
+        );
         table.forgive(peer);
         assert!(matches!(table.step(peer, None, SPREAD, later), Step::Wait { start: true, .. }));
     }

@@ -28,7 +28,8 @@ pub(crate) fn build(
     let keypair = key.keypair();
     let security = tls::Config::new(keypair).map_err(|e| StartError::Certificate(e.to_string()))?;
     // Both directions of opening, and streams that are being refused.
-    let muxer = mux::Config { max_streams: limits.streams_per_peer.saturating_mul(3), ..mux::Config::default() };
+    let muxer =
+        mux::Config { max_streams: limits.streams_per_peer.saturating_mul(3), ..mux::Config::default() };
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .map(|stream, _| Socket::new(stream.0))
         .upgrade(Version::V1Lazy)
@@ -51,7 +52,8 @@ fn quic_config(key: &NodeKey, limits: &Limits, handshake: Duration) -> quic::Con
     let mut config = quic::Config::new(key.keypair());
     config.handshake_timeout = handshake;
     // Both directions of opening, and streams that are closing.
-    config.max_concurrent_stream_limit = u32::try_from(limits.streams_per_peer.saturating_mul(2)).unwrap_or(u32::MAX);
+    config.max_concurrent_stream_limit =
+        u32::try_from(limits.streams_per_peer.saturating_mul(2)).unwrap_or(u32::MAX);
     config.max_stream_data = 2 << 20;
     config.max_connection_data = 32 << 20;
     config

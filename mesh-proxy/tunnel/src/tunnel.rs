@@ -60,7 +60,11 @@ impl Shared {
     }
 
     /// Counts one more stream, or names the limit that it would break.
-    pub(crate) fn admit(self: &Arc<Self>, conn: &Arc<Conn>, direction: Direction) -> Result<StreamGuard, &'static str> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        conn: &Arc<Conn>,
+        direction: Direction,
+    ) -> Result<StreamGuard, &'static str> {
         let (load, gauge) = match direction {
             Direction::Outbound => (&conn.load.outbound, &self.metrics.streams_out),
             Direction::Inbound => (&conn.load.inbound, &self.metrics.streams_in),
@@ -259,7 +263,7 @@ impl Tunnel {
             match self.shared.table.step(known.id, worker, self.shared.spread(), Instant::now()) {
                 Step::Use { conn, spread } => {
                     if spread && self.commands.try_send(Command::Dial(known.id)).is_err() {
-                        let _ = self.shared.table.dialled(known.id, Ok(()), Instant::now(), |_| Duration::ZERO);
+                        self.shared.table.dialled(known.id, Ok(()), Instant::now(), |_| Duration::ZERO);
                     }
                     return Ok(conn);
                 }
@@ -270,7 +274,9 @@ impl Tunnel {
                     if start {
                         if known.addresses.is_empty() {
                             let none: Arc<str> = "no address".into();
-                            self.shared.table.dialled(known.id, Err(none), Instant::now(), |_| Duration::ZERO);
+                            self.shared
+                                .table
+                                .dialled(known.id, Err(none), Instant::now(), |_| Duration::ZERO);
                             return Err(OpenError::NoAddress(known.node.to_string()));
                         }
                         self.commands.send(Command::Dial(known.id)).await.map_err(|_| OpenError::Closed)?;
@@ -331,9 +337,8 @@ impl Tunnel {
 fn behaviour(config: &TunnelConfig, shared: Arc<Shared>) -> Behaviour {
     let identify = identify::Config::new("selvage/1".to_owned(), config.key.keypair().public())
         .with_agent_version(concat!("selvage/", env!("CARGO_PKG_VERSION")).to_owned());
-    let probe = ping::Config::new()
-        .with_interval(config.timeouts.ping)
-        .with_timeout(config.timeouts.ping_timeout);
+    let probe =
+        ping::Config::new().with_interval(config.timeouts.ping).with_timeout(config.timeouts.ping_timeout);
     Behaviour {
         streams: Streams::new(shared),
         identify: identify::Behaviour::new(identify),

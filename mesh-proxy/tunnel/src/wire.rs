@@ -43,7 +43,9 @@ pub(crate) fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, ReadError> 
 }
 
 /// Reads one message; gives the bytes that followed it.
-pub(crate) async fn read<M: Message + Default>(io: &mut (impl AsyncRead + Unpin)) -> Result<(M, Bytes), ReadError> {
+pub(crate) async fn read<M: Message + Default>(
+    io: &mut (impl AsyncRead + Unpin),
+) -> Result<(M, Bytes), ReadError> {
     let mut buffer = BytesMut::with_capacity(512);
     loop {
         if let Some((len, prefix)) = length(&buffer)?
@@ -70,10 +72,15 @@ pub(crate) fn encode_open(open: &TunnelOpen) -> Result<Vec<u8>, usize> {
 }
 
 /// Writes an answer and flushes it.
-pub(crate) async fn answer(io: &mut (impl AsyncWrite + Unpin), code: Code, detail: &str) -> std::io::Result<()> {
+pub(crate) async fn answer(
+    io: &mut (impl AsyncWrite + Unpin),
+    code: Code,
+    detail: &str,
+) -> std::io::Result<()> {
     let cut = detail.char_indices().map(|(i, _)| i).take_while(|i| *i <= MAX_DETAIL).last().unwrap_or(0);
     let detail = if detail.len() <= MAX_DETAIL { detail } else { &detail[..cut] };
-    let bytes = TunnelAnswer { code: code.into(), detail: detail.to_owned() }.encode_length_delimited_to_vec();
+    let bytes =
+        TunnelAnswer { code: code.into(), detail: detail.to_owned() }.encode_length_delimited_to_vec();
     io.write_all(&bytes).await?;
     io.flush().await
 }

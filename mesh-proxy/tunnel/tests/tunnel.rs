@@ -1,4 +1,5 @@
 //! Tunnels on loopback, two or three in one process. One binary: linking libp2p once is enough.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "tunnel/bounds.rs"]
 mod bounds;

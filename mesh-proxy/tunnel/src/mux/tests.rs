@@ -275,7 +275,12 @@ fn a_peer_that_breaks_the_rules_ends_the_connection() {
         ("opened twice", vec![header(open, 0, 1), header(open, 0, 1)]),
         ("beyond the window", vec![header(open, 0, 1), header(data, (64 << 10) + 1, 1)]),
         ("after its end", vec![header(Kind::Data { open: true, end: true }, 0, 1), header(data, 1, 1)]),
-        ("endless credit", std::iter::once(header(open, 0, 1)).chain((0..300).map(|_| header(Kind::Credit, (1 << 24) - 1, 1))).collect()),
+        (
+            "endless credit",
+            std::iter::once(header(open, 0, 1))
+                .chain((0..300).map(|_| header(Kind::Credit, (1 << 24) - 1, 1)))
+                .collect(),
+        ),
     ];
     for (what, frames) in cases {
         let victim = Connection::new(Config::default(), Role::Listener);

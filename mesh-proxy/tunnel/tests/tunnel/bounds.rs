@@ -1,10 +1,10 @@
 //! Bursts, bounds, strangers, and what is left behind.
 
-
-
 use std::time::{Duration, Instant};
 
-use super::common::{Kind, config, echo, echo_round, eventually, metric, open, pair, pair_with, serve, start};
+use super::common::{
+    Kind, config, echo, echo_round, eventually, metric, open, pair, pair_with, serve, start,
+};
 use futures::{StreamExt, stream::FuturesUnordered};
 use mesh_api::model::TunnelOpen;
 use mesh_tunnel::{OpenError, Refusal};
@@ -124,7 +124,10 @@ async fn a_stranger_is_cut_and_hurts_nobody() {
     stranger.tunnel.set_peers(std::slice::from_ref(&b.peer)).await;
     let began = Instant::now();
     let refused = stranger.tunnel.open("b", open()).await;
-    assert!(matches!(refused, Err(OpenError::Dial { .. } | OpenError::Lost(_) | OpenError::Backoff { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(OpenError::Dial { .. } | OpenError::Lost(_) | OpenError::Backoff { .. })),
+        "{refused:?}"
+    );
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(metric(&b.registry, "selvage_tunnel_denied_connections_total", None) >= 1.0);
     assert_eq!(metric(&b.registry, "selvage_tunnel_accepted_total", None), 0.0);

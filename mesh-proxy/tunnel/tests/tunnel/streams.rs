@@ -1,7 +1,5 @@
 //! What a stream carries: bytes, half-close and reset, over TCP and QUIC.
 
-
-
 use std::{io::ErrorKind, time::Duration};
 
 use super::common::{Kind, echo, echo_round, eventually, metric, open, pair, serve};
@@ -149,7 +147,9 @@ async fn a_reader_that_stops_holds_its_own_stream_only() {
     }
     // Other streams of the same connection are not held.
     let server = serve(acceptor, echo);
-    tokio::time::timeout(Duration::from_secs(5), echo_round(&a, "b", 1_000_000)).await.expect("held by another stream");
+    tokio::time::timeout(Duration::from_secs(5), echo_round(&a, "b", 1_000_000))
+        .await
+        .expect("held by another stream");
     // And the stalled one goes on when its reader does.
     let reader = async {
         let mut total = 0u64;
