@@ -7,22 +7,25 @@
 //! A second process with the same state directory takes the listening sockets of the first one over, serves them, and
 //! only then tells the first one to drain: no connection is refused, and none that waits to be accepted is lost.
 
+mod control;
 mod sockets;
+mod successor;
 mod tunnel;
 mod worker;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
-use mesh_net::handover;
-use node_rt::{Drain, DrainConfig, LogControl, Readiness, Reason, Stage, Tasks};
-use tokio::net::TcpListener;
+use mesh_net::connect::DEFAULT_MARK;
+use mesh_tunnel::{NodeKey, Tunnel};
+use node_rt::{Drain, DrainConfig, LogControl, Readiness, Reason, Stage, Tasks, Workers};
+use prometheus::Registry;
 
 use crate::{
-    admin::Admin,
+    capture::CaptureError,
     config::Config,
     discovery::Discovery,
-    dns::{self, DnsOptions},
-    identity::{Identity, Keeper, StateFiles},
+    dns::DnsError,
+    identity::{Identity, IdentityError, Keeper, StateFiles},
     inbound::{Inbound, InboundConfig},
     outbound,
     shared::Shared,
@@ -31,10 +34,8 @@ use crate::{
 };
 use sockets::Sockets;
 
-/// How long the running process gets to hand its sockets over.
-const HANDOVER_WAIT: Duration = Duration::from_secs(5);
-/// How long "not ready" is shown before listeners stop accepting.
-const NOT_READY_FOR: Duration = Duration::from_millis(100);
+/// How long "not ready" is shown, and capture taken away, before listeners stop accepting.
+const NOT_READY_FOR: Duration = Duration::from_millis(250);
 /// How long tasks get to end after everything was cancelled.
 const CANCEL_FOR: Duration = Duration::from_secs(2);
 /// Threads of the control side: nothing that a request waits for runs there.
@@ -57,13 +58,13 @@ pub enum StartError {
         /// For what.
         what: &'static str,
         /// Where.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What the system said.
         source: std::io::Error,
     },
     /// Keys or certificate.
     #[error(transparent)]
-    Identity(#[from] crate::identity::IdentityError),
+    Identity(#[from] IdentityError),
     /// A metric is registered twice.
     #[error("register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -72,10 +73,16 @@ pub enum StartError {
     Tunnel(#[from] mesh_tunnel::StartError),
     /// DNS.
     #[error(transparent)]
-    Dns(#[from] dns::DnsError),
+    Dns(#[from] DnsError),
+    /// The address of DNS.
+    #[error(transparent)]
+    Link(#[from] crate::capture::LinkError),
+    /// Capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
 }
 
-fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
 
@@ -113,80 +120,78 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 async fn serve(config: Arc<Config>, log: LogControl) -> Result<Reason, StartError> {
-    let started = std::time::Instant::now();
-    let (drain, readiness) = (Drain::new(), Readiness::new());
-    let tasks = Tasks::new(drain.clone());
+    let readiness = Readiness::new();
+    let tasks = Tasks::new(Drain::new());
     node_rt::handle_signals(&tasks).map_err(system("signal handlers"))?;
+    let running = start(config, &tasks, &readiness, Some(log)).await?;
+    Ok(running.until_drained(&tasks, &readiness).await)
+}
+
+/// A proxy that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens, with the real ports.
+    pub addresses: Addresses,
+    /// The tables and their changes.
+    pub shared: Arc<Shared>,
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    workers: Workers,
+    store: Store,
+}
+
+/// Where a proxy listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Captured connections.
+    pub outbound: Option<SocketAddr>,
+    /// HTTP CONNECT and SOCKS5.
+    pub proxy: Option<SocketAddr>,
+    /// DNS.
+    pub dns: Option<SocketAddr>,
+    /// Admin pages.
+    pub admin: Option<SocketAddr>,
+    /// Metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Health.
+    pub health: Option<SocketAddr>,
+}
+
+/// Starts everything; what runs is owned by `tasks` and ends with their drain.
+pub async fn start(
+    config: Arc<Config>,
+    tasks: &Tasks,
+    readiness: &Readiness,
+    log: Option<LogControl>,
+) -> Result<Running, StartError> {
+    let started = std::time::Instant::now();
     let serving = readiness.wait_for("listeners");
+    let config = Arc::new(with_own_sockets(&config));
 
     // 1. What is on disk: keys, certificate, snapshot.
-    let registry = prometheus::Registry::new();
-    // The process collector exists on Linux only and fails nowhere else that matters.
-    let process = prometheus::process_collector::ProcessCollector::for_self();
-    registry.register(Box::new(process))?;
-    let shared = Shared::new(config.clone(), registry.clone());
-    let files = StateFiles::open(&config.state_dir)?;
-    let identity = Identity::open(files, &config.trust_domain)?;
-    let tunnel_key = identity.tunnel_key.clone();
-    let (store, loaded) = Store::open(&config.state_dir, &registry)?;
-    let discovery = Discovery::new(shared.clone(), store.clone(), loaded, readiness.wait_for("configuration"))?;
-    let keeper = Keeper::new(config.clone(), identity, &registry)?;
+    let disk = Disk::open(&config, readiness)?;
+    let shared = disk.shared.clone();
 
     // 2. Sockets: those of the process before us, or new ones.
-    let handover_path = config.state_dir.join("handover.sock");
-    let (inherited, predecessor) = match handover::take(&handover_path, HANDOVER_WAIT) {
-        Ok(Some((sockets, successor))) => (sockets, Some(successor)),
-        Ok(None) => (Vec::new(), None),
-        Err(error) => {
-            tracing::warn!(%error, "the process before us does not hand its listeners over");
-            (Vec::new(), None)
-        }
-    };
+    let (inherited, predecessor) = successor::take_over(&config.state_dir);
+    if config.dns.enabled {
+        crate::capture::ensure_address(config.dns.listen.ip()).await?;
+    }
     let sockets = Sockets::open(&config, inherited)?;
-    let mut offered = sockets.duplicate().map_err(system("the hand-over of listeners"))?;
+    let addresses = sockets.addresses();
+    let offered = sockets.duplicate().map_err(system("the hand-over of listeners"))?;
 
     // 3. The data side: workers, the tunnel that runs on them, outbound and inbound.
-    let (workers, seats) = worker::start(config.worker_count(), &drain).await?;
-    let (tunnel, acceptors) = tunnel::start(&config, tunnel_key, &seats, &registry, predecessor.is_some()).await?;
-    let telemetry = Arc::new(Telemetry::new(&registry, config.telemetry.clone())?);
-    let access_log = AccessLog::start(&config.access_log, std::io::stdout()).map_err(system("the access log"))?;
-    let mut out = outbound::Shared::new(config.outbound.clone(), shared.node.clone(), shared.tables.clone(), telemetry.clone());
-    out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
-    out.access_log = access_log.clone();
-    let inbound_config = InboundConfig { mark: config.outbound.mark, ..InboundConfig::default() };
-    let inbound = Inbound::new(inbound_config, shared.node.clone(), shared.tables.clone(), telemetry, access_log, &registry)?;
-    let Sockets { captured, proxy, dns: dns_sockets, admin, metrics, health } = sockets;
-    worker::seat(seats, Arc::new(out), Arc::new(inbound), acceptors, captured, proxy);
+    let (workers, seats) = worker::start(config.worker_count(), tasks.drain()).await?;
+    let registry = &shared.metrics;
+    let key = disk.tunnel_key.clone();
+    let (tunnel, acceptors) = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
+    let (outbound, inbound) = data_side(&shared, &tunnel)?;
+    let control_sockets = worker::seat(seats, outbound, inbound, acceptors, sockets);
 
     // 4. The control side.
-    let addresses = tunnel::follow(&shared, &tunnel, &tasks);
-    let tls = keeper.tls();
-    tasks.spawn_critical("identity", keeper.run());
-    let stop = drain.clone();
-    tasks.spawn_critical("discovery", async move {
-        tokio::select! {
-            () = discovery.run(tls, addresses) => {}
-            // Its successor follows the controller from here on.
-            _ = stop.begun() => {}
-        }
-    });
-    if let Some((udp, tcp)) = dns_sockets {
-        let options = DnsOptions::new(config.dns.listen, config.dns.upstreams.clone());
-        let udp = tokio::net::UdpSocket::from_std(udp).map_err(system("DNS"))?;
-        let tcp = TcpListener::from_std(tcp).map_err(system("DNS"))?;
-        dns::serve(&shared, options, &tasks, udp, tcp)?;
-    }
-    let pages = Admin {
-        shared: shared.clone(),
-        readiness: readiness.clone(),
-        drain: drain.clone(),
-        log: Some(log),
-        tunnel: Some(tunnel.clone()),
-    };
-    let to_tokio = |l: std::net::TcpListener| TcpListener::from_std(l).map_err(system("admin listeners"));
-    pages.server().serve("admin", to_tokio(admin)?, &tasks);
-    node_rt::AdminServer::new().metrics(registry).serve("metrics", to_tokio(metrics)?, &tasks);
-    node_rt::AdminServer::new().health(readiness.clone()).serve("health", to_tokio(health)?, &tasks);
+    let store = disk.store.clone();
+    let capture = control::start(disk, &tunnel, tasks, readiness, log, control_sockets).await?;
     serving.ready();
     tracing::info!(
         node = %shared.node, workers = config.worker_count(), services = shared.tables.load().service_count(),
@@ -194,46 +199,94 @@ async fn serve(config: Arc<Config>, log: LogControl) -> Result<Reason, StartErro
     );
 
     // 5. Take over, and be ready to be taken over from.
-    if let Some(successor) = predecessor
-        && let Err(error) = successor.serving()
+    if let Some(before) = predecessor
+        && let Err(error) = before.serving()
     {
         tracing::warn!(%error, "the process before us did not hear that we serve");
     }
-    let (ending, path) = (drain.clone(), handover_path);
-    tasks.spawn("handover", async move {
-        let borrowed: Vec<_> = offered.iter().map(|(n, fd)| (n.clone(), std::os::fd::AsFd::as_fd(fd))).collect();
-        let handed_over = tokio::select! {
-            result = handover::serve(&path, &borrowed) => result,
-            _ = ending.begun() => Err(std::io::ErrorKind::Interrupted.into()),
-        };
-        drop(borrowed);
-        // Closed in any case: a socket that nobody accepts from would keep its callers waiting.
-        offered.clear();
-        match handed_over {
-            Ok(()) => ending.begin(Reason::Requested("hot restart: another process serves")),
-            Err(error) if ending.has_begun() => tracing::debug!(%error, "hand-over ended"),
-            Err(error) => tracing::warn!(%error, "no hot restart: cannot offer the listeners"),
-        }
-    });
+    successor::offer(&config.state_dir, offered, capture, tasks);
+    Ok(Running { addresses, shared, tunnel, workers, store })
+}
 
-    // 6. The end.
-    let leaving = tunnel.clone();
-    let ending = drain.clone();
-    tasks.spawn("tunnel drain", async move {
-        ending.reached(Stage::StopAccepting).await;
-        leaving.drain();
-    });
-    let stages = DrainConfig {
-        not_ready_for: NOT_READY_FOR,
-        drain_for: Duration::from_secs(config.drain_seconds),
-        cancel_for: CANCEL_FOR,
-    };
-    let report = drain.run(stages, &readiness, &tasks).await;
-    store.flush().await;
-    tunnel.close().await;
-    let stuck_threads = tokio::task::spawn_blocking(move || workers.join(CANCEL_FOR)).await.unwrap_or(0);
-    if report.cut_off > 0 || !report.stuck.is_empty() || stuck_threads > 0 {
-        tracing::warn!(cut_off = report.cut_off, stuck = ?report.stuck, stuck_threads, "drain was not complete");
+/// Sockets of the proxy carry a mark when it captures, and it never connects to its own listeners.
+fn with_own_sockets(config: &Config) -> Config {
+    let mut config = config.clone();
+    if config.capture.enabled && config.outbound.mark.is_none() {
+        config.outbound.mark = Some(DEFAULT_MARK);
     }
-    Ok(report.reason)
+    let l = &config.listen;
+    let all = [Some(l.outbound), Some(l.inbound), Some(l.tunnel), Some(l.admin), Some(l.metrics), Some(l.health), l.proxy];
+    config.outbound.own_ports = all.into_iter().flatten().map(|a| a.port()).filter(|p| *p != 0).collect();
+    config
+}
+
+/// What was found on disk.
+struct Disk {
+    shared: Arc<Shared>,
+    discovery: Discovery,
+    keeper: Keeper,
+    tunnel_key: NodeKey,
+    store: Store,
+}
+
+impl Disk {
+    fn open(config: &Arc<Config>, readiness: &Readiness) -> Result<Self, StartError> {
+        let registry = Registry::new();
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let shared = Shared::new(config.clone(), registry.clone());
+        let files = StateFiles::open(&config.state_dir)?;
+        let identity = Identity::open(files, &config.trust_domain)?;
+        let tunnel_key = identity.tunnel_key.clone();
+        let (store, loaded) = Store::open(&config.state_dir, &registry)?;
+        let known = readiness.wait_for("configuration");
+        let discovery = Discovery::new(shared.clone(), store.clone(), loaded, known)?;
+        let keeper = Keeper::new(config.clone(), identity, &registry)?;
+        Ok(Self { shared, discovery, keeper, tunnel_key, store })
+    }
+}
+
+fn data_side(
+    shared: &Arc<Shared>,
+    tunnel: &Tunnel,
+) -> Result<(Arc<outbound::Shared>, Arc<Inbound>), StartError> {
+    let config = &shared.config;
+    let telemetry = Arc::new(Telemetry::new(&shared.metrics, config.telemetry.clone())?);
+    let access_log = AccessLog::start(&config.access_log, std::io::stdout()).map_err(system("the access log"))?;
+    let (node, tables) = (shared.node.clone(), shared.tables.clone());
+    let mut out = outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
+    out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
+    out.access_log = access_log.clone();
+    let own = InboundConfig {
+        mark: config.outbound.mark,
+        own_ports: config.outbound.own_ports.clone(),
+        ..InboundConfig::default()
+    };
+    let inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;
+    Ok((Arc::new(out), Arc::new(inbound)))
+}
+
+impl Running {
+    /// Serves until the end is asked for, then ends in stages.
+    pub async fn until_drained(self, tasks: &Tasks, readiness: &Readiness) -> Reason {
+        let drain = tasks.drain().clone();
+        let (leaving, ending) = (self.tunnel.clone(), drain.clone());
+        tasks.spawn("tunnel drain", async move {
+            ending.reached(Stage::StopAccepting).await;
+            leaving.drain();
+        });
+        let stages = DrainConfig {
+            not_ready_for: NOT_READY_FOR,
+            drain_for: Duration::from_secs(self.shared.config.drain_seconds),
+            cancel_for: CANCEL_FOR,
+        };
+        let report = drain.run(stages, readiness, tasks).await;
+        self.store.flush().await;
+        self.tunnel.close().await;
+        let workers = self.workers;
+        let stuck_threads = tokio::task::spawn_blocking(move || workers.join(CANCEL_FOR)).await.unwrap_or(0);
+        if report.cut_off > 0 || !report.stuck.is_empty() || stuck_threads > 0 {
+            tracing::warn!(cut_off = report.cut_off, stuck = ?report.stuck, stuck_threads, "drain was not complete");
+        }
+        report.reason
+    }
 }

@@ -92,6 +92,10 @@ pub struct CaptureConfig {
     pub enabled: bool,
     /// The `nft` program.
     pub nft: PathBuf,
+    /// Name of the table, for more than one proxy in a network namespace.
+    pub table: String,
+    /// Send all DNS queries of pods to this node's DNS server, whatever their resolver is.
+    pub pod_dns: bool,
 }
 
 /// Environment variables are `MESH_PROXY_` and the key in upper case, with `__` for the dots.
@@ -148,7 +152,7 @@ impl Default for DnsConfig {
 
 impl Default for CaptureConfig {
     fn default() -> Self {
-        Self { enabled: true, nft: PathBuf::from("nft") }
+        Self { enabled: true, nft: PathBuf::from("nft"), table: "selvage".to_owned(), pod_dns: false }
     }
 }
 
@@ -203,6 +207,9 @@ impl Validate for Config {
         }
         for (key, reason) in self.outbound.validate() {
             bad(&format!("outbound.{key}"), &"", &reason);
+        }
+        if self.capture.table.is_empty() || !self.capture.table.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            bad("capture.table", &self.capture.table, "is not a table name (letters, digits and '_')");
         }
         if self.drain_seconds > 3600 {
             bad("drain_seconds", &self.drain_seconds, "is more than an hour");

@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use crate::{Drain, Reason};
 
 /// The started threads.
+#[derive(Debug)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }

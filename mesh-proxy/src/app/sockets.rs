@@ -9,7 +9,7 @@ use std::{
 
 use mesh_net::{handover::Inherited, listen};
 
-use super::StartError;
+use super::{Addresses, StartError};
 use crate::config::Config;
 
 /// All sockets of the proxy but the tunnel's, which are bound by the tunnel.
@@ -17,6 +17,11 @@ pub(super) struct Sockets {
     /// One for each worker, or more when the process before had more workers.
     pub(super) captured: Vec<TcpListener>,
     pub(super) proxy: Vec<TcpListener>,
+    pub(super) control: ControlSockets,
+}
+
+/// Sockets that the control side serves.
+pub(super) struct ControlSockets {
     pub(super) dns: Option<(UdpSocket, TcpListener)>,
     pub(super) admin: TcpListener,
     pub(super) metrics: TcpListener,
@@ -86,11 +91,25 @@ impl Sockets {
         Ok(Self {
             captured: stock.for_workers("outbound", listen.outbound, workers)?,
             proxy,
-            dns: if config.dns.enabled { Some(dns(&mut stock, config.dns.listen)?) } else { None },
-            admin: stock.tcp_or_bind("admin", listen.admin)?,
-            metrics: stock.tcp_or_bind("metrics", listen.metrics)?,
-            health: stock.tcp_or_bind("health", listen.health)?,
+            control: ControlSockets {
+                dns: if config.dns.enabled { Some(dns(&mut stock, config.dns.listen)?) } else { None },
+                admin: stock.tcp_or_bind("admin", listen.admin)?,
+                metrics: stock.tcp_or_bind("metrics", listen.metrics)?,
+                health: stock.tcp_or_bind("health", listen.health)?,
+            },
         })
+    }
+
+    pub(super) fn addresses(&self) -> Addresses {
+        let of = |l: &TcpListener| l.local_addr().ok();
+        Addresses {
+            outbound: self.captured.first().and_then(of),
+            proxy: self.proxy.first().and_then(of),
+            dns: self.control.dns.as_ref().and_then(|(_, tcp)| of(tcp)),
+            admin: of(&self.control.admin),
+            metrics: of(&self.control.metrics),
+            health: of(&self.control.health),
+        }
     }
 
     /// Descriptors of the same sockets, for the process after us.
@@ -106,13 +125,13 @@ impl Sockets {
         for (i, l) in self.proxy.iter().enumerate() {
             add(format!("proxy/{i}"), l.as_fd())?;
         }
-        if let Some((udp, tcp)) = &self.dns {
+        if let Some((udp, tcp)) = &self.control.dns {
             add("dns/udp".to_owned(), udp.as_fd())?;
             add("dns/tcp".to_owned(), tcp.as_fd())?;
         }
-        add("admin".to_owned(), self.admin.as_fd())?;
-        add("metrics".to_owned(), self.metrics.as_fd())?;
-        add("health".to_owned(), self.health.as_fd())?;
+        add("admin".to_owned(), self.control.admin.as_fd())?;
+        add("metrics".to_owned(), self.control.metrics.as_fd())?;
+        add("health".to_owned(), self.control.health.as_fd())?;
         Ok(out)
     }
 }

@@ -9,7 +9,11 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
 };
 
-use super::{StartError, system};
+use super::{
+    StartError,
+    sockets::{ControlSockets, Sockets},
+    system,
+};
 use crate::{
     inbound::Inbound,
     outbound::{self, Listeners},
@@ -71,15 +75,14 @@ pub(super) async fn start(count: usize, drain: &Drain) -> Result<(Workers, Seats
     Ok((workers, Seats { handles: handles.into_iter().flatten().collect(), waiting }))
 }
 
-/// Gives every worker its part. Listeners beyond the number of workers go round.
+/// Gives every worker its part. Listeners beyond the number of workers go round. What is left is the control side's.
 pub(super) fn seat(
     seats: Seats,
     outbound: Arc<outbound::Shared>,
     inbound: Arc<Inbound>,
     acceptors: Vec<Acceptor>,
-    captured: Vec<TcpListener>,
-    proxy: Vec<TcpListener>,
-) {
+    sockets: Sockets,
+) -> ControlSockets {
     let count = seats.waiting.len();
     let mut parts: Vec<_> = (0..count)
         .map(|_| Seat {
@@ -93,16 +96,17 @@ pub(super) fn seat(
     for (i, acceptor) in acceptors.into_iter().enumerate().take(count) {
         parts[i].acceptor = Some(acceptor);
     }
-    for (i, l) in captured.into_iter().enumerate() {
+    for (i, l) in sockets.captured.into_iter().enumerate() {
         parts[i % count].captured.push(l);
     }
-    for (i, l) in proxy.into_iter().enumerate() {
+    for (i, l) in sockets.proxy.into_iter().enumerate() {
         parts[i % count].proxy.push(l);
     }
     for (give, part) in seats.waiting.into_iter().zip(parts) {
         // A worker that is gone has begun the drain.
         let _worker_gone = give.send(part);
     }
+    sockets.control
 }
 
 async fn run(seat: Seat, drain: Drain) {
