@@ -1,0 +1,39 @@
+//! The outbound path: from a connection that an application opened to the endpoint that serves it.
+//!
+//! ```text
+//! worker ─► connection: what was called, what is spoken? ─┬─► l4: route ► cluster ► connect ► copy
+//!   (accept)                                              └─► http: see http/stack.rs, in request order
+//!                       both: cluster ► pick ► connect (staggered) ► connector (direct | tunnel)
+//! forward_proxy (CONNECT, absolute form, SOCKS5 on loopback) ─► connection
+//! ```
+//!
+//! Each worker is one thread; what it knows of clusters, endpoints and metrics is its own.
+
+mod cluster;
+pub mod config;
+mod connect;
+mod connection;
+pub mod connector;
+mod endpoint;
+mod external;
+mod failure;
+mod forward_proxy;
+mod http;
+mod l4;
+pub mod stream;
+mod target;
+mod worker;
+
+pub use config::{OutboundConfig, check_proxy_address};
+pub use connector::{TunnelError, TunnelOpener};
+pub use stream::Stream;
+pub use worker::{Listeners, Shared, Worker};
+
+/// A cluster as Envoy names it.
+fn cluster_name(cluster: &mesh_core::Cluster) -> String {
+    let key = &cluster.key;
+    if *key.host == *external::PASSTHROUGH {
+        return external::PASSTHROUGH.to_owned();
+    }
+    format!("outbound|{}|{}|{}", key.port, key.subset, key.host)
+}

@@ -1,0 +1,227 @@
+//! A cluster as one worker runs it: its endpoints' state, its balancer, and the limits it shares with other workers.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use mesh_core::{
+    Cluster,
+    balance::{Balancer, Pick},
+    budget::RetryBudget,
+    outlier::Exchange,
+};
+
+use super::{endpoint::Endpoint, worker::WorkerState};
+
+/// Share of requests that may be retried, in percent.
+const RETRY_PERCENT: u32 = 20;
+/// Retries in ten seconds that are allowed however few requests there are: the budget is there against retry storms,
+/// a quiet service may retry every request as its rule says.
+const RETRY_MINIMUM: u32 = 100;
+
+/// A cluster as one worker runs it.
+pub(crate) struct ClusterState {
+    pub(crate) cluster: Arc<Cluster>,
+    /// In the order of the cluster's endpoints.
+    pub(crate) endpoints: Box<[Rc<Endpoint>]>,
+    /// Outlives this state when only the endpoints change.
+    health: Rc<RefCell<Health>>,
+    pub(crate) limits: Arc<Limits>,
+}
+
+struct Health {
+    balancer: Balancer,
+    budget: RetryBudget,
+}
+
+/// Addresses that a call has tried.
+pub(crate) type Tried = Vec<SocketAddr>;
+
+impl ClusterState {
+    /// The state for a cluster; connections to endpoints that were there before are kept.
+    pub(crate) fn new(cluster: Arc<Cluster>, old: Option<&Self>, limits: Arc<Limits>) -> Self {
+        let known: HashMap<_, _> = old
+            .into_iter()
+            .flat_map(|o| o.endpoints.iter())
+            .map(|e| ((e.addr, e.node.clone()), Rc::clone(e)))
+            .collect();
+        let endpoints: Box<[_]> = cluster
+            .endpoints
+            .iter()
+            .map(|e| match known.get(&(e.addr, e.node().cloned())) {
+                Some(kept) => Rc::clone(kept),
+                None => Rc::new(Endpoint::new(e.addr, e.node().cloned())),
+            })
+            .collect();
+        for gone in old.into_iter().flat_map(|o| o.endpoints.iter()) {
+            if !endpoints.iter().any(|e| Rc::ptr_eq(e, gone)) {
+                gone.close_idle();
+            }
+        }
+        let health = old.map_or_else(
+            || {
+                let budget = RetryBudget::new(RETRY_PERCENT, RETRY_MINIMUM);
+                Rc::new(RefCell::new(Health { balancer: Balancer::new(), budget }))
+            },
+            |o| Rc::clone(&o.health),
+        );
+        Self { cluster, endpoints, health, limits }
+    }
+
+    /// The endpoint for the next try. Those in `tried` come again only if `again` allows it and nothing else is left.
+    pub(crate) fn pick(&self, worker: &WorkerState, tried: &Tried, again: bool) -> Option<usize> {
+        let load = |i: usize| self.endpoints[i].load();
+        let mut health = self.health.borrow_mut();
+        let mut pick = |exclude: &[SocketAddr]| {
+            let how = Pick { exclude, load: &load, now: Instant::now() };
+            health.balancer.pick(&self.cluster, &how, &mut worker.dice())
+        };
+        match pick(tried) {
+            None if again && !tried.is_empty() => pick(&[]),
+            picked => picked,
+        }
+    }
+
+    /// The position of an address among the endpoints.
+    pub(crate) fn position(&self, addr: SocketAddr) -> Option<usize> {
+        self.endpoints.iter().position(|e| e.addr == addr)
+    }
+
+    /// A connection came about.
+    pub(crate) fn connected(&self, addr: SocketAddr) {
+        self.health.borrow_mut().balancer.on_connected(addr);
+    }
+
+    /// A connection attempt failed, or stayed without an answer while another endpoint's came.
+    pub(crate) fn connect_failed(&self, addr: SocketAddr) {
+        self.health.borrow_mut().balancer.on_connect_failure(addr, Instant::now());
+    }
+
+    /// An exchange with the endpoint ended.
+    pub(crate) fn exchanged(&self, addr: SocketAddr, exchange: Exchange) {
+        if self.cluster.policy.outlier.is_some() {
+            self.health.borrow_mut().balancer.on_exchange(addr, exchange, Instant::now());
+        }
+    }
+
+    /// Counts a request for the retry budget.
+    pub(crate) fn on_request(&self, now: Instant) {
+        self.health.borrow_mut().budget.on_request(now);
+    }
+
+    /// Takes a retry out of the budget.
+    pub(crate) fn may_retry(&self) -> bool {
+        self.health.borrow_mut().budget.try_retry(Instant::now())
+    }
+
+    /// Closes what has been idle for too long.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let timeout = self.cluster.policy.pool.http_idle_timeout;
+        self.endpoints.iter().for_each(|e| e.sweep(now, timeout));
+    }
+
+    /// Closes all idle connections.
+    pub(crate) fn close_idle(&self) {
+        self.endpoints.iter().for_each(|e| e.close_idle());
+    }
+}
+
+/// What all workers together have in flight to a cluster. Counted only where a limit is set.
+#[derive(Debug, Default)]
+pub(crate) struct Limits {
+    connections: AtomicU32,
+    requests: AtomicU32,
+    pending: AtomicU32,
+    retries: AtomicU32,
+    /// A connection ended or became idle, for those who wait because there may be no more.
+    pub(crate) freed: tokio::sync::Notify,
+}
+
+/// Which of the counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Limit {
+    Connections,
+    Requests,
+    Pending,
+    Retries,
+}
+
+impl Limits {
+    const fn counter(&self, which: Limit) -> &AtomicU32 {
+        match which {
+            Limit::Connections => &self.connections,
+            Limit::Requests => &self.requests,
+            Limit::Pending => &self.pending,
+            Limit::Retries => &self.retries,
+        }
+    }
+
+    /// Takes one place. `Err`: there is none. Without a limit nothing is counted.
+    pub(crate) fn take(self: &Arc<Self>, which: Limit, max: Option<u32>) -> Result<Option<Permit>, Full> {
+        let Some(max) = max else { return Ok(None) };
+        let counter = self.counter(which);
+        if counter.fetch_add(1, Ordering::Relaxed) >= max {
+            counter.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full);
+        }
+        Ok(Some(Permit { limits: Arc::clone(self), which }))
+    }
+}
+
+/// A limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// One place under a limit; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    limits: Arc<Limits>,
+    which: Limit,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.limits.counter(self.which).fetch_sub(1, Ordering::Relaxed);
+        if matches!(self.which, Limit::Connections) {
+            self.limits.freed.notify_one();
+        }
+    }
+}
+
+/// The limits of all clusters, shared by the workers; looked at when a worker meets a cluster for the first time.
+#[derive(Debug, Default)]
+pub(crate) struct LimitTable(Mutex<HashMap<u64, Arc<Limits>>>);
+
+impl LimitTable {
+    pub(crate) fn get(&self, cluster: u64) -> Arc<Limits> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() > 8192 {
+            // Clusters that no worker knows any more.
+            all.retain(|_, l| Arc::strong_count(l) > 1);
+        }
+        Arc::clone(all.entry(cluster).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_holds_and_gives_places_back() {
+        let limits: Arc<Limits> = Arc::default();
+        let first = limits.take(Limit::Requests, Some(1)).unwrap();
+        assert_eq!(limits.take(Limit::Requests, Some(1)).unwrap_err(), Full);
+        assert!(limits.take(Limit::Requests, None).unwrap().is_none());
+        drop(first);
+        assert!(limits.take(Limit::Requests, Some(1)).unwrap().is_some());
+    }
+}

@@ -1,0 +1,106 @@
+//! A connection to some endpoint of a cluster, soon: while one attempt stays without an answer the next endpoint is
+//! tried beside it, and the first to answer wins.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    cluster::{ClusterState, Tried},
+    connector::{ConnectError, Purpose},
+    stream::Upstream,
+    worker::WorkerState,
+};
+
+/// Most attempts that run beside each other for one call.
+const AT_ONCE: usize = 4;
+
+/// What to connect to.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) worker: &'a WorkerState,
+    pub(crate) state: &'a ClusterState,
+    pub(crate) purpose: Purpose<'a>,
+    /// The only endpoint that may be used.
+    pub(crate) pinned: Option<SocketAddr>,
+    /// The endpoint to begin with.
+    pub(crate) first: Option<usize>,
+}
+
+struct Attempt {
+    index: usize,
+    started: Instant,
+    result: Result<Upstream, ConnectError>,
+}
+
+/// Connects within the cluster's connect timeout. Endpoints that failed are added to `tried`.
+pub(crate) async fn connect(
+    wanted: Wanted<'_>,
+    tried: &mut Tried,
+) -> Result<(usize, Upstream), ConnectError> {
+    let deadline = Instant::now() + wanted.state.cluster.policy.connect_timeout();
+    let stagger = wanted.worker.shared.config.stagger();
+    let mut running: FuturesUnordered<LocalBoxFuture<'_, Attempt>> = FuturesUnordered::new();
+    let mut pending: Vec<(usize, Instant)> = Vec::new();
+    let mut last = ConnectError::NoEndpoint;
+    let mut next = wanted.first.or_else(|| choose(&wanted, tried));
+    loop {
+        if let Some(index) = next.take() {
+            tried.push(wanted.state.endpoints[index].addr);
+            pending.push((index, Instant::now()));
+            running.push(Box::pin(attempt(wanted, index, deadline)));
+        }
+        let more_at = Instant::now() + stagger;
+        let can_grow = running.len() < AT_ONCE && wanted.pinned.is_none();
+        tokio::select! {
+            Some(done) = running.next() => {
+                pending.retain(|(i, _)| *i != done.index);
+                let addr = wanted.state.endpoints[done.index].addr;
+                match done.result {
+                    Ok(stream) => {
+                        wanted.state.connected(addr);
+                        // Who was asked earlier and has still not answered is best left alone for a while.
+                        for (slow, since) in pending {
+                            if since < done.started && since.elapsed() >= stagger {
+                                wanted.state.connect_failed(wanted.state.endpoints[slow].addr);
+                            }
+                        }
+                        return Ok((done.index, stream));
+                    }
+                    Err(e) => {
+                        if !matches!(e, ConnectError::Overflow) {
+                            wanted.state.connect_failed(addr);
+                        }
+                        last = e;
+                        next = choose(&wanted, tried);
+                        if next.is_none() && running.is_empty() {
+                            return Err(last);
+                        }
+                    }
+                }
+            }
+            () = sleep_until(more_at), if can_grow => next = choose(&wanted, tried),
+            else => return Err(last),
+        }
+        if next.is_none() && running.is_empty() {
+            return Err(last);
+        }
+    }
+}
+
+fn choose(wanted: &Wanted<'_>, tried: &Tried) -> Option<usize> {
+    if let Some(addr) = wanted.pinned {
+        return wanted.state.position(addr).filter(|_| !tried.contains(&addr));
+    }
+    wanted.state.pick(wanted.worker, tried, false)
+}
+
+async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt {
+    let started = Instant::now();
+    let endpoint = &wanted.state.endpoints[index];
+    let within = deadline.saturating_duration_since(started).max(Duration::from_millis(1));
+    let node: Option<&Arc<str>> = endpoint.node.as_ref();
+    let result = wanted.worker.connector.connect(endpoint.addr, node, wanted.purpose, within).await;
+    Attempt { index, started, result }
+}

@@ -1,0 +1,106 @@
+//! The path of one accepted connection: what was called, what is spoken, and which of the two paths it takes.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use mesh_core::{Client, Protocol, Tables, WorkloadEntry};
+use mesh_net::{
+    Prefixed,
+    detect::{Detected, detect},
+    original_dst::{original_dst, unmap},
+};
+use tokio::net::TcpStream;
+
+use super::{http, l4, target::Target, worker::WorkerState};
+
+/// The client's side of a connection.
+pub(crate) type ClientStream = Prefixed<TcpStream>;
+
+/// One accepted connection.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<WorkerState>,
+    /// Who connected.
+    pub(crate) client: SocketAddr,
+    /// What was called.
+    pub(crate) target: Target,
+    /// Each request names its own target: the client uses the proxy port.
+    pub(crate) proxy: bool,
+}
+
+impl Connection {
+    /// The calling workload, if the mesh knows it.
+    pub(crate) fn source<'t>(&self, tables: &'t Tables) -> Option<&'t Arc<WorkloadEntry>> {
+        tables.workload(self.client.ip().to_canonical())
+    }
+
+    /// The caller as rules look at it.
+    pub(crate) fn caller<'a>(&'a self, source: Option<&'a WorkloadEntry>) -> Client<'a> {
+        let shared = &self.worker.shared;
+        let mut caller =
+            source.map_or_else(|| Client::in_namespace(&shared.config.default_namespace), Client::of);
+        caller.gateway = shared.gateway.as_deref();
+        caller
+    }
+}
+
+/// A connection that capture sent here.
+pub(crate) async fn captured(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr) {
+    let Some(to) = original_dst(&stream) else {
+        // Somebody dialled the capture port itself: passing it on would come back here for ever.
+        worker.shared.telemetry.edges.loops.inc();
+        tracing::debug!(%client, "connection to the capture port itself");
+        return;
+    };
+    fixed(worker, stream, client, unmap(to)).await;
+}
+
+/// A connection to a known destination.
+pub(crate) async fn fixed(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, to: SocketAddr) {
+    let connection = Connection { worker, client: unmap(client), target: Target::address(to), proxy: false };
+    serve(connection, stream.into()).await;
+}
+
+/// Serves a connection whose target is known.
+pub(crate) async fn serve(connection: Connection, stream: ClientStream) {
+    let tables = connection.worker.tables();
+    let namespace = connection.caller(connection.source(&tables).map(|s| &**s)).namespace.to_owned();
+    let declared = match connection.target.find(&tables, &namespace).vip() {
+        Some(vip) => vip.port.protocol,
+        None => Protocol::Detect,
+    };
+    drop(tables);
+    let config = &connection.worker.shared.config;
+    let wait = match declared {
+        Protocol::Tcp | Protocol::Udp => return l4::serve(connection, stream, None).await,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => config.first_byte(),
+        Protocol::Tls | Protocol::Detect => config.detect(),
+    };
+    let Ok((detected, stream)) = detect(stream, wait).await else { return };
+    let stream = flatten(stream);
+    match (declared, detected) {
+        (_, Detected::Closed) => {}
+        (Protocol::Http | Protocol::Http2 | Protocol::Grpc, Detected::ServerFirst) => {
+            tracing::debug!(client = %connection.client, "nothing was asked on an HTTP port");
+        }
+        (Protocol::Tls, Detected::Tls(hello)) | (Protocol::Detect, Detected::Tls(hello)) => {
+            l4::serve(connection, stream, Some(hello.sni.unwrap_or_default())).await;
+        }
+        (Protocol::Tls, _) | (Protocol::Detect, Detected::Opaque | Detected::ServerFirst) => {
+            l4::serve(connection, stream, None).await;
+        }
+        (_, Detected::Http2) => http::serve(connection, stream, http::Version::Http2).await,
+        // On a declared HTTP port whatever is not HTTP/2 is for the HTTP/1 parser to refuse.
+        (_, Detected::Http1 | Detected::Opaque | Detected::Tls(_) | Detected::ServerFirst) => {
+            http::serve(connection, stream, http::Version::Http1).await;
+        }
+    }
+}
+
+/// Two prefixes, one after the other, as one.
+fn flatten(stream: Prefixed<ClientStream>) -> ClientStream {
+    let (outer, inner) = stream.into_parts();
+    let (rest, socket) = inner.into_parts();
+    if rest.is_empty() {
+        return Prefixed::new(outer, socket);
+    }
+    Prefixed::new([outer, rest].concat().into(), socket)
+}

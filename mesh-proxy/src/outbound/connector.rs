@@ -1,0 +1,197 @@
+//! How a connection to an endpoint is made: straight when this node can, through its owner's node otherwise.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use mesh_api::model::{self, TunnelOpen};
+use mesh_core::WorkloadEntry;
+use mesh_net::connect::{ConnectOptions, connect};
+use tokio::net::TcpStream;
+
+use super::{
+    failure::FailureClass,
+    stream::{Stream, Upstream},
+};
+
+/// Opens streams to endpoints that other nodes own. The tunnel implements it.
+pub trait TunnelOpener: Send + Sync {
+    /// Opens a stream; `open` says to what, and for whom.
+    fn open<'a>(
+        &'a self,
+        node: &'a str,
+        open: TunnelOpen,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, TunnelError>>;
+}
+
+/// Why the tunnel gave no stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The owner's policy, or its idea of who owns what, says no.
+    #[error("refused by the owner: {0}")]
+    Refused(String),
+    /// The owner could not connect to the endpoint.
+    #[error("the endpoint refused the owner's connection")]
+    ConnectRefused,
+    /// The endpoint did not answer the owner, or the owner did not answer us.
+    #[error("no answer in time")]
+    Timeout,
+    /// A bound of either node is reached.
+    #[error("overloaded: {0}")]
+    Overloaded(String),
+    /// The node cannot be reached.
+    #[error("node not reached: {0}")]
+    Unreachable(String),
+}
+
+/// Why there is no connection to an endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The socket.
+    #[error("connect to {0}")]
+    Tcp(SocketAddr, #[source] io::Error),
+    /// Time is over.
+    #[error("connect to {0} timed out")]
+    Timeout(SocketAddr),
+    /// It would have come back to us.
+    #[error("{0} is this proxy's own listener")]
+    Loop(SocketAddr),
+    /// Another node owns the endpoint, and this one has no tunnel.
+    #[error("{0} is on another node, and the tunnel is off")]
+    NoTunnel(SocketAddr),
+    /// The tunnel.
+    #[error("tunnel to {0}: {1}")]
+    Tunnel(Arc<str>, TunnelError),
+    /// No endpoint is left to try.
+    #[error("no endpoint")]
+    NoEndpoint,
+    /// A limit on connections.
+    #[error("too many connections")]
+    Overflow,
+}
+
+impl ConnectError {
+    pub(crate) const fn class(&self) -> FailureClass {
+        match self {
+            Self::Tcp(..) | Self::Loop(_) | Self::NoTunnel(_) => FailureClass::ConnectFailure,
+            Self::Timeout(_) => FailureClass::ConnectTimeout,
+            Self::NoEndpoint => FailureClass::NoHealthyUpstream,
+            Self::Overflow => FailureClass::Overflow,
+            Self::Tunnel(_, e) => match e {
+                TunnelError::Refused(_) => FailureClass::RefusedByOwner,
+                TunnelError::ConnectRefused | TunnelError::Unreachable(_) => FailureClass::ConnectFailure,
+                TunnelError::Timeout => FailureClass::ConnectTimeout,
+                TunnelError::Overloaded(_) => FailureClass::Overflow,
+            },
+        }
+    }
+}
+
+/// What a connection is for; the owner's node checks and counts by it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Purpose<'a> {
+    /// Who calls.
+    pub(crate) source: Option<&'a WorkloadEntry>,
+    /// The service that was called.
+    pub(crate) host: &'a str,
+    /// Its subset.
+    pub(crate) subset: &'a str,
+    /// What travels.
+    pub(crate) kind: model::tunnel_open::Kind,
+}
+
+/// Makes connections for one worker.
+pub(crate) struct Connector {
+    /// This node.
+    node: Arc<str>,
+    /// Carries the mark by which capture leaves our own sockets alone.
+    options: ConnectOptions,
+    /// Ports on this host that lead back to us.
+    own_ports: Vec<u16>,
+    tunnel: Option<Arc<dyn TunnelOpener>>,
+}
+
+impl Connector {
+    pub(crate) fn new(
+        node: Arc<str>,
+        mark: Option<u32>,
+        own_ports: Vec<u16>,
+        tunnel: Option<Arc<dyn TunnelOpener>>,
+    ) -> Self {
+        let options = ConnectOptions { mark, ..ConnectOptions::default() };
+        Self { node, options, own_ports, tunnel }
+    }
+
+    /// Connects to an endpoint. `node` is its owner; none = reachable directly.
+    pub(crate) async fn connect(
+        &self,
+        addr: SocketAddr,
+        node: Option<&Arc<str>>,
+        purpose: Purpose<'_>,
+        within: Duration,
+    ) -> Result<Upstream, ConnectError> {
+        let attempt = async {
+            match node {
+                Some(owner) if **owner != *self.node => self.through(owner, addr, purpose).await,
+                _ => self.direct(addr).await.map(Upstream::Tcp),
+            }
+        };
+        tokio::time::timeout(within, attempt).await.unwrap_or(Err(ConnectError::Timeout(addr)))
+    }
+
+    /// Connects straight to an address.
+    pub(crate) async fn direct(&self, addr: SocketAddr) -> Result<TcpStream, ConnectError> {
+        if self.is_own(addr) {
+            return Err(ConnectError::Loop(addr));
+        }
+        connect(addr, &self.options).await.map_err(|e| ConnectError::Tcp(addr, e))
+    }
+
+    /// Whether connecting there would reach this proxy again.
+    pub(crate) fn is_own(&self, addr: SocketAddr) -> bool {
+        self.own_ports.contains(&addr.port()) && is_local(addr.ip())
+    }
+
+    async fn through(
+        &self,
+        owner: &Arc<str>,
+        addr: SocketAddr,
+        purpose: Purpose<'_>,
+    ) -> Result<Upstream, ConnectError> {
+        let Some(tunnel) = &self.tunnel else { return Err(ConnectError::NoTunnel(addr)) };
+        let open = TunnelOpen {
+            version: 1,
+            address: addr.ip().to_string(),
+            port: u32::from(addr.port()),
+            host: purpose.host.to_owned(),
+            source: purpose.source.map(source),
+            kind: purpose.kind.into(),
+            subset: purpose.subset.to_owned(),
+        };
+        let opened = tunnel.open(owner, open).await;
+        opened.map(Upstream::Tunnel).map_err(|e| ConnectError::Tunnel(Arc::clone(owner), e))
+    }
+}
+
+/// The caller as the owner's node gets to know it: no labels, they are in its own tables.
+fn source(w: &WorkloadEntry) -> model::Workload {
+    model::Workload {
+        address: w.address.to_string(),
+        namespace: w.namespace.to_string(),
+        name: w.name.to_string(),
+        owner: w.owner.to_string(),
+        service_account: w.service_account.to_string(),
+        host_network: w.host_network,
+        ..Default::default()
+    }
+}
+
+/// Loopback or unspecified; other addresses of the host are refused by the listener's own check of the original
+/// destination.
+fn is_local(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}

@@ -1,0 +1,245 @@
+//! One endpoint as one worker knows it: its pooled connections and its load.
+//!
+//! Nothing here is shared between threads, so nothing here locks.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+
+use super::http::body::RequestBody;
+
+/// Most idle HTTP/1 connections that a worker keeps to one endpoint.
+const MAX_IDLE: usize = 512;
+/// Streams on one HTTP/2 connection before another is opened: what most servers allow.
+const MAX_STREAMS: u32 = 100;
+/// Servers give up connections that were idle for seconds; within this time nobody does.
+const RESTED: Duration = Duration::from_millis(100);
+
+pub(crate) type Request = http::Request<RequestBody>;
+pub(crate) type Response = http::Response<Incoming>;
+
+/// Whose connection it is. Connections through the tunnel carry the caller's identity, so only the same caller may
+/// use one again; direct ones have none.
+pub(crate) type Owner = Option<IpAddr>;
+
+/// One endpoint.
+pub(crate) struct Endpoint {
+    pub(crate) addr: SocketAddr,
+    pub(crate) node: Option<Arc<str>>,
+    /// Requests and connections in flight.
+    load: Cell<u32>,
+    idle: RefCell<Vec<IdleH1>>,
+    h2: RefCell<Vec<Rc<H2>>>,
+    /// Held while an HTTP/2 connection is being made, so that a burst makes one.
+    pub(crate) dialling: tokio::sync::Mutex<()>,
+}
+
+/// An HTTP/1 connection between two requests.
+struct IdleH1 {
+    sender: http1::SendRequest<RequestBody>,
+    owner: Owner,
+    served: u32,
+    since: Instant,
+}
+
+/// An HTTP/2 connection.
+pub(crate) struct H2 {
+    sender: http2::SendRequest<RequestBody>,
+    owner: Owner,
+    in_flight: Cell<u32>,
+    served: Cell<u32>,
+    idle_since: Cell<Instant>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(addr: SocketAddr, node: Option<Arc<str>>) -> Self {
+        Self {
+            addr,
+            node,
+            load: Cell::new(0),
+            idle: RefCell::default(),
+            h2: RefCell::default(),
+            dialling: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// What least-request balancing compares.
+    pub(crate) fn load(&self) -> u32 {
+        self.load.get()
+    }
+
+    /// A pooled HTTP/1 connection, the most recently used first.
+    pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant) -> Option<Lease> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain_mut(|c| !c.sender.is_closed());
+        let at = idle.iter().rposition(|c| c.owner == owner)?;
+        let c = idle.remove(at);
+        drop(idle);
+        let rested = now.saturating_duration_since(c.since) > RESTED;
+        Some(Lease { rested, ..Lease::h1(self, c.sender, owner, c.served) })
+    }
+
+    /// A pooled HTTP/2 connection with room for one more stream.
+    pub(crate) fn take_h2(self: &Rc<Self>, owner: Owner, max_requests: Option<u32>) -> Option<Lease> {
+        let mut all = self.h2.borrow_mut();
+        all.retain(|c| !c.sender.is_closed());
+        let max = max_requests.unwrap_or(u32::MAX);
+        let found = all
+            .iter()
+            .find(|c| c.owner == owner && c.served.get() < max && c.in_flight.get() < MAX_STREAMS)?;
+        let found = Rc::clone(found);
+        drop(all);
+        Some(Lease::h2(self, found))
+    }
+
+    /// Adds a new HTTP/2 connection to the pool.
+    pub(crate) fn add_h2(self: &Rc<Self>, sender: http2::SendRequest<RequestBody>, owner: Owner) -> Lease {
+        let c = Rc::new(H2 {
+            sender,
+            owner,
+            in_flight: Cell::new(0),
+            served: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+        });
+        self.h2.borrow_mut().push(Rc::clone(&c));
+        Lease::h2(self, c)
+    }
+
+    /// Closes connections that have been idle for too long, and forgets closed ones.
+    pub(crate) fn sweep(&self, now: Instant, idle_timeout: Duration) {
+        let fresh = |since: Instant| now.saturating_duration_since(since) < idle_timeout;
+        self.idle.borrow_mut().retain(|c| !c.sender.is_closed() && fresh(c.since));
+        self.h2
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get())));
+    }
+
+    /// Closes all idle connections: the endpoint is gone, or the worker drains.
+    pub(crate) fn close_idle(&self) {
+        self.idle.borrow_mut().clear();
+        self.h2.borrow_mut().clear();
+    }
+
+    /// Counts a connection or request as load while the guard lives.
+    pub(crate) fn busy(self: &Rc<Self>) -> Busy {
+        self.load.set(self.load.get() + 1);
+        Busy(Rc::clone(self))
+    }
+}
+
+/// One unit of load.
+pub(crate) struct Busy(Rc<Endpoint>);
+
+impl Busy {
+    pub(crate) const fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.load.set(self.0.load.get().saturating_sub(1));
+    }
+}
+
+/// A connection lent to one request. Dropping it gives nothing back; [`Lease::release`] does.
+pub(crate) struct Lease {
+    busy: Busy,
+    owner: Owner,
+    /// Served at least one request before: a failure may only mean that it went stale.
+    pub(crate) reused: bool,
+    /// Was idle for so long that the endpoint may just have given it up.
+    pub(crate) rested: bool,
+    kind: LeaseKind,
+}
+
+enum LeaseKind {
+    H1 { sender: http1::SendRequest<RequestBody>, served: u32 },
+    H2(Stream),
+}
+
+/// One stream of an HTTP/2 connection.
+struct Stream(Rc<H2>);
+
+impl Stream {
+    fn open(c: Rc<H2>) -> Self {
+        c.in_flight.set(c.in_flight.get() + 1);
+        Self(c)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get().saturating_sub(1));
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+impl Lease {
+    pub(crate) fn h1(
+        endpoint: &Rc<Endpoint>,
+        sender: http1::SendRequest<RequestBody>,
+        owner: Owner,
+        served: u32,
+    ) -> Self {
+        let kind = LeaseKind::H1 { sender, served };
+        Self { busy: endpoint.busy(), owner, reused: served > 0, rested: false, kind }
+    }
+
+    fn h2(endpoint: &Rc<Endpoint>, c: Rc<H2>) -> Self {
+        let served = c.served.get();
+        c.served.set(served.saturating_add(1));
+        let (owner, kind) = (c.owner, LeaseKind::H2(Stream::open(c)));
+        Self { busy: endpoint.busy(), owner, reused: served > 0, rested: false, kind }
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Rc<Endpoint> {
+        self.busy.endpoint()
+    }
+
+    /// Whether the connection speaks HTTP/2.
+    pub(crate) const fn is_h2(&self) -> bool {
+        matches!(self.kind, LeaseKind::H2(_))
+    }
+
+    /// Sends a request. The error gives the request back when nothing of it was sent.
+    pub(crate) async fn send(&mut self, request: Request) -> Result<Response, TrySendError<Request>> {
+        match &mut self.kind {
+            LeaseKind::H1 { sender, .. } => {
+                // The connection's task may not have noticed yet that the last response is over. An error shows
+                // again when sending.
+                if !sender.is_ready() {
+                    let _ = sender.ready().await;
+                }
+                sender.try_send_request(request).await
+            }
+            LeaseKind::H2(stream) => {
+                let mut sender = stream.0.sender.clone();
+                let _ = sender.ready().await;
+                sender.try_send_request(request).await
+            }
+        }
+    }
+
+    /// The exchange is over and whole: the connection may serve the next request, unless it served enough.
+    pub(crate) fn release(self, max_requests: Option<u32>) {
+        let LeaseKind::H1 { sender, served } = self.kind else { return };
+        let served = served + 1;
+        if sender.is_closed() || max_requests.is_some_and(|max| served >= max) {
+            return;
+        }
+        let mut idle = self.busy.endpoint().idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            idle.push(IdleH1 { sender, owner: self.owner, served, since: Instant::now() });
+        }
+    }
+}

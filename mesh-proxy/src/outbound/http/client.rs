@@ -1,0 +1,261 @@
+//! One try: an endpoint, a connection to it from the pool or new, the request, the head of the response.
+
+use std::{error::Error, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::model::tunnel_open::Kind;
+use mesh_core::{WorkloadEntry, retry::TryResult};
+
+use super::{
+    super::{
+        cluster::{ClusterState, Full, Limit, Permit, Tried},
+        connect::{self, Wanted},
+        connector::{ConnectError, Purpose},
+        endpoint::{Endpoint, Lease, Owner, Request, Response},
+        failure::FailureClass,
+        stream::Upstream,
+        worker::WorkerState,
+    },
+    H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, LocalExec,
+    body::{BodyError, RequestBody},
+};
+
+/// A destination as one request uses it.
+pub(crate) struct Upstreams {
+    pub(crate) worker: Rc<WorkerState>,
+    pub(crate) state: Rc<ClusterState>,
+    pub(crate) source: Option<Arc<WorkloadEntry>>,
+    /// The only endpoint that may be used.
+    pub(crate) pinned: Option<SocketAddr>,
+    /// Speak HTTP/2 to the endpoint.
+    pub(crate) h2: bool,
+    /// Endpoints that this request has tried.
+    pub(crate) tried: Tried,
+    /// When the request came: near enough to now for judging idle connections.
+    pub(crate) now: Instant,
+}
+
+/// Why a try gave no response.
+pub(crate) struct TryError {
+    pub(crate) class: FailureClass,
+    pub(crate) result: TryResult,
+    /// The request, if nothing of it was sent.
+    pub(crate) request: Option<Request>,
+}
+
+impl Upstreams {
+    /// Sends a request to one endpoint.
+    pub(crate) async fn call(&mut self, mut request: Request) -> Result<(Response, Lease), TryError> {
+        let repeatable = is_safe(&request);
+        loop {
+            let mut lease = match self.obtain().await {
+                Ok(lease) => lease,
+                Err(e) => return Err(self.not_connected(&e, request)),
+            };
+            let stale_copy = (repeatable && lease.rested).then(|| head_of(&request));
+            let mut failure = match lease.send(request).await {
+                Ok(response) => return Ok((response, lease)),
+                Err(failure) => failure,
+            };
+            let unsent = failure.take_message();
+            let error = failure.into_error();
+            tracing::debug!(error = &error as &dyn Error, reused = lease.reused, "try failed");
+            // A pooled connection that the endpoint closed meanwhile says nothing about the endpoint: ask again on
+            // another one, if the request did nothing or may be repeated.
+            request = match (unsent, stale_copy) {
+                (Some(unsent), _) if lease.reused => unsent,
+                (None, Some(copy)) if is_closed(&error) => copy,
+                (unsent, _) => return Err(broken(&error, unsent, lease.is_h2())),
+            };
+        }
+    }
+
+    fn not_connected(&self, error: &ConnectError, request: Request) -> TryError {
+        tracing::debug!(error = error as &dyn Error, host = %self.state.cluster.key.host, "no connection");
+        TryError { class: error.class(), result: TryResult::ConnectFailure, request: Some(request) }
+    }
+
+    /// A connection from the pool of the endpoint that is next, or a new one to it or another.
+    async fn obtain(&mut self) -> Result<Lease, ConnectError> {
+        let pool = &self.state.cluster.policy.pool;
+        let index = match self.pinned {
+            Some(addr) => self.state.position(addr),
+            None => self.state.pick(&self.worker, &self.tried, true),
+        };
+        let index = index.ok_or(ConnectError::NoEndpoint)?;
+        let endpoint = Rc::clone(&self.state.endpoints[index]);
+        let pooled = |owner: Owner| {
+            if self.h2 {
+                endpoint.take_h2(owner, pool.max_requests_per_connection)
+            } else {
+                endpoint.take_idle(owner, self.now)
+            }
+        };
+        let owner = self.owner(&endpoint);
+        if let Some(lease) = pooled(owner) {
+            self.tried.push(endpoint.addr);
+            return Ok(lease);
+        }
+        // A burst of streams makes one connection, not many.
+        let dialling = if self.h2 { Some(endpoint.dialling.lock().await) } else { None };
+        if self.h2
+            && let Some(lease) = pooled(owner)
+        {
+            drop(dialling);
+            self.tried.push(endpoint.addr);
+            return Ok(lease);
+        }
+        let permit = loop {
+            match self.state.limits.take(Limit::Connections, pool.max_connections) {
+                Ok(permit) => break permit,
+                Err(Full) => {}
+            }
+            let waiting = self.state.limits.take(Limit::Pending, pool.max_pending_requests);
+            let _place = waiting.map_err(|Full| ConnectError::Overflow)?;
+            self.state.limits.freed.notified().await;
+            if let Some(lease) = pooled(owner) {
+                drop(dialling);
+                self.tried.push(endpoint.addr);
+                return Ok(lease);
+            }
+        };
+        self.dial(index, permit).await
+    }
+
+    async fn dial(&mut self, index: usize, permit: Option<Permit>) -> Result<Lease, ConnectError> {
+        let key = &self.state.cluster.key;
+        let purpose = Purpose {
+            source: self.source.as_deref(),
+            host: &key.host,
+            subset: &key.subset,
+            kind: Kind::Http,
+        };
+        let wanted = Wanted {
+            worker: &self.worker,
+            state: &self.state,
+            purpose,
+            pinned: self.pinned,
+            first: Some(index),
+        };
+        let (index, stream) = connect::connect(wanted, &mut self.tried).await?;
+        let endpoint = &self.state.endpoints[index];
+        let owner = self.owner(endpoint);
+        if self.h2 {
+            shake_h2(endpoint, stream, owner, permit).await
+        } else {
+            shake_h1(endpoint, stream, owner, permit).await
+        }
+    }
+
+    /// Connections through the tunnel carry the caller's identity.
+    fn owner(&self, endpoint: &Endpoint) -> Owner {
+        let node = endpoint.node.as_ref()?;
+        if **node == *self.worker.shared.node {
+            return None;
+        }
+        self.source.as_ref().map(|s| s.address)
+    }
+}
+
+async fn shake_h1(
+    endpoint: &Rc<Endpoint>,
+    stream: Upstream,
+    owner: Owner,
+    permit: Option<Permit>,
+) -> Result<Lease, ConnectError> {
+    let mut builder = http1::Builder::new();
+    let shaken = builder.max_header_size(MAX_RESPONSE_HEAD).handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = shaken.map_err(|e| handshake_failed(endpoint, e))?;
+    tokio::task::spawn_local(async move {
+        if let Err(e) = connection.with_upgrades().await {
+            tracing::debug!(error = &e as &dyn Error, "connection to an endpoint ended");
+        }
+        drop(permit);
+    });
+    Ok(Lease::h1(endpoint, sender, owner, 0))
+}
+
+async fn shake_h2(
+    endpoint: &Rc<Endpoint>,
+    stream: Upstream,
+    owner: Owner,
+    permit: Option<Permit>,
+) -> Result<Lease, ConnectError> {
+    let shaken = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(MAX_RESPONSE_HEAD as u32)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (sender, connection) = shaken.map_err(|e| handshake_failed(endpoint, e))?;
+    tokio::task::spawn_local(async move {
+        if let Err(e) = connection.await {
+            tracing::debug!(error = &e as &dyn Error, "connection to an endpoint ended");
+        }
+        drop(permit);
+    });
+    Ok(endpoint.add_h2(sender, owner))
+}
+
+/// Largest head of a response.
+const MAX_RESPONSE_HEAD: usize = 128 << 10;
+
+fn handshake_failed(endpoint: &Endpoint, error: hyper::Error) -> ConnectError {
+    ConnectError::Tcp(endpoint.addr, std::io::Error::other(error))
+}
+
+/// Whether doing it twice does no harm, and it has no body: then a lost answer may be asked for again.
+fn is_safe(request: &Request) -> bool {
+    matches!(*request.method(), http::Method::GET | http::Method::HEAD | http::Method::OPTIONS)
+        && request.body().is_empty()
+}
+
+/// A copy of a request that has no body.
+fn head_of(request: &Request) -> Request {
+    let mut copy = http::Request::new(RequestBody::empty(Rc::default()));
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+fn is_closed(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io_error(error)
+}
+
+fn io_error(error: &hyper::Error) -> bool {
+    let mut source = error.source();
+    while let Some(e) = source {
+        if e.is::<std::io::Error>() {
+            return true;
+        }
+        source = e.source();
+    }
+    false
+}
+
+/// What a broken exchange means.
+fn broken(error: &hyper::Error, request: Option<Request>, h2: bool) -> TryError {
+    let before_request = request.is_some();
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if let Some(e) = e.downcast_ref::<h2::Error>() {
+            let refused = e.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let result = if refused { TryResult::RefusedStream } else { TryResult::Reset { before_request } };
+            let class = if e.is_io() { FailureClass::UpstreamClosed } else { FailureClass::UpstreamReset };
+            return TryError { class, result, request };
+        }
+        if e.is::<BodyError>() {
+            // The client's fault; nobody is left to read the answer.
+            let result = TryResult::Status(0);
+            return TryError { class: FailureClass::BadRequest, result, request: None };
+        }
+        source = e.source();
+    }
+    let class =
+        if error.is_parse() && !h2 { FailureClass::UpstreamProtocol } else { FailureClass::UpstreamClosed };
+    TryError { class, result: TryResult::Reset { before_request }, request }
+}

@@ -1,0 +1,115 @@
+//! What is said of one request when it ends, however it ends: metrics and the access log.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use http::HeaderMap;
+
+use super::{super::worker::WorkerState, body::Meter};
+use crate::telemetry::{
+    Flags, RequestProtocol,
+    access_log::Entry,
+    local::{Parties, RequestEnd},
+};
+
+/// Collects over the life of a request; counts when it is dropped, so that a cancelled request counts too.
+pub(crate) struct Record {
+    worker: Rc<WorkerState>,
+    start: Instant,
+    pub(crate) parties: Parties,
+    pub(crate) flags: Flags,
+    pub(crate) code: u16,
+    pub(crate) details: &'static str,
+    pub(crate) grpc: bool,
+    pub(crate) grpc_status: Option<u16>,
+    pub(crate) received: Rc<Meter>,
+    pub(crate) sent: u64,
+    /// The response went out whole.
+    pub(crate) complete: bool,
+    /// Only while the access log is on.
+    pub(crate) entry: Option<Box<Entry>>,
+    dice: f64,
+}
+
+impl Record {
+    pub(crate) fn new(worker: Rc<WorkerState>) -> Self {
+        let logged = worker.shared.access_log.enabled();
+        let dice = if logged { worker.roll() } else { 1.0 };
+        Self {
+            worker,
+            start: Instant::now(),
+            parties: Parties::default(),
+            flags: Flags::NONE,
+            code: 0,
+            details: "",
+            grpc: false,
+            grpc_status: None,
+            received: Rc::default(),
+            sent: 0,
+            complete: false,
+            entry: logged.then(Box::default),
+            dice,
+        }
+    }
+
+    /// When the request's head was read.
+    pub(crate) const fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Since the request's head was read.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Takes the gRPC status out of response headers or trailers.
+    pub(crate) fn see_grpc(&mut self, headers: &HeaderMap) {
+        if let Some(status) =
+            headers.get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok())
+        {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    fn finish(&mut self) {
+        if !self.complete {
+            self.flags = self.flags.with(Flags::CLIENT_CLOSED);
+        }
+        let end = RequestEnd {
+            protocol: if self.grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            flags: self.flags,
+            code: self.code,
+            grpc_status: self.grpc_status,
+        };
+        let elapsed = self.start.elapsed();
+        let trust_domain = || self.worker.trust_domain();
+        if let Some(series) = self.worker.telemetry.request(&self.parties, end, trust_domain) {
+            series.total.inc();
+            series.duration_ms.observe(elapsed.as_secs_f64() * 1000.0);
+            #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
+            {
+                series.request_bytes.observe(self.received.bytes.get() as f64);
+                series.response_bytes.observe(self.sent as f64);
+            }
+        }
+        if let Some(mut entry) = self.entry.take()
+            && self.worker.shared.access_log.wants(self.dice, self.code, self.flags)
+        {
+            entry.status = self.code;
+            entry.flags = self.flags;
+            entry.details = self.details;
+            entry.received = self.received.bytes.get();
+            entry.sent = self.sent;
+            entry.duration = elapsed;
+            self.worker.shared.access_log.write(&entry);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

@@ -1,0 +1,263 @@
+//! Connections as bytes: route, cluster, connect, copy.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use mesh_api::model::tunnel_open::Kind;
+use mesh_core::{Client, Cluster, L4Outcome, Tables};
+use mesh_net::{
+    Prefixed,
+    copy::{CopyError, CopyOptions, Observe, Side, copy_bidirectional, copy_tcp},
+};
+
+use super::{
+    cluster::{ClusterState, Limit},
+    connect::{self, Wanted},
+    connection::{ClientStream, Connection},
+    connector::Purpose,
+    failure::FailureClass,
+    stream::Upstream,
+    worker::WorkerState,
+};
+use crate::telemetry::{Flags, access_log::Entry, local::Parties};
+
+/// Serves a connection as bytes. `sni` is there if it begins with a TLS hello, and empty if that names nobody.
+pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Option<String>) {
+    let mut log = ConnectionLog::new(&connection, sni.as_deref());
+
+    // 1. Who calls, and where do the rules send it?
+    let tables = connection.worker.tables();
+    let source = connection.source(&tables).cloned();
+    let caller = connection.caller(source.as_deref());
+    log.parties.source = source.clone();
+    let routed = route(&connection, &tables, &caller, sni.as_deref());
+    let (cluster, pinned) = match routed {
+        Ok(found) => found,
+        Err(class) => return log.failed(class),
+    };
+    drop(tables);
+
+    // 2. What is behind the destination?
+    let state = match resolve(&connection.worker, &cluster).await {
+        Ok(state) => state,
+        Err(class) => return log.failed(class),
+    };
+    log.parties.cluster = Some(Arc::clone(&state.cluster));
+    let max = state.cluster.policy.pool.max_connections;
+    let Ok(_permit) = state.limits.take(Limit::Connections, max) else {
+        return log.failed(FailureClass::Overflow);
+    };
+
+    // 3. Connect to one of its endpoints.
+    let key = &state.cluster.key;
+    let kind = Kind::Tcp;
+    let purpose = Purpose { source: source.as_deref(), host: &key.host, subset: &key.subset, kind };
+    let wanted = Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None };
+    let connected = connect::connect(wanted, &mut Vec::new()).await;
+    let (index, upstream) = match connected {
+        Ok(c) => c,
+        Err(e) => {
+            tracing::debug!(error = &e as &dyn std::error::Error, host = %key.host, "no connection");
+            return log.failed(e.class());
+        }
+    };
+    let _load = state.endpoints[index].busy();
+    let endpoint = &state.cluster.endpoints[index];
+    log.parties.destination = Some(Arc::clone(&endpoint.endpoint.workload));
+    log.upstream(endpoint.addr);
+
+    // 4. Copy until both sides are done.
+    log.opened();
+    let idle = state.cluster.policy.pool.tcp_idle_timeout;
+    let options = CopyOptions { idle: (!idle.is_zero()).then_some(idle), ..CopyOptions::default() };
+    let result = copy(client, upstream, options, &log).await;
+
+    // 5. Say how it went.
+    log.ended(result);
+}
+
+/// The cluster that the rules choose, and the endpoint if only one will do.
+fn route(
+    connection: &Connection,
+    tables: &Tables,
+    caller: &Client<'_>,
+    sni: Option<&str>,
+) -> Result<(Arc<Cluster>, Option<std::net::SocketAddr>), FailureClass> {
+    let target = &connection.target;
+    let found = target.find(tables, caller.namespace);
+    let vip = found.vip();
+    let to = target.addr.map(|a| a.ip());
+    let port = vip.map_or(target.port, |v| v.port.number);
+    let mut dice = connection.worker.dice();
+    let decision = match sni {
+        Some(sni) => tables.route_tls(caller, to, vip.as_ref(), (port, sni), &mut dice),
+        None => tables.route_tcp(caller, to, vip.as_ref(), port, &mut dice),
+    };
+    match decision.outcome {
+        L4Outcome::Forward { destination, cluster } => {
+            Ok((Arc::clone(cluster), found.pinned(cluster, destination.is_some())))
+        }
+        L4Outcome::UnknownCluster(_) => Err(FailureClass::ClusterNotFound),
+        L4Outcome::Blackhole => Err(FailureClass::Blackhole),
+        L4Outcome::Passthrough => match target.addr {
+            Some(addr) if connection.worker.connector.is_own(addr) => {
+                connection.worker.shared.telemetry.edges.loops.inc();
+                Err(FailureClass::ConnectFailure)
+            }
+            // A virtual address that no service answers for any more leads nowhere.
+            Some(addr) if !tables.is_vip(addr.ip()) => {
+                Ok((connection.worker.externals.passthrough(addr), None))
+            }
+            Some(_) | None => Err(FailureClass::NoRoute),
+        },
+    }
+}
+
+/// The worker's state of a cluster; an external name is resolved first.
+pub(crate) async fn resolve(
+    worker: &Rc<WorkerState>,
+    cluster: &Arc<Cluster>,
+) -> Result<Rc<ClusterState>, FailureClass> {
+    let Some(name) = &cluster.external_name else { return Ok(worker.cluster(cluster)) };
+    match worker.externals.resolved(cluster, name).await {
+        Ok(resolved) => Ok(worker.cluster(&resolved)),
+        Err(e) => {
+            tracing::debug!(error = %e, %name, "external name not resolved");
+            Err(FailureClass::NoHealthyUpstream)
+        }
+    }
+}
+
+async fn copy(
+    mut client: ClientStream,
+    upstream: Upstream,
+    options: CopyOptions,
+    log: &ConnectionLog,
+) -> Result<(), CopyError> {
+    match upstream {
+        Upstream::Tcp(socket) => {
+            let mut upstream = Prefixed::from(socket);
+            copy_tcp(&mut client, &mut upstream, options, log).await.map(drop)
+        }
+        Upstream::Tunnel(mut stream) => {
+            copy_bidirectional(&mut client, &mut stream, options, log).await.map(drop)
+        }
+    }
+}
+
+/// What is said of a connection: counters while it lives, one line when it ends. Counts also when it is dropped.
+struct ConnectionLog {
+    worker: Rc<WorkerState>,
+    parties: Parties,
+    start: Instant,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+    series: Option<Rc<crate::telemetry::TcpSeries>>,
+    flags: Flags,
+    details: &'static str,
+    entry: Option<Box<Entry>>,
+}
+
+impl ConnectionLog {
+    fn new(connection: &Connection, sni: Option<&str>) -> Self {
+        let worker = Rc::clone(&connection.worker);
+        let entry = worker.shared.access_log.enabled().then(|| {
+            Box::new(Entry {
+                start: Some(SystemTime::now()),
+                destination: connection.target.addr,
+                client: Some(connection.client),
+                server_name: sni.unwrap_or_default().to_owned(),
+                ..Entry::default()
+            })
+        });
+        Self {
+            worker,
+            parties: Parties::default(),
+            start: Instant::now(),
+            sent: Cell::new(0),
+            received: Cell::new(0),
+            series: None,
+            flags: Flags::NONE,
+            details: "",
+            entry,
+        }
+    }
+
+    fn upstream(&mut self, addr: std::net::SocketAddr) {
+        if let Some(entry) = &mut self.entry {
+            entry.upstream = Some(addr);
+        }
+    }
+
+    fn resolve_series(&mut self) {
+        let trust_domain = || self.worker.trust_domain();
+        self.series = self.worker.telemetry.tcp(&self.parties, self.flags, trust_domain);
+    }
+
+    fn opened(&mut self) {
+        self.resolve_series();
+        if let Some(series) = &self.series {
+            series.opened.inc();
+        }
+    }
+
+    /// The connection ended before a byte was copied; the client sees it closed.
+    fn failed(mut self, class: FailureClass) {
+        let appearance = class.appearance();
+        self.flags = appearance.flags;
+        self.details = appearance.details;
+        self.resolve_series();
+        if let Some(series) = &self.series {
+            series.opened.inc();
+        }
+    }
+
+    fn ended(mut self, result: Result<(), CopyError>) {
+        self.details = match result {
+            Ok(()) => "",
+            Err(CopyError::Idle) => "idle_timeout",
+            Err(CopyError::Read(Side::A, _) | CopyError::Write(Side::A, _)) => "downstream_reset",
+            Err(CopyError::Read(Side::B, _) | CopyError::Write(Side::B, _)) => "upstream_reset",
+        };
+    }
+}
+
+impl Observe for ConnectionLog {
+    fn a_to_b(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
+        if let Some(series) = &self.series {
+            series.received.inc_by(bytes);
+        }
+    }
+
+    fn b_to_a(&self, bytes: u64) {
+        self.sent.set(self.sent.get() + bytes);
+        if let Some(series) = &self.series {
+            series.sent.inc_by(bytes);
+        }
+    }
+}
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        if let Some(series) = &self.series {
+            series.closed.inc();
+        }
+        let Some(mut entry) = self.entry.take() else { return };
+        if self.worker.shared.access_log.wants(self.worker.roll(), 0, self.flags) {
+            entry.flags = self.flags;
+            entry.details = self.details;
+            entry.received = self.received.get();
+            entry.sent = self.sent.get();
+            entry.duration = self.start.elapsed();
+            if let Some(cluster) = &self.parties.cluster {
+                entry.cluster = super::cluster_name(cluster);
+            }
+            self.worker.shared.access_log.write(&entry);
+        }
+    }
+}

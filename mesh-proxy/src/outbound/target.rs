@@ -1,0 +1,82 @@
+//! What a client called, and what the tables know about it.
+
+use std::net::SocketAddr;
+
+use mesh_core::{Cluster, EndpointMatch, Tables, VipMatch};
+
+/// What a client called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The address; none when a name of the mesh was called through the proxy port.
+    pub(crate) addr: Option<SocketAddr>,
+    /// The name, if one was called.
+    pub(crate) name: Option<String>,
+    /// The port.
+    pub(crate) port: u16,
+}
+
+impl Target {
+    /// An address that was captured.
+    pub(crate) const fn address(addr: SocketAddr) -> Self {
+        Self { addr: Some(addr), name: None, port: addr.port() }
+    }
+
+    /// What the tables know.
+    pub(crate) fn find<'t>(&self, tables: &'t Tables, namespace: &str) -> Found<'t> {
+        if let Some(name) = &self.name
+            && let Some(vip) = by_name(tables, name, self.port, namespace)
+        {
+            return Found::Service(vip);
+        }
+        let Some(addr) = self.addr else { return Found::Unknown };
+        if let Some(vip) = tables.by_vip(addr.ip(), addr.port()) {
+            return Found::Service(vip);
+        }
+        tables.endpoint_by_addr(addr.ip(), addr.port()).map_or(Found::Unknown, Found::Endpoint)
+    }
+}
+
+/// A service by a name that a client used: any of the forms that DNS search lists make work.
+pub(crate) fn by_name<'t>(
+    tables: &'t Tables,
+    name: &str,
+    port: u16,
+    namespace: &str,
+) -> Option<VipMatch<'t>> {
+    let service = tables.service_for_host(name, namespace)?;
+    Some(VipMatch { service, port: service.port(port)? })
+}
+
+/// What the tables know about a target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Found<'t> {
+    /// A service, by its virtual address or name.
+    Service(VipMatch<'t>),
+    /// One endpoint, by its own address.
+    Endpoint(EndpointMatch<'t>),
+    /// Nothing.
+    Unknown,
+}
+
+impl<'t> Found<'t> {
+    /// The service and its port.
+    pub(crate) const fn vip(&self) -> Option<VipMatch<'t>> {
+        match self {
+            Self::Service(vip) => Some(*vip),
+            Self::Endpoint(e) => Some(VipMatch { service: e.service, port: e.port }),
+            Self::Unknown => None,
+        }
+    }
+
+    /// The endpoint that has to be used, because it was called by its own address: if the traffic goes to the
+    /// service's own cluster and no rule sends it elsewhere.
+    pub(crate) fn pinned(&self, to: &Cluster, by_rule: bool) -> Option<SocketAddr> {
+        match self {
+            Self::Endpoint(e) if !by_rule && *to.key.host == *e.service.host => {
+                let port = e.endpoint.target_port(to.port.number)?;
+                Some(SocketAddr::new(e.endpoint.address, port))
+            }
+            Self::Endpoint(_) | Self::Service(_) | Self::Unknown => None,
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! One data worker: a thread with its own listeners, its own pools and its own caches.
+//!
+//! Workers share the tables (an atomic pointer), the limits of clusters and the metrics; nothing that a request
+//! would have to lock.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use mesh_core::{Cluster, Dice, DiceKind, Tables};
+use mesh_net::listen::{AcceptErrors, accept};
+use node_rt::Drain;
+use tokio::net::TcpListener;
+
+use super::{
+    cluster::{ClusterState, LimitTable},
+    config::OutboundConfig,
+    connection,
+    connector::{Connector, TunnelOpener},
+    external::Externals,
+    forward_proxy,
+};
+use crate::telemetry::{AccessLog, Telemetry, local::Local};
+
+/// How often idle connections and forgotten clusters are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// What all workers share.
+pub struct Shared {
+    /// Settings.
+    pub config: OutboundConfig,
+    /// This node's name.
+    pub node: Arc<str>,
+    /// The tables; swapped by discovery.
+    pub tables: Arc<ArcSwap<Tables>>,
+    /// Streams to other nodes; none = only endpoints that can be reached directly.
+    pub tunnel: Option<Arc<dyn TunnelOpener>>,
+    /// Metric families.
+    pub telemetry: Arc<Telemetry>,
+    /// Access log.
+    pub access_log: AccessLog,
+    /// `namespace/name` of the gateway that this proxy is; none inside the mesh.
+    pub gateway: Option<String>,
+    /// Fixes every random choice, for tests.
+    pub dice: Option<Arc<dyn Fn(DiceKind) -> f64 + Send + Sync>>,
+    /// Accept errors of all workers.
+    pub accept_errors: AcceptErrors,
+    limits: LimitTable,
+}
+
+impl Shared {
+    /// What all workers share. The remaining fields are public: set them before the workers start.
+    pub fn new(
+        config: OutboundConfig,
+        node: Arc<str>,
+        tables: Arc<ArcSwap<Tables>>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        Self {
+            config,
+            node,
+            tables,
+            tunnel: None,
+            telemetry,
+            access_log: AccessLog::off(),
+            gateway: None,
+            dice: None,
+            accept_errors: AcceptErrors::default(),
+            limits: LimitTable::default(),
+        }
+    }
+}
+
+/// The listeners of one worker.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Captured connections.
+    pub captured: Vec<TcpListener>,
+    /// Captured connections whose destination is the listener's own address and port, as if dialled there (a gateway
+    /// port, or a test).
+    pub fixed: Vec<(TcpListener, SocketAddr)>,
+    /// HTTP CONNECT, absolute-form and SOCKS5 on loopback.
+    pub proxy: Vec<TcpListener>,
+}
+
+/// One data worker. To be run inside a `LocalSet` on a current-thread runtime.
+#[derive(Debug)]
+pub struct Worker;
+
+impl Worker {
+    /// Serves until the drain says stop, then lets connections finish.
+    pub async fn run(shared: Arc<Shared>, listeners: Listeners, drain: Drain) {
+        let worker = Rc::new(WorkerState::new(shared));
+        for listener in listeners.captured {
+            tokio::task::spawn_local(accept_loop(
+                Rc::clone(&worker),
+                listener,
+                drain.clone(),
+                Entry::Captured,
+            ));
+        }
+        for (listener, to) in listeners.fixed {
+            tokio::task::spawn_local(accept_loop(
+                Rc::clone(&worker),
+                listener,
+                drain.clone(),
+                Entry::Fixed(to),
+            ));
+        }
+        for listener in listeners.proxy {
+            tokio::task::spawn_local(accept_loop(Rc::clone(&worker), listener, drain.clone(), Entry::Proxy));
+        }
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => worker.sweep(),
+                () = drain.stop_accepting() => break,
+            }
+        }
+        worker.closing.close();
+        worker.clusters.borrow().values().for_each(|c| c.close_idle());
+        // What is left ends by itself; the drain cancels this future when time is over.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// How a connection came in.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Captured,
+    Fixed(SocketAddr),
+    Proxy,
+}
+
+async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drain, entry: Entry) {
+    let stop = drain.stop_accepting();
+    tokio::pin!(stop);
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = accept(&listener, &worker.shared.accept_errors) => accepted,
+            () = &mut stop => return,
+        };
+        if worker.open.get() >= worker.shared.config.max_connections {
+            worker.shared.telemetry.edges.refused_connections.inc();
+            continue;
+        }
+        let open = Open::new(&worker);
+        let guard = drain.guard();
+        let worker = Rc::clone(&worker);
+        tokio::task::spawn_local(async move {
+            match entry {
+                Entry::Captured => connection::captured(worker, stream, peer).await,
+                Entry::Fixed(to) => connection::fixed(worker, stream, peer, to).await,
+                Entry::Proxy => forward_proxy::serve(worker, stream, peer).await,
+            }
+            drop((open, guard));
+        });
+    }
+}
+
+/// Counts one open connection of a worker.
+struct Open(Rc<WorkerState>);
+
+impl Open {
+    fn new(worker: &Rc<WorkerState>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}
+
+/// A worker's own state.
+pub(crate) struct WorkerState {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) telemetry: Local,
+    pub(crate) connector: Connector,
+    pub(crate) closing: Closing,
+    pub(crate) externals: Externals,
+    tables: RefCell<Rc<Arc<Tables>>>,
+    clusters: RefCell<ClusterMap>,
+    open: Cell<usize>,
+    /// Copies of requests under way.
+    pub(crate) mirrors: Cell<u32>,
+    random: Cell<u64>,
+}
+
+type ClusterMap = HashMap<u64, Rc<ClusterState>, BuildHasherDefault<IdHasher>>;
+
+/// Cluster ids are hashes already.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*b);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
+
+impl WorkerState {
+    fn new(shared: Arc<Shared>) -> Self {
+        let connector = Connector::new(
+            Arc::clone(&shared.node),
+            shared.config.mark,
+            shared.config.own_ports.clone(),
+            shared.tunnel.clone(),
+        );
+        Self {
+            telemetry: Local::new(Arc::clone(&shared.telemetry)),
+            connector,
+            closing: Closing::default(),
+            externals: Externals::default(),
+            tables: RefCell::new(Rc::new(shared.tables.load_full())),
+            clusters: RefCell::default(),
+            open: Cell::new(0),
+            mirrors: Cell::new(0),
+            random: Cell::new(rand::random()),
+            shared,
+        }
+    }
+
+    /// The tables as of now. The worker keeps one reference and hands out cheap ones.
+    pub(crate) fn tables(&self) -> Rc<Arc<Tables>> {
+        let mut mine = self.tables.borrow_mut();
+        let current = self.shared.tables.load();
+        if !Arc::ptr_eq(&current, &mine) {
+            *mine = Rc::new(Arc::clone(&current));
+        }
+        Rc::clone(&mine)
+    }
+
+    /// This worker's state of a cluster.
+    pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Rc<ClusterState> {
+        let mut all = self.clusters.borrow_mut();
+        let old = all.get(&cluster.id);
+        if let Some(state) = old
+            && Arc::ptr_eq(&state.cluster, cluster)
+        {
+            return Rc::clone(state);
+        }
+        let limits = old.map_or_else(|| self.shared.limits.get(cluster.id), |o| Arc::clone(&o.limits));
+        let new = Rc::new(ClusterState::new(Arc::clone(cluster), old.map(|o| &**o), limits));
+        all.insert(cluster.id, Rc::clone(&new));
+        new
+    }
+
+    pub(crate) fn trust_domain(&self) -> Arc<str> {
+        self.tables().mesh().trust_domain.as_str().into()
+    }
+
+    /// A number in `[0, 1)`.
+    pub(crate) fn roll(&self) -> f64 {
+        // splitmix64: two multiplications, no lock, no system call.
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+        let fraction = (z >> 11) as f64;
+        fraction / 9_007_199_254_740_992.0
+    }
+
+    /// Where chance comes from.
+    pub(crate) const fn dice(&self) -> WorkerDice<'_> {
+        WorkerDice(self)
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        let tables = self.tables();
+        let mut all = self.clusters.borrow_mut();
+        // A cluster that the tables no longer hold and no call uses is known only to this map.
+        all.retain(|_, c| {
+            let known = Rc::strong_count(c) > 1
+                || tables.service(&c.cluster.key.host).is_some()
+                || self.externals.knows(&c.cluster);
+            if !known {
+                c.close_idle();
+            }
+            known
+        });
+        all.values().for_each(|c| c.sweep(now));
+        drop(all);
+        self.externals.sweep(now);
+    }
+}
+
+/// A worker's source of chance.
+pub(crate) struct WorkerDice<'w>(&'w WorkerState);
+
+impl Dice for WorkerDice<'_> {
+    fn roll(&mut self, what: DiceKind) -> f64 {
+        match &self.0.shared.dice {
+            Some(fixed) => fixed(what),
+            None => self.0.roll(),
+        }
+    }
+}
+
+/// Tells the connections of a worker to finish. A flag and wakers: connections are polled often, and this costs
+/// them a look at a `Cell`.
+#[derive(Default)]
+pub(crate) struct Closing {
+    closed: Cell<bool>,
+    wakers: RefCell<Vec<std::task::Waker>>,
+}
+
+impl Closing {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Has the task woken when closing begins. Called once for each connection, and undone by [`Self::forget`].
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.wakers.borrow_mut().push(waker.clone());
+    }
+
+    pub(crate) fn forget(&self, waker: &std::task::Waker) {
+        let mut wakers = self.wakers.borrow_mut();
+        if let Some(at) = wakers.iter().rposition(|w| w.will_wake(waker)) {
+            wakers.swap_remove(at);
+        }
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        for waker in self.wakers.borrow_mut().drain(..) {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Istio's standard metrics: names, labels and buckets that existing dashboards read.
+//!
+//! A series is resolved once for each distinct set of labels and handed out as counters; the number of series is
+//! bounded, and what does not fit is counted under one series whose labels say so.
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Mutex, PoisonError},
+};
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    counters::EdgeCounters,
+    flags::Flags,
+    peer::{Destination, Peer},
+};
+
+/// How much the metrics may remember.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetryConfig {
+    /// Most label sets of all families together (default 10000); further calls share one series labelled `overflow`.
+    pub max_series: usize,
+    /// Value of the labels `source_cluster` and `destination_cluster` (default `Kubernetes`, as Istio's).
+    pub cluster: String,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { max_series: 10_000, cluster: "Kubernetes".to_owned() }
+    }
+}
+
+/// Which side of the call counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The caller's node.
+    Source,
+    /// The node that owns the endpoint.
+    Destination,
+}
+
+impl Reporter {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// The label `request_protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RequestProtocol {
+    /// HTTP/1 and HTTP/2.
+    Http,
+    /// gRPC, by content type.
+    Grpc,
+}
+
+impl RequestProtocol {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// The label `connection_security_policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Security {
+    /// Plain bytes inside one node.
+    None,
+    /// Authenticated on both ends: the tunnel.
+    MutualTls,
+    /// The reporter cannot tell (Istio's value on the caller's side).
+    Unknown,
+}
+
+impl Security {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::MutualTls => "mutual_tls",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Who called what, for labels.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// Which side counts.
+    pub reporter: Reporter,
+    /// The caller.
+    pub source: &'a Peer,
+    /// The workload that was reached.
+    pub destination: &'a Peer,
+    /// The service that was called.
+    pub service: &'a Destination,
+    /// How the bytes were protected.
+    pub security: Security,
+}
+
+/// Labels that every family has, in order.
+const CALL_LABELS: [&str; 23] = [
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "connection_security_policy",
+    "request_protocol",
+    "response_flags",
+];
+
+/// Labels that only request families have, after the others.
+const REQUEST_LABELS: [&str; 2] = ["response_code", "grpc_response_status"];
+
+/// Istio's (Envoy's) histogram buckets; milliseconds for durations, bytes for sizes.
+const BUCKETS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+/// What overflowing calls are labelled with.
+const OVERFLOW: &str = "overflow";
+
+/// Counters of one set of request labels.
+#[derive(Debug, Clone)]
+pub struct RequestSeries {
+    /// `istio_requests_total`.
+    pub total: IntCounter,
+    /// `istio_request_duration_milliseconds`.
+    pub duration_ms: Histogram,
+    /// `istio_request_bytes`.
+    pub request_bytes: Histogram,
+    /// `istio_response_bytes`.
+    pub response_bytes: Histogram,
+}
+
+/// Counters of one set of connection labels.
+#[derive(Debug, Clone)]
+pub struct TcpSeries {
+    /// `istio_tcp_sent_bytes_total`: bytes from the destination to the caller.
+    pub sent: IntCounter,
+    /// `istio_tcp_received_bytes_total`: bytes from the caller to the destination.
+    pub received: IntCounter,
+    /// `istio_tcp_connections_opened_total`.
+    pub opened: IntCounter,
+    /// `istio_tcp_connections_closed_total`.
+    pub closed: IntCounter,
+}
+
+/// The metric families; one for the process.
+#[derive(Debug)]
+pub struct Telemetry {
+    config: TelemetryConfig,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    request_bytes: HistogramVec,
+    response_bytes: HistogramVec,
+    tcp_sent: IntCounterVec,
+    tcp_received: IntCounterVec,
+    tcp_opened: IntCounterVec,
+    tcp_closed: IntCounterVec,
+    /// Hashes of the label sets that have been admitted; touched only when a worker's cache misses.
+    known: Mutex<HashSet<u64>>,
+    series_gauge: IntGauge,
+    overflow: IntCounter,
+    /// What no request tells of.
+    pub edges: EdgeCounters,
+}
+
+impl Telemetry {
+    /// Registers the families.
+    pub fn new(registry: &Registry, config: TelemetryConfig) -> Result<Self, prometheus::Error> {
+        let request_labels: Vec<&str> = CALL_LABELS.into_iter().chain(REQUEST_LABELS).collect();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let histograms = |name: &str, help: &str| {
+            let opts = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            let family = HistogramVec::new(opts, &request_labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let series_gauge =
+            IntGauge::new("mesh_telemetry_series", "Label sets that the traffic metrics hold.")?;
+        let overflow = IntCounter::new(
+            "mesh_telemetry_overflow_total",
+            "Label sets that did not fit and share the series labelled overflow.",
+        )?;
+        registry.register(Box::new(series_gauge.clone()))?;
+        registry.register(Box::new(overflow.clone()))?;
+        Ok(Self {
+            config,
+            requests: counters("istio_requests_total", "Requests.", &request_labels)?,
+            duration: histograms("istio_request_duration_milliseconds", "Duration of requests.")?,
+            request_bytes: histograms("istio_request_bytes", "Size of request bodies.")?,
+            response_bytes: histograms("istio_response_bytes", "Size of response bodies.")?,
+            tcp_sent: counters(
+                "istio_tcp_sent_bytes_total",
+                "Bytes sent to callers over TCP connections.",
+                &CALL_LABELS,
+            )?,
+            tcp_received: counters(
+                "istio_tcp_received_bytes_total",
+                "Bytes received from callers over TCP connections.",
+                &CALL_LABELS,
+            )?,
+            tcp_opened: counters(
+                "istio_tcp_connections_opened_total",
+                "TCP connections opened.",
+                &CALL_LABELS,
+            )?,
+            tcp_closed: counters(
+                "istio_tcp_connections_closed_total",
+                "TCP connections closed.",
+                &CALL_LABELS,
+            )?,
+            known: Mutex::new(HashSet::new()),
+            series_gauge,
+            overflow,
+            edges: EdgeCounters::new(registry)?,
+        })
+    }
+
+    /// The value of the cluster labels.
+    pub fn cluster(&self) -> &str {
+        &self.config.cluster
+    }
+
+    /// The counters of one kind of request. Costs a few microseconds: keep what it returns.
+    pub fn request_series(
+        &self,
+        call: &Call<'_>,
+        protocol: RequestProtocol,
+        flags: Flags,
+        code: u16,
+        grpc_status: Option<u16>,
+    ) -> Result<RequestSeries, prometheus::Error> {
+        let (flags, code) = (flags.letters(), code.to_string());
+        let grpc = grpc_status.map(|s| s.to_string()).unwrap_or_default();
+        let head = call_values(call, protocol.as_str(), &flags);
+        let mut values = [""; CALL_LABELS.len() + REQUEST_LABELS.len()];
+        values[..CALL_LABELS.len()].copy_from_slice(&head);
+        values[CALL_LABELS.len()] = &code;
+        values[CALL_LABELS.len() + 1] = &grpc;
+        if !self.admit(&values) {
+            values = [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
+        }
+        Ok(RequestSeries {
+            total: self.requests.get_metric_with_label_values(&values)?,
+            duration_ms: self.duration.get_metric_with_label_values(&values)?,
+            request_bytes: self.request_bytes.get_metric_with_label_values(&values)?,
+            response_bytes: self.response_bytes.get_metric_with_label_values(&values)?,
+        })
+    }
+
+    /// The counters of one kind of TCP connection. Costs a few microseconds: keep what it returns.
+    pub fn tcp_series(&self, call: &Call<'_>, flags: Flags) -> Result<TcpSeries, prometheus::Error> {
+        let flags = flags.letters();
+        let mut values = call_values(call, "tcp", &flags);
+        if !self.admit(&values) {
+            values = [OVERFLOW; CALL_LABELS.len()];
+        }
+        Ok(TcpSeries {
+            sent: self.tcp_sent.get_metric_with_label_values(&values)?,
+            received: self.tcp_received.get_metric_with_label_values(&values)?,
+            opened: self.tcp_opened.get_metric_with_label_values(&values)?,
+            closed: self.tcp_closed.get_metric_with_label_values(&values)?,
+        })
+    }
+
+    /// Whether there is room for this label set; a set that was admitted once stays so.
+    fn admit(&self, values: &[&str]) -> bool {
+        let mut hasher = DefaultHasher::new();
+        values.hash(&mut hasher);
+        let hash = hasher.finish();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&hash) {
+            return true;
+        }
+        if known.len() >= self.config.max_series {
+            self.overflow.inc();
+            return false;
+        }
+        known.insert(hash);
+        self.series_gauge.inc();
+        true
+    }
+}
+
+fn call_values<'a>(call: &Call<'a>, protocol: &'a str, flags: &'a str) -> [&'a str; CALL_LABELS.len()] {
+    let (s, d, v) = (call.source, call.destination, call.service);
+    [
+        call.reporter.as_str(),
+        &s.workload,
+        &s.namespace,
+        &s.principal,
+        &s.app,
+        &s.version,
+        &s.cluster,
+        &s.canonical_service,
+        &s.canonical_revision,
+        &d.workload,
+        &d.namespace,
+        &d.principal,
+        &d.app,
+        &d.version,
+        &d.cluster,
+        &d.canonical_service,
+        &d.canonical_revision,
+        &v.host,
+        &v.name,
+        &v.namespace,
+        call.security.as_str(),
+        protocol,
+        flags,
+    ]
+}
