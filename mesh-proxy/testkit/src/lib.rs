@@ -1,5 +1,7 @@
 //! Closed test networks, the echo application, a real control plane.
 pub mod bins;
+pub mod demo;
 pub mod echo;
 pub mod kube;
 pub mod lab;
+pub mod mesh;

@@ -74,6 +74,10 @@ pub fn keep_main(dir: &Path, user: bool, detached: bool) -> Result<(), LabError>
         written.and_then(|()| fs::rename(&new, &path)).map_err(LabError::file("write", &path))?;
     }
     let status = child.wait().map_err(LabError::file("wait for", Path::new("keeper")))?;
+    if !detached && status.success() {
+        // The owner is gone without a word; its world's files are of no use to anyone.
+        files.remove();
+    }
     if status.success() { Ok(()) } else { Err(LabError::Up(format!("keeper: {status}"))) }
 }
 
