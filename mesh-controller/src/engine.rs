@@ -17,6 +17,8 @@ use crate::{distribute::store::Store, metrics::Metrics, source::Op};
 /// Operations that come within this time of the first are compiled together.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 const BATCH_LIMIT: usize = 50_000;
+/// Findings on the admin page; the metric counts all.
+const SHOWN_FINDINGS: usize = 1000;
 /// How often everything is compiled again, to find what an earlier change should have touched.
 const FULL_CHECK: Duration = Duration::from_secs(600);
 
@@ -211,10 +213,10 @@ impl Engine {
         }
         metrics.generation.set(view.generation() as i64);
         drop(view);
-        let findings: Vec<_> = self.index.findings().cloned().collect();
+        let findings: Vec<_> = self.index.findings().take(SHOWN_FINDINGS).cloned().collect();
         for level in [Level::Error, Level::Warning] {
             let label = if level == Level::Error { "error" } else { "warning" };
-            let count = findings.iter().filter(|f| f.level == level).count();
+            let count = self.index.findings().filter(|f| f.level == level).count();
             metrics.findings.with_label_values(&[label]).set(count as i64);
         }
         self.overview.set(Overview {

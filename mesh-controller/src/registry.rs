@@ -74,6 +74,11 @@ impl Registry {
         self.lock().contains_key(node)
     }
 
+    /// Another node that has joined with this key: a copied state directory, most likely.
+    pub(crate) fn other_holder(&self, peer_id: &str, node: &str) -> Option<String> {
+        self.lock().values().find(|r| r.peer_id == peer_id && r.node != node).map(|r| r.node.clone())
+    }
+
     /// All records, as operations for the index.
     pub(crate) fn all(&self) -> Vec<Op> {
         self.lock().values().map(operation).collect()

@@ -209,7 +209,7 @@ async fn what_is_too_large_or_unsigned_is_refused_and_disturbs_nobody() {
         node: "edge-b".to_owned(),
         token: token.clone(),
         csr_der: csr,
-        peer_public_key: client::peer_key_protobuf(),
+        peer_public_key: client::peer_key_protobuf("edge-b"),
         peer_signature: signature,
     };
     let huge = node.raw_join(request(vec![0; 128 << 10], Vec::new())).await.unwrap_err();
@@ -298,4 +298,64 @@ async fn a_restarted_controller_knows_its_nodes_and_resends_nothing() {
     ads.send(request).await;
     let again = ads.next(SOON).await;
     assert!(again.resources.is_empty() && again.removed_resources.is_empty(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_peer_key_is_refused_and_leaves_the_token() {
+    let controller = Controller::start(&[]).await;
+    let a = controller.join("edge-a").await;
+    let token = controller.token("edge-b", 600);
+    let copy = a.join_with_key_of("edge-a", "edge-b", &token).await.unwrap_err();
+    assert_eq!(copy.code(), Code::FailedPrecondition);
+    assert!(copy.message().contains("edge-a"), "{copy}");
+    controller.join_with("edge-b", &token).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_and_too_many_streams_disturb_nobody() {
+    let controller = Controller::start(&[("a.yaml", &client::world())]).await;
+    let node = controller.join("edge-a").await;
+    let mut ads = node.ads().await;
+    ads.subscribe(ResourceType::Service, &[]).await;
+    let first = ads.next(SOON).await;
+    ads.ack(&first).await;
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1, 2, 3], &[0; 4096]] {
+        let mut tcp = tokio::net::TcpStream::connect(node.address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut tcp, garbage).await.unwrap();
+    }
+    let mut more = Vec::new();
+    for _ in 0..3 {
+        more.push(node.ads().await);
+    }
+    assert_eq!(node.ads_error(ResourceType::Service, "edge-a").await.code(), Code::ResourceExhausted);
+    drop(more);
+    controller.write("b.yaml", &service_yaml("ratings", "10.96.0.11"));
+    assert_eq!(names(&ads.next(SOON).await), ["ratings.default.svc.cluster.local"]);
+    let metrics = controller.metrics().await;
+    let failed =
+        metrics.lines().find(|l| l.starts_with("selvage_controller_failed_handshakes_total")).unwrap();
+    assert!(!failed.ends_with(" 0"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_reaches_a_hundred_nodes_within_a_second() {
+    let controller = Controller::start(&[("a.yaml", &client::world())]).await;
+    let mut streams = Vec::new();
+    for i in 0..100 {
+        let node = controller.join(&format!("edge-{i}")).await;
+        let mut ads = node.ads().await;
+        ads.subscribe(ResourceType::Service, &[]).await;
+        let first = ads.next(SOON).await;
+        ads.ack(&first).await;
+        streams.push(ads);
+    }
+    let edited = Instant::now();
+    controller.write("b.yaml", &service_yaml("ratings", "10.96.0.11"));
+    let took = futures::future::join_all(streams.iter_mut().map(|ads| async move {
+        assert_eq!(names(&ads.next(SOON).await), ["ratings.default.svc.cluster.local"]);
+        edited.elapsed()
+    }));
+    let slowest = took.await.into_iter().max().unwrap();
+    println!("edit to effect on 100 nodes: {slowest:?}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }

@@ -105,7 +105,10 @@ where
         command,
     } = Cli::parse_from(args);
     if let Some(Command::Completion { shell }) = command {
-        clap_complete::generate(shell, &mut Cli::command(), "mesh-controller", out);
+        // Into memory first: the generator panics when its output is closed early, as `head` does.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "mesh-controller", &mut script);
+        out.write_all(&script)?;
         return Ok(Invocation::Done);
     }
     let named = [

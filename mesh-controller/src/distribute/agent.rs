@@ -68,6 +68,11 @@ async fn admit(shared: &Arc<Shared>, peer: &Peer, request: JoinRequest) -> Resul
             ));
         }
     }
+    if let Some(other) = shared.registry.other_holder(&peer_id, node.as_str()) {
+        let message =
+            format!("the peer key belongs to node {other}; remove the copied key so that a new one is made");
+        return Err(Status::failed_precondition(message));
+    }
     let shared = shared.clone();
     // Signing and the token store wait for the disk.
     let admitted = tokio::task::spawn_blocking(move || {

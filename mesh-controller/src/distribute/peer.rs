@@ -16,6 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
@@ -23,6 +24,10 @@ use tonic::transport::server::Connected;
 use crate::metrics::Metrics;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections without a certificate can only join: few at a time, and not for long, so that whoever reaches the port
+/// cannot keep nodes out.
+const ANONYMOUS: usize = 512;
+const ANONYMOUS_TIME: Duration = Duration::from_secs(30);
 
 /// What TLS says of a peer.
 #[derive(Debug, Clone)]
@@ -38,7 +43,9 @@ pub(crate) struct Peer {
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    _permit: OwnedSemaphorePermit,
+    /// When a connection that can only join ends.
+    ends: Option<Pin<Box<Sleep>>>,
+    _permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Connected for Connection {
@@ -55,6 +62,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = &mut self.ends
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -83,6 +95,7 @@ pub(crate) fn accept(
 ) -> mpsc::Receiver<io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(64);
     let limit = Arc::new(Semaphore::new(max_connections));
+    let anonymous = Arc::new(Semaphore::new(ANONYMOUS));
     let acceptor = TlsAcceptor::from(tls);
     let owner = tasks.clone();
     tasks.spawn_critical("accept", async move {
@@ -105,13 +118,24 @@ pub(crate) fn accept(
                 continue;
             };
             let (acceptor, sender, metrics) = (acceptor.clone(), sender.clone(), metrics.clone());
+            let anonymous = anonymous.clone();
             owner.spawn("handshake", async move {
                 tcp.set_nodelay(true).ok();
                 let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
                 match done.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).and_then(|r| r) {
                     Ok(stream) => {
                         let peer = peer_of(&stream, address);
-                        sender.send(Ok(Connection { stream, peer, _permit: permit })).await.ok();
+                        let mut permits = [Some(permit), None];
+                        let mut ends = None;
+                        if peer.node.is_none() {
+                            let Ok(one) = anonymous.try_acquire_owned() else {
+                                metrics.refused_connections.inc();
+                                return;
+                            };
+                            permits[1] = Some(one);
+                            ends = Some(Box::pin(tokio::time::sleep(ANONYMOUS_TIME)));
+                        }
+                        sender.send(Ok(Connection { stream, peer, ends, _permits: permits })).await.ok();
                     }
                     Err(error) => {
                         metrics.failed_handshakes.inc();

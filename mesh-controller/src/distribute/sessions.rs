@@ -36,8 +36,12 @@ pub(crate) struct SessionInfo {
 #[derive(Debug, Default)]
 struct Inner {
     sessions: HashMap<u64, (SessionInfo, watch::Sender<bool>)>,
+    per_node: HashMap<Arc<str>, usize>,
     next: u64,
 }
+
+/// Streams of one node at a time: the old one may linger while a new one starts, more is a fault.
+const STREAMS_PER_NODE: usize = 4;
 
 /// All streams.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +52,8 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn open(&self, node: &Arc<str>, peer: SocketAddr) -> SessionHandle {
+    /// `None` when the node has too many already.
+    pub(crate) fn open(&self, node: &Arc<str>, peer: SocketAddr) -> Option<SessionHandle> {
         let info = SessionInfo {
             node: node.clone(),
             peer,
@@ -62,11 +67,16 @@ impl Sessions {
         };
         let (sender, revoked) = watch::channel(false);
         let mut inner = self.lock();
+        let open = inner.per_node.entry(node.clone()).or_default();
+        if *open >= STREAMS_PER_NODE {
+            return None;
+        }
+        *open += 1;
         inner.next += 1;
         let id = inner.next;
         inner.sessions.insert(id, (info, sender));
         drop(inner);
-        SessionHandle { sessions: self.clone(), id, revoked }
+        Some(SessionHandle { sessions: self.clone(), id, revoked })
     }
 
     /// All streams by node.
@@ -141,6 +151,13 @@ impl SessionHandle {
 
 impl Drop for SessionHandle {
     fn drop(&mut self) {
-        self.sessions.lock().sessions.remove(&self.id);
+        let mut inner = self.sessions.lock();
+        let Some((info, _)) = inner.sessions.remove(&self.id) else { return };
+        if let Some(open) = inner.per_node.get_mut(&info.node) {
+            *open -= 1;
+            if *open == 0 {
+                inner.per_node.remove(&info.node);
+            }
+        }
     }
 }

@@ -33,7 +33,10 @@ pub(crate) fn open(
         return Err(Status::unavailable("controller is stopping"));
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let handle = shared.sessions.open(&node, peer.address);
+    let handle = shared
+        .sessions
+        .open(&node, peer.address)
+        .ok_or_else(|| Status::resource_exhausted("too many streams of this node are open"))?;
     let tasks = shared.tasks.clone();
     tasks.spawn("session", async move {
         let stream = Stream { shared, node, handle, requests, sender, session: Session::new() };

@@ -20,6 +20,10 @@ use super::{Health, Op, documents};
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Looked at in any case this often: events get lost on network file systems and when queues overflow.
 const POLL: Duration = Duration::from_secs(2);
+/// A file that was written to this recently may be written to again: it is read a moment later.
+const SETTLE: Duration = Duration::from_millis(30);
+/// A file that became empty is most likely being rewritten; only after this long is it meant.
+const SETTLE_EMPTY: Duration = Duration::from_secs(1);
 const MAX_FILES: usize = 20_000;
 const MAX_DEPTH: usize = 16;
 
@@ -41,12 +45,21 @@ pub(crate) struct Folder {
     delivered: HashMap<ObjectKey, Value>,
     /// Objects that are in two files.
     repeated: BTreeSet<String>,
+    /// Some file has to be looked at again soon.
+    unsettled: bool,
     health: Health,
 }
 
 impl Folder {
     pub(crate) fn new(root: PathBuf, health: Health) -> Self {
-        Self { root, files: BTreeMap::new(), delivered: HashMap::new(), repeated: BTreeSet::new(), health }
+        Self {
+            unsettled: false,
+            root,
+            files: BTreeMap::new(),
+            delivered: HashMap::new(),
+            repeated: BTreeSet::new(),
+            health,
+        }
     }
 
     /// Looks at the folder and returns what is different.
@@ -93,6 +106,7 @@ impl Folder {
 
     /// Reads files that are new or changed; `true` when anything may be different.
     fn read(&mut self, found: BTreeMap<PathBuf, Stamp>) -> bool {
+        self.unsettled = false;
         let before = self.files.len();
         let health = &self.health;
         self.files.retain(|path, _| {
@@ -108,7 +122,14 @@ impl Folder {
             if file.stamp == Some(stamp) {
                 continue;
             }
-            file.stamp = Some(stamp);
+            let settled = is_settled(&file.objects, stamp);
+            if !settled && !file.objects.is_empty() {
+                self.unsettled = true;
+                continue;
+            }
+            // Within the resolution of time stamps a later write could look like this one.
+            file.stamp = settled.then_some(stamp);
+            self.unsettled |= !settled;
             match read_objects(&path, stamp.1) {
                 Ok(objects) => {
                     file.objects = objects;
@@ -155,6 +176,12 @@ impl Folder {
         self.delivered.extend(new);
         out
     }
+}
+
+fn is_settled(objects: &[(ObjectKey, Value)], (modified, size, _): Stamp) -> bool {
+    let wait = if size == 0 && !objects.is_empty() { SETTLE_EMPTY } else { SETTLE };
+    // A time in the future says nothing about now.
+    modified.elapsed().map_or(true, |age| age >= wait)
 }
 
 fn is_manifest(path: &Path) -> bool {
@@ -204,9 +231,10 @@ async fn watch(root: PathBuf, sender: mpsc::Sender<Vec<Op>>, health: Health) {
         if !ops.is_empty() && sender.send(ops).await.is_err() {
             return;
         }
+        let pause = if folder.unsettled { SETTLE } else { POLL };
         tokio::select! {
             _ = woken.recv() => tokio::time::sleep(DEBOUNCE).await,
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(pause) => {}
         }
         while woken.try_recv().is_ok() {}
     }

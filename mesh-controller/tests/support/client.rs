@@ -202,12 +202,17 @@ pub(crate) fn csr() -> Vec<u8> {
     CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
 }
 
-fn peer_key() -> Ed25519KeyPair {
-    Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap()
+/// The key of a node: the same one each time that it joins.
+fn peer_key(node: &str) -> Ed25519KeyPair {
+    let mut seed = [7; 32];
+    for (slot, byte) in seed.iter_mut().zip(node.bytes()) {
+        *slot = byte;
+    }
+    Ed25519KeyPair::from_seed_unchecked(&seed).unwrap()
 }
 
-pub(crate) fn peer_key_protobuf() -> Vec<u8> {
-    [&[0x08, 0x01, 0x12, 0x20], peer_key().public_key().as_ref()].concat()
+pub(crate) fn peer_key_protobuf(node: &str) -> Vec<u8> {
+    [&[0x08, 0x01, 0x12, 0x20], peer_key(node).public_key().as_ref()].concat()
 }
 
 /// What a node has after joining.
@@ -267,15 +272,24 @@ impl Node {
 
     /// Joins with a fresh key; the result has the new certificate.
     pub(crate) async fn join_request(&self, name: &str, token: &str) -> Result<Node, Status> {
+        self.join_with_key_of(name, name, token).await
+    }
+
+    pub(crate) async fn join_with_key_of(
+        &self,
+        owner: &str,
+        name: &str,
+        token: &str,
+    ) -> Result<Node, Status> {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
-        let signature = peer_key().sign(&peer_id::signed_message(&csr)).as_ref().to_vec();
-        let id = peer_id::verify(&peer_key_protobuf(), &signature, &csr).unwrap();
+        let signature = peer_key(owner).sign(&peer_id::signed_message(&csr)).as_ref().to_vec();
+        let id = peer_id::verify(&peer_key_protobuf(owner), &signature, &csr).unwrap();
         let request = model::JoinRequest {
             node: name.to_owned(),
             token: token.to_owned(),
             csr_der: csr,
-            peer_public_key: peer_key_protobuf(),
+            peer_public_key: peer_key_protobuf(owner),
             peer_signature: signature,
         };
         let answer = self.raw_join(request).await?;

@@ -36,6 +36,10 @@ impl Fixture {
             other => format!("{other:?}"),
         };
         let mut ops: Vec<_> = self.folder.scan().into_iter().map(show).collect();
+        while self.folder.unsettled {
+            std::thread::sleep(Duration::from_millis(5));
+            ops.extend(self.folder.scan().into_iter().map(show));
+        }
         ops.sort();
         ops
     }
@@ -118,4 +122,33 @@ fn a_folder_that_is_away_deletes_nothing() {
     fs::rename(f.dir.path().join("away"), f.dir.path().join("m")).unwrap();
     assert!(f.scan().is_empty());
     assert!(f.problems().is_empty());
+}
+
+#[test]
+fn a_file_that_is_being_rewritten_is_not_empty() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", &service("a", 1));
+    assert_eq!(f.scan(), ["+a:1"]);
+    f.write("a.yaml", "");
+    assert!(f.folder.scan().is_empty());
+    std::thread::sleep(SETTLE * 2);
+    assert!(f.folder.scan().is_empty() && f.folder.unsettled);
+    f.write("a.yaml", &service("a", 2));
+    assert_eq!(f.scan(), ["+a:2"]);
+    // Emptied for good, it is believed.
+    f.write("a.yaml", "");
+    assert_eq!(f.scan(), ["-a"]);
+}
+
+#[test]
+fn a_second_write_in_the_same_tick_is_seen() {
+    let mut f = Fixture::new();
+    let path = f.dir.path().join("a.yaml");
+    f.write("a.yaml", &service("a", 1));
+    let stamp = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(f.folder.scan().len(), 1);
+    // Same inode, same size, same time.
+    f.write("a.yaml", &service("a", 2));
+    fs::File::options().write(true).open(&path).unwrap().set_modified(stamp).unwrap();
+    assert_eq!(f.scan(), ["+a:2"]);
 }
