@@ -259,11 +259,15 @@ fn fault(f: &HttpFaultInjection) -> model::Fault {
     });
     let abort = f.abort.as_ref().and_then(|a| {
         let grpc = a.grpc_status.as_deref().and_then(retry::grpc_code);
-        let http_status = a.http_status.and_then(|s| u32::try_from(s).ok()).unwrap_or(0);
-        (grpc.is_some() || http_status > 0).then(|| model::fault::Abort {
+        let http_status = match grpc {
+            // For requests that are not gRPC.
+            Some((_, http)) => http,
+            None => a.http_status.and_then(|s| u32::try_from(s).ok()).unwrap_or(0),
+        };
+        (http_status > 0).then(|| model::fault::Abort {
             parts_per_million: a.percentage.map_or(0, parts_per_million),
             http_status,
-            grpc: grpc.map(model::fault::abort::Grpc::GrpcStatus),
+            grpc: grpc.map(|(code, _)| model::fault::abort::Grpc::GrpcStatus(code)),
         })
     });
     model::Fault { delay, abort }

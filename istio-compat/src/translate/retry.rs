@@ -51,27 +51,28 @@ pub(super) fn policy(r: &HttpRetry) -> model::RetryPolicy {
     out
 }
 
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
+/// gRPC statuses by number, with the HTTP status that stands for each.
+const GRPC_CODES: [(&str, u32); 17] = [
+    ("OK", 200),
+    ("CANCELLED", 499),
+    ("UNKNOWN", 500),
+    ("INVALID_ARGUMENT", 400),
+    ("DEADLINE_EXCEEDED", 504),
+    ("NOT_FOUND", 404),
+    ("ALREADY_EXISTS", 409),
+    ("PERMISSION_DENIED", 403),
+    ("RESOURCE_EXHAUSTED", 429),
+    ("FAILED_PRECONDITION", 400),
+    ("ABORTED", 409),
+    ("OUT_OF_RANGE", 400),
+    ("UNIMPLEMENTED", 501),
+    ("INTERNAL", 500),
+    ("UNAVAILABLE", 503),
+    ("DATA_LOSS", 500),
+    ("UNAUTHENTICATED", 401),
 ];
 
-/// The number of a gRPC status.
-pub(crate) fn grpc_code(name: &str) -> Option<u32> {
-    (0..).zip(GRPC_CODES).find(|(_, n)| *n == name).map(|(code, _)| code)
+/// The number of a gRPC status, and the HTTP status for clients that do not speak gRPC.
+pub(crate) fn grpc_code(name: &str) -> Option<(u32, u32)> {
+    (0..).zip(GRPC_CODES).find(|(_, (n, _))| *n == name).map(|(code, (_, http))| (code, http))
 }

@@ -106,7 +106,7 @@ impl Context<'_> {
         if let Some(abort) = decision.rule.and_then(|r| r.abort(dice)) {
             answer.outcome = "abort";
             answer.status = Some(if grpc && abort.grpc_status.is_some() { 200 } else { abort.http_status });
-            answer.grpc_status = abort.grpc_status.filter(|_| grpc || abort.http_status == 0);
+            answer.grpc_status = abort.grpc_status.filter(|_| grpc);
             answer.body = Some("fault filter abort".to_owned());
             return;
         }
