@@ -1,0 +1,22 @@
+//! The outbound path from socket to socket: real listeners, real upstreams on loopback, tables made by hand.
+#![allow(clippy::disallowed_methods, reason = "test servers and clients belong to the test's own runtime")]
+#![allow(unreachable_pub, missing_docs, reason = "modules of one test program")]
+
+#[path = "outbound/failures.rs"]
+mod failures;
+#[path = "outbound/http1.rs"]
+mod http1;
+#[path = "outbound/http2.rs"]
+mod http2;
+#[path = "outbound/l4.rs"]
+mod l4;
+#[path = "outbound/proxy_port.rs"]
+mod proxy_port;
+#[path = "outbound/rules.rs"]
+mod rules;
+#[path = "outbound/said.rs"]
+mod said;
+#[path = "outbound/upstream.rs"]
+mod upstream;
+#[path = "outbound/world.rs"]
+mod world;
