@@ -2,7 +2,7 @@
 //! lives. Denies unknown peers as soon as the handshake has said who they are.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     sync::{
         Arc,
@@ -15,8 +15,8 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
     swarm::{
-        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-        THandlerOutEvent, ToSwarm,
+        CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler,
+        THandlerInEvent, THandlerOutEvent, ToSwarm,
     },
 };
 use tokio::sync::mpsc;
@@ -37,11 +37,13 @@ pub(crate) struct Streams {
     shared: Arc<Shared>,
     /// Handlers made for connections that the swarm has not confirmed yet.
     unconfirmed: HashMap<ConnectionId, Arc<Conn>>,
+    /// Connections whose peer left the view while they were being made.
+    unwanted: VecDeque<(PeerId, ConnectionId)>,
 }
 
 impl Streams {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unconfirmed: HashMap::new() }
+        Self { shared, unconfirmed: HashMap::new(), unwanted: VecDeque::new() }
     }
 
     fn connect(
@@ -107,6 +109,10 @@ impl NetworkBehaviour for Streams {
                 if let Some(conn) = self.unconfirmed.remove(&e.connection_id) {
                     self.shared.metrics.connections(conn.path).inc();
                     self.shared.table.established(conn);
+                    // Looked up after it is in the table: whoever swaps the view now finds it there.
+                    if self.shared.view().peer(&e.peer_id).is_none() {
+                        self.unwanted.push_back((e.peer_id, e.connection_id));
+                    }
                 }
             }
             FromSwarm::ConnectionClosed(e) => {
@@ -129,6 +135,11 @@ impl NetworkBehaviour for Streams {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        Poll::Pending
+        match self.unwanted.pop_front() {
+            Some((peer_id, id)) => {
+                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
+            }
+            None => Poll::Pending,
+        }
     }
 }

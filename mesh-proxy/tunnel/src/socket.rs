@@ -8,9 +8,11 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
     thread::{self, ThreadId},
+    time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite};
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
     runtime::{Handle, Id},
@@ -19,6 +21,8 @@ use tokio_util::io::poll_read_buf;
 
 /// Bytes that one system call reads.
 const AHEAD: usize = 64 << 10;
+/// Sent bytes that the peer has not acknowledged for this long end the connection; QUIC's idle time-out is the same.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// Buffers that a thread keeps for its sockets.
 const KEPT: usize = 4;
 
@@ -39,6 +43,10 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Self {
+        // A peer that vanished is noticed by unacknowledged bytes, long before TCP itself gives up (15 minutes).
+        if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)) {
+            tracing::debug!(%error, "set TCP_USER_TIMEOUT");
+        }
         let home = Handle::try_current().ok().map(|h| (h.id(), thread::current().id()));
         Self { stream: Some(stream), home, ahead: Vec::new(), start: 0 }
     }
