@@ -233,7 +233,9 @@ impl Mesh {
             command.args(["--set", setting]);
         }
         if let Some(token) = token {
-            command.env("MESH_PROXY_JOIN_TOKEN", token);
+            let file = self.world.folder("tokens")?.join(name);
+            fs::write(&file, token).map_err(LabError::file("write", &file))?;
+            command.arg("--join-token").arg(format!("@{}", file.display()));
         }
         Ok(command)
     }
@@ -359,7 +361,7 @@ pub fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
         let rest = l.strip_prefix(name);
         rest.is_some_and(|r| r.starts_with(['{', ' '])) && labels.iter().all(|label| l.contains(label))
     });
-    lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).fold(0.0, |a, b| a + b)
 }
 
 #[cfg(test)]

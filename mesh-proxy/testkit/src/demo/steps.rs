@@ -182,7 +182,6 @@ pub(super) fn splits(mesh: &Mesh, screen: &mut Screen, rules: Rules<'_>) -> anyh
     let report = call("60")?;
     screen.check("all to v1", versions(&report) == ["v1"] && report.failed == 0, &shares(&report));
 
-    mesh.apply("reviews.yaml", "")?;
     mesh.apply("rules.yaml", &without(&rules("virtual-service-all-v1")?, "reviews")?)?;
     mesh.apply("reviews.yaml", &rules("virtual-service-reviews-50-v3")?)?;
     screen.command("cloud", "cp virtual-service-reviews-50-v3.yaml reviews.yaml");
