@@ -130,8 +130,12 @@ impl Capture {
 /// begins, and removes the rules.
 pub async fn start(shared: &Arc<Shared>, options: CaptureOptions, tasks: &Tasks) -> Result<Capture, CaptureError> {
     let metrics = Metrics::register(&shared.metrics).map_err(CaptureError::Metrics)?;
-    // Before the first look, so that no change falls between.
+    // Both before the first look, so that no change falls between.
     let updates = shared.updates();
+    let watch = NftWatch::open()
+        .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"))
+        .ok();
+    let keep = Arc::new(AtomicBool::new(false));
     let mut worker = Worker {
         nft: Nft::new(options.nft.clone()),
         rules: Rules::new(options),
@@ -139,22 +143,24 @@ pub async fn start(shared: &Arc<Shared>, options: CaptureOptions, tasks: &Tasks)
         metrics,
         applied: Vips::default(),
         intact: String::new(),
+        keep: Arc::clone(&keep),
+        written: false,
     };
     worker.write_all().await.map_err(CaptureError::Rules)?;
-    let (keep, (tell, done)) = (Arc::new(AtomicBool::new(false)), watch::channel(false));
-    let capture = Capture { keep: Arc::clone(&keep), done };
+    let (tell, done) = watch::channel(false);
     let drain = tasks.drain().clone();
+    // The drain waits for the removal.
+    let guard = drain.guard();
     tasks.spawn_critical("capture", async move {
+        let _guard = guard;
         tokio::select! {
-            () = worker.follow(updates) => {}
+            () = worker.follow(updates, watch) => {}
             () = drain.reached(Stage::NotReady) => {}
         }
-        if !keep.load(Ordering::Relaxed) {
-            worker.remove().await;
-        }
+        worker.remove().await;
         tell.send_replace(true);
     });
-    Ok(capture)
+    Ok(Capture { keep, done })
 }
 
 struct Worker {
@@ -166,6 +172,9 @@ struct Worker {
     applied: Vips,
     /// How chains and rules look when nobody has touched them.
     intact: String,
+    keep: Arc<AtomicBool>,
+    /// Our rules are in the kernel.
+    written: bool,
 }
 
 enum Wake {
@@ -175,11 +184,8 @@ enum Wake {
 
 impl Worker {
     /// Never returns; a failure is retried.
-    async fn follow(&mut self, mut updates: watch::Receiver<Updates>) {
+    async fn follow(&mut self, mut updates: watch::Receiver<Updates>, mut watch: Option<NftWatch>) {
         let mut seen = updates.borrow_and_update().vips;
-        let mut watch = NftWatch::open()
-            .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"))
-            .ok();
         let mut pause = RETRY.0;
         loop {
             let wake = tokio::select! {
@@ -238,6 +244,7 @@ impl Worker {
     async fn write_all(&mut self) -> Result<(), NftError> {
         let wanted = self.wanted();
         self.nft.run(&self.rules.full(&wanted)).await?;
+        self.written = true;
         self.applied(wanted);
         self.intact = self.structure().await?.0;
         Ok(())
@@ -278,9 +285,26 @@ impl Worker {
     }
 
     async fn remove(&mut self) {
+        if self.keep.load(Ordering::Relaxed) {
+            self.written = false;
+            return;
+        }
         match self.nft.run(&self.rules.removal()).await {
-            Ok(()) => tracing::debug!("capture rules removed"),
+            Ok(()) => {
+                self.written = false;
+                tracing::debug!("capture rules removed");
+            }
             Err(error) => tracing::error!(error = %report(&error), "cannot remove the capture rules"),
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// The last resort when the drain was cut short or something panicked: rules that lead to a
+    /// listener that is gone cut every service off.
+    fn drop(&mut self) {
+        if self.written && !self.keep.load(Ordering::Relaxed) {
+            self.nft.run_blocking(&self.rules.removal());
         }
     }
 }
@@ -320,3 +344,6 @@ fn report(error: &dyn std::error::Error) -> String {
 fn may_capture(ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,18 @@ impl Nft {
         self.start(&["-f", "-"], script).await.map(drop)
     }
 
+    /// Runs a script when there is no time left for anything else. Errors are lost.
+    pub(crate) fn run_blocking(&self, script: &str) {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Ok(mut child) = command.spawn() {
+            if let Some(mut stdin) = child.stdin.take() {
+                let _early = io::Write::write_all(&mut stdin, script.as_bytes());
+            }
+            let _status = child.wait();
+        }
+    }
+
     /// The table as JSON.
     pub(crate) async fn list(&self, table: &str) -> Result<Vec<u8>, NftError> {
         self.start(&["-j", "list", "table", "inet", table], "").await

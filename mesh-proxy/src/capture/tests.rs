@@ -1,0 +1,327 @@
+//! In private network namespaces: each test runs itself again under `unshare`.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Instant;
+
+use mesh_api::{Resource, model};
+use mesh_core::Change;
+use mesh_net::connect::{ConnectOptions, connect};
+use mesh_net::original_dst::original_dst;
+use node_rt::{Drain, DrainConfig, Readiness, Reason};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::config::Config;
+
+const INSIDE: &str = "SELVAGE_TEST_NAMESPACE";
+const VIP: &str = "10.96.0.10:80";
+
+/// Runs `body` in a network namespace of its own, as root in it.
+fn in_namespace(name: &str, flags: &str, body: impl AsyncFnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        sh("ip link set lo up; ip route replace default dev lo").ok();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(body());
+    }
+    let possible = Command::new("unshare").args([flags, "true"]).output();
+    if !possible.is_ok_and(|output| output.status.success()) || which("nft").is_none() {
+        eprintln!("SKIPPED {name}: needs user and network namespaces (unshare {flags}) and nft");
+        return;
+    }
+    let test = format!("capture::tests::{name}");
+    let output = Command::new("unshare")
+        .arg(flags)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    for line in text.lines().filter(|line| line.starts_with("figure:")) {
+        println!("{line}");
+    }
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).map(|dir| dir.join(program)).find(|p| p.exists())
+}
+
+fn sh(script: &str) -> Result<String, String> {
+    let output = Command::new("sh").args(["-c", script]).output().unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+struct World {
+    shared: Arc<Shared>,
+    tasks: Tasks,
+    options: CaptureOptions,
+    outbound: TcpListener,
+}
+
+impl World {
+    async fn new() -> Self {
+        let outbound = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let options =
+            CaptureOptions { nft: which("nft").unwrap(), ..CaptureOptions::new(outbound.local_addr().unwrap()) };
+        Self {
+            shared: Shared::new(Arc::new(Config::default()), Registry::new()),
+            tasks: Tasks::new(Drain::new()),
+            options,
+            outbound,
+        }
+    }
+
+    fn vip(&self, name: &str, vip: &str) {
+        let service = model::Service {
+            host: format!("{name}.default.svc.cluster.local"),
+            namespace: "default".into(),
+            name: name.into(),
+            kind: model::service::Kind::ClusterIp as i32,
+            vips: vec![vip.into()],
+            ports: vec![model::Port { number: 80, name: "http".into(), protocol: model::Protocol::Http as i32 }],
+            ..Default::default()
+        };
+        assert_eq!(self.shared.apply(vec![Change::Set(Resource::Service(service))]).rejected.len(), 0);
+    }
+
+    async fn start(&self) -> Capture {
+        start(&self.shared, self.options.clone(), &self.tasks).await.unwrap()
+    }
+
+    /// Where a connection to `to` arrives: at us, and what it was for.
+    async fn captured(&self, to: &str) -> Option<SocketAddr> {
+        let options = ConnectOptions { timeout: Some(Duration::from_millis(300)), ..ConnectOptions::default() };
+        let accept = tokio::time::timeout(Duration::from_millis(300), self.outbound.accept());
+        let (client, accepted) = tokio::join!(connect(to.parse().unwrap(), &options), accept);
+        let (stream, _) = accepted.ok()?.unwrap();
+        client.unwrap();
+        original_dst(&stream)
+    }
+
+    /// How long it takes until connections are captured (or are not any more).
+    async fn until(&self, to: &str, captured: bool) -> Duration {
+        let start = Instant::now();
+        while self.captured(to).await.is_some() != captured {
+            assert!(start.elapsed() < Duration::from_secs(20), "capture of {to} is not {captured} after 20 s");
+        }
+        start.elapsed()
+    }
+
+    async fn drain(&self) {
+        self.tasks.drain().begin(Reason::Requested("test"));
+        let report = self.tasks.drain().run(DrainConfig::default(), &Readiness::new(), &self.tasks).await;
+        assert_eq!(report.stuck.len(), 0);
+    }
+}
+
+#[test]
+fn connections_to_services_arrive_with_their_destination_and_marked_ones_pass() {
+    in_namespace("connections_to_services_arrive_with_their_destination_and_marked_ones_pass", "-Urn", async || {
+        let world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        let _capture = world.start().await;
+        assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
+        // An address that is no service's is left alone, and so are our own sockets.
+        sh("ip address add 10.96.0.10/32 dev lo; ip address add 10.96.0.11/32 dev lo").unwrap();
+        let real = TcpListener::bind("10.96.0.10:80").await.unwrap();
+        let other = TcpListener::bind("10.96.0.11:80").await.unwrap();
+        let marked = ConnectOptions { mark: Some(world.options.mark), ..ConnectOptions::default() };
+        connect(VIP.parse().unwrap(), &marked).await.unwrap();
+        real.accept().await.unwrap();
+        connect("10.96.0.11:80".parse().unwrap(), &ConnectOptions::default()).await.unwrap();
+        other.accept().await.unwrap();
+        assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
+    });
+}
+
+#[test]
+fn the_set_follows_the_tables() {
+    in_namespace("the_set_follows_the_tables", "-Urn", async || {
+        let world = World::new().await;
+        let _capture = world.start().await;
+        assert_eq!(world.captured(VIP).await, None);
+        world.vip("reviews", "10.96.0.10");
+        world.until(VIP, true).await;
+        world.vip("reviews", "10.96.0.20");
+        world.until("10.96.0.20:80", true).await;
+        assert_eq!(world.captured(VIP).await, None);
+        world.shared.apply(vec![Change::Remove(
+            mesh_api::ResourceType::Service,
+            "reviews.default.svc.cluster.local".into(),
+        )]);
+        world.until("10.96.0.20:80", false).await;
+    });
+}
+
+#[test]
+fn what_others_break_is_repaired_in_two_seconds() {
+    in_namespace("what_others_break_is_repaired_in_two_seconds", "-Urn", async || {
+        let world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        let _capture = world.start().await;
+        for breakage in [
+            "nft flush ruleset",
+            "nft delete table inet selvage",
+            "nft flush set inet selvage vip4",
+            "nft flush chain inet selvage output",
+            "nft delete element inet selvage vip4 { 10.96.0.10 }",
+        ] {
+            sh(breakage).unwrap();
+            let took = world.until(VIP, true).await;
+            println!("\nfigure: after `{breakage}` captured again in {took:?}");
+            assert!(took < Duration::from_secs(2), "{breakage}: {took:?}");
+            // Let the pause after a repair pass, so that each one is measured from rest.
+            tokio::time::sleep(LOOK * 2).await;
+        }
+        // What is added is taken out again.
+        sh("nft add element inet selvage vip4 { 10.96.0.99 }").unwrap();
+        world.until("10.96.0.99:80", false).await;
+        // Changes elsewhere are none of our business.
+        let repaired = || world.shared.metrics.gather().iter().find(|f| f.name().ends_with("repaired_total")).unwrap().get_metric()[0].get_counter().get_value();
+        tokio::time::sleep(LOOK * 2).await;
+        let before = repaired();
+        sh("nft add table inet other").unwrap();
+        tokio::time::sleep(LOOK * 2).await;
+        assert_eq!((before, repaired()), (6.0, 6.0));
+        assert!(sh("nft list tables").unwrap().contains("other"));
+    });
+}
+
+#[test]
+fn five_thousand_services_take_less_than_two_seconds() {
+    in_namespace("five_thousand_services_take_less_than_two_seconds", "-Urn", async || {
+        let world = World::new().await;
+        let name = |n: u32| format!("svc-{n}");
+        let vip = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 0, 0)) + n).to_string();
+        for n in 1..=5000 {
+            world.vip(&name(n), &vip(n));
+        }
+        let start = Instant::now();
+        let _capture = world.start().await;
+        let full = start.elapsed();
+        assert!(world.captured(&format!("{}:80", vip(5000))).await.is_some());
+        let start = Instant::now();
+        for n in 5001..=10_000 {
+            world.vip(&name(n), &vip(n));
+        }
+        let applied = start.elapsed();
+        let added = world.until(&format!("{}:80", vip(10_000)), true).await;
+        let start = Instant::now();
+        world.vip("one-more", "10.200.0.1");
+        world.until("10.200.0.1:80", true).await;
+        let one = start.elapsed();
+        println!("\nfigure: 5,000 addresses written in {full:?}; 5,000 more in {added:?} (tables took {applied:?}); one more in {one:?}");
+        assert!(full < Duration::from_secs(2) && added < Duration::from_secs(2) && one < Duration::from_secs(2));
+    });
+}
+
+#[test]
+fn the_rules_go_with_the_drain_unless_a_successor_keeps_them() {
+    in_namespace("the_rules_go_with_the_drain_unless_a_successor_keeps_them", "-Urn", async || {
+        let world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        let mut capture = world.start().await;
+        world.drain().await;
+        capture.removed().await;
+        assert_eq!(sh("nft list ruleset").unwrap(), "");
+
+        let world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        let mut capture = world.start().await;
+        // A second proxy in the same namespace has a table of its own.
+        let mut second = World::new().await;
+        second.options.table = "selvage2".into();
+        second.start().await;
+        capture.keep();
+        world.drain().await;
+        capture.removed().await;
+        let left = sh("nft list tables").unwrap();
+        assert!(left.contains("inet selvage\n") && left.contains("inet selvage2\n"), "{left}");
+        // A drain that is cut short removes them all the same.
+        let hurried = World::new().await;
+        hurried.start().await;
+        hurried.tasks.drain().force();
+        let config = DrainConfig { drain_for: Duration::ZERO, ..DrainConfig::default() };
+        hurried.tasks.drain().run(config, &Readiness::new(), &hurried.tasks).await;
+        assert!(!sh("nft list tables").unwrap().contains("inet selvage\n"));
+        // The successor takes the same table over.
+        let successor = World { tasks: Tasks::new(Drain::new()), shared: Shared::new(Arc::new(Config::default()), Registry::new()), ..world };
+        successor.vip("reviews", "10.96.0.10");
+        successor.start().await;
+        assert!(successor.captured(VIP).await.is_some());
+    });
+}
+
+#[test]
+fn connections_of_pods_are_captured_and_their_dns_too() {
+    in_namespace("connections_of_pods_are_captured_and_their_dns_too", "-Urn", async || {
+        let mut world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        sh("ip address add 169.254.96.16/32 dev lo; echo 1 > /proc/sys/net/ipv4/ip_forward").unwrap();
+        let dns = tokio::net::UdpSocket::bind("169.254.96.16:53").await.unwrap();
+        world.options.pod_dns = Some("169.254.96.16:53".parse().unwrap());
+        let _capture = world.start().await;
+        let mut pod = Command::new("unshare").args(["-n", "sleep", "60"]).spawn().unwrap();
+        let id = pod.id();
+        let inside = |script: &str| format!("nsenter -t {id} -n sh -c '{script}'");
+        // The namespace is there once the child has called unshare and become `sleep`.
+        for _ in 0..200 {
+            if std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "sleep") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        sh(&format!("ip link add v0 type veth peer name eth0 netns {id} && ip address add 10.1.0.1/24 dev v0 && ip link set v0 up")).unwrap();
+        sh(&inside("ip link set lo up; ip address add 10.1.0.7/24 dev eth0; ip link set eth0 up; ip route add default via 10.1.0.1")).unwrap();
+        let call = format!("nsenter -t {id} -n bash -c 'exec 3<>/dev/tcp/10.96.0.10/80; echo -n x > /dev/udp/8.8.8.8/53'");
+        let mut calling = Command::new("sh").args(["-c", &call]).spawn().unwrap();
+        let (stream, from) = world.outbound.accept().await.unwrap();
+        assert_eq!(from.ip().to_string(), "10.1.0.7");
+        assert_eq!(original_dst(&stream), Some(VIP.parse().unwrap()));
+        let mut byte = [0];
+        let (_, asker) = dns.recv_from(&mut byte).await.unwrap();
+        assert_eq!((asker.ip().to_string(), &byte), ("10.1.0.7".to_owned(), b"x"));
+        assert!(calling.wait().unwrap().success());
+        pod.kill().unwrap();
+        pod.wait().unwrap();
+    });
+}
+
+#[test]
+fn without_the_capability_the_error_says_what_to_do() {
+    // A user namespace of its own, but the network of the host: not permitted, and nothing touched.
+    in_namespace("without_the_capability_the_error_says_what_to_do", "-Ur", async || {
+        let world = World::new().await;
+        let error = start(&world.shared, world.options.clone(), &world.tasks).await.unwrap_err();
+        let text = report(&error);
+        assert!(text.contains("NET_ADMIN") && text.contains("SOCKS5"), "{text}");
+        let shared = Shared::new(Arc::new(Config::default()), Registry::new());
+        let options = CaptureOptions { nft: "/nonexistent/nft".into(), ..world.options.clone() };
+        let text = report(&start(&shared, options, &world.tasks).await.unwrap_err());
+        assert!(text.contains("apt-get install nftables"), "{text}");
+        assert!(ensure_address("169.254.96.16".parse().unwrap()).await.unwrap_err().to_string().contains("NET_ADMIN"));
+    });
+}
+
+#[test]
+fn the_address_of_dns_is_added_once_and_taken_away() {
+    in_namespace("the_address_of_dns_is_added_once_and_taken_away", "-Urn", async || {
+        let address: IpAddr = "169.254.96.16".parse().unwrap();
+        let added = ensure_address(address).await.unwrap();
+        tokio::net::UdpSocket::bind((address, 53)).await.unwrap();
+        let again = ensure_address(address).await.unwrap();
+        again.remove().await;
+        tokio::net::UdpSocket::bind((address, 53)).await.unwrap();
+        added.remove().await;
+        assert!(tokio::net::UdpSocket::bind((address, 53)).await.is_err());
+        ensure_address("fd00:96::16".parse().unwrap()).await.unwrap();
+        tokio::net::UdpSocket::bind("[fd00:96::16]:53").await.unwrap();
+    });
+}
