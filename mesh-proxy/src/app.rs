@@ -25,7 +25,7 @@ use crate::{
     config::Config,
     discovery::Discovery,
     dns::DnsError,
-    identity::{Identity, IdentityError, Keeper, StateFiles},
+    identity::{self, Identity, IdentityError, Keeper, StateFiles},
     inbound::{Inbound, InboundConfig},
     outbound,
     shared::Shared,
@@ -227,6 +227,7 @@ struct Disk {
     keeper: Keeper,
     tunnel_key: NodeKey,
     store: Store,
+    controllers: Vec<String>,
 }
 
 impl Disk {
@@ -235,13 +236,14 @@ impl Disk {
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let shared = Shared::new(config.clone(), registry.clone());
         let files = StateFiles::open(&config.state_dir)?;
+        let controllers = identity::controllers(config, &files);
         let identity = Identity::open(files, &config.trust_domain)?;
         let tunnel_key = identity.tunnel_key.clone();
         let (store, loaded) = Store::open(&config.state_dir, &registry)?;
         let known = readiness.wait_for("configuration");
         let discovery = Discovery::new(shared.clone(), store.clone(), loaded, known)?;
         let keeper = Keeper::new(config.clone(), identity, &registry)?;
-        Ok(Self { shared, discovery, keeper, tunnel_key, store })
+        Ok(Self { shared, discovery, keeper, tunnel_key, store, controllers })
     }
 }
 

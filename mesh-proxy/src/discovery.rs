@@ -10,14 +10,12 @@ mod session;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_api::ResourceType;
-use mesh_ca::JoinToken;
 use mesh_core::Change;
 use mesh_net::tls::{Expect, NodeTls};
 use node_rt::ReadyGuard;
 use tokio::sync::watch;
 
 use crate::{
-    config::Config,
     controller::{self, ALPN},
     identity::keeper::Backoff,
     shared::Shared,
@@ -144,8 +142,12 @@ impl Discovery {
     }
 
     /// Runs for as long as the process does. `addresses` are those at which other nodes reach this one.
-    pub async fn run(mut self, mut tls: watch::Receiver<Option<NodeTls>>, mut addresses: watch::Receiver<Vec<String>>) {
-        let controllers = controllers(&self.shared.config);
+    pub async fn run(
+        mut self,
+        controllers: Vec<String>,
+        mut tls: watch::Receiver<Option<NodeTls>>,
+        mut addresses: watch::Receiver<Vec<String>>,
+    ) {
         if controllers.is_empty() {
             tracing::warn!("no controller is configured: serving from the snapshot only");
             return std::future::pending().await;
@@ -182,13 +184,4 @@ impl Discovery {
         tracing::info!(controller = address, "configuration stream is open");
         session.run(self, addresses).await
     }
-}
-
-/// Whom to ask: as configured, else as the join token says.
-fn controllers(config: &Config) -> Vec<String> {
-    let configured = config.controllers();
-    if !configured.is_empty() {
-        return configured;
-    }
-    JoinToken::parse(config.join_token.expose()).map(|t| t.controllers).unwrap_or_default()
 }

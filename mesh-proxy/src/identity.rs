@@ -105,6 +105,18 @@ impl Identity {
     }
 }
 
+/// Whom to ask: as configured, else as the join token says, else as the token said that this node has joined with.
+pub fn controllers(config: &crate::Config, files: &StateFiles) -> Vec<String> {
+    let configured = config.controllers();
+    if !configured.is_empty() {
+        return configured;
+    }
+    match keeper::token_text(config).and_then(|text| Ok(mesh_ca::JoinToken::parse(&text)?)) {
+        Ok(token) if !token.controllers.is_empty() => token.controllers,
+        _ => files.controllers(),
+    }
+}
+
 fn usable(trust_domain: &str, credentials: Credentials) -> Option<NodeTls> {
     match NodeTls::new(trust_domain, credentials) {
         Ok(tls) => Some(tls),

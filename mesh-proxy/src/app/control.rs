@@ -22,7 +22,7 @@ pub(super) async fn start(
     log: Option<LogControl>,
     sockets: ControlSockets,
 ) -> Result<Option<Capture>, StartError> {
-    let Disk { shared, discovery, keeper, .. } = disk;
+    let Disk { shared, discovery, keeper, controllers, .. } = disk;
     let config = shared.config.clone();
     let addresses = tunnel::follow(&shared, tunnel, tasks);
     let tls = keeper.tls();
@@ -30,7 +30,7 @@ pub(super) async fn start(
     let stop = tasks.drain().clone();
     tasks.spawn_critical("discovery", async move {
         tokio::select! {
-            () = discovery.run(tls, addresses) => {}
+            () = discovery.run(controllers, tls, addresses) => {}
             // A successor follows the controller from here on.
             _ = stop.begun() => {}
         }

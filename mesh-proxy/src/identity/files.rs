@@ -85,6 +85,16 @@ impl StateFiles {
         Ok(())
     }
 
+    /// Where controllers answered when this node joined.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let saved = self.read("controllers").ok().flatten().unwrap_or_default();
+        String::from_utf8_lossy(&saved).lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn save_controllers(&self, addresses: &[String]) -> Result<(), IdentityError> {
+        self.write("controllers", addresses.join("\n").as_bytes())
+    }
+
     /// The request that was begun, or a new one with a new key.
     pub(crate) fn request(&self) -> Result<Request, IdentityError> {
         if let Some(found) = self.read("request.pem")?.and_then(|pem| parse_request(&pem)) {

@@ -130,15 +130,12 @@ impl Keeper {
             Some(_) => None,
             None => Some(self.token()?),
         };
-        let (client, mut addresses) = match (&current, &token) {
-            (Some(tls), _) => (tls.client_config(Expect::Controller, ALPN)?, Vec::new()),
-            (None, Some((_, token))) => (self.pinned(token)?, token.controllers.clone()),
+        let client = match (&current, &token) {
+            (Some(tls), _) => tls.client_config(Expect::Controller, ALPN)?,
+            (None, Some((_, token))) => self.pinned(token)?,
             (None, None) => return Err(IdentityError::NoToken),
         };
-        let configured = self.config.controllers();
-        if !configured.is_empty() {
-            addresses = configured;
-        }
+        let addresses = super::controllers(&self.config, &self.files);
         let request = self.files.request()?;
         let signature = self
             .tunnel_key
@@ -155,6 +152,9 @@ impl Keeper {
         let ca = CertificateDer::from(answer.ca_der);
         if token.is_some_and(|(_, t)| tls::fingerprint(&ca) != t.ca_sha256) {
             return Err(IdentityError::WrongCa);
+        }
+        if current.is_none() {
+            self.files.save_controllers(&addresses)?;
         }
         let leaf = CertificateDer::from(answer.certificate_der);
         self.take(&current, request.key.serialized_der(), leaf, ca)
@@ -192,15 +192,7 @@ impl Keeper {
     }
 
     fn token(&self) -> Result<(String, JoinToken), IdentityError> {
-        let text = self.config.join_token.expose().trim();
-        let text = match text.strip_prefix('@') {
-            Some(file) => std::fs::read_to_string(file).map_err(|source| IdentityError::File {
-                operation: "read join token",
-                path: file.into(),
-                source,
-            })?,
-            None => text.to_owned(),
-        };
+        let text = token_text(&self.config)?;
         if text.is_empty() {
             return Err(IdentityError::NoToken);
         }
@@ -208,12 +200,24 @@ impl Keeper {
         if token.node.as_str() != self.config.node {
             return Err(IdentityError::WrongNode { token: token.node.to_string(), node: self.config.node.clone() });
         }
-        Ok((text.trim().to_owned(), token))
+        Ok((text, token))
     }
 
     fn pinned(&self, token: &JoinToken) -> Result<Arc<ClientConfig>, IdentityError> {
         Ok(tls::join_client_config(&self.config.trust_domain, token.ca_sha256, ALPN)?)
     }
+}
+
+/// The join token as configured, read from its file if it is in one.
+pub(crate) fn token_text(config: &Config) -> Result<String, IdentityError> {
+    let text = config.join_token.expose().trim();
+    let Some(file) = text.strip_prefix('@') else { return Ok(text.to_owned()) };
+    let read = std::fs::read_to_string(file).map_err(|source| IdentityError::File {
+        operation: "read join token",
+        path: file.into(),
+        source,
+    })?;
+    Ok(read.trim().to_owned())
 }
 
 /// Renewal begins when two thirds of the life are over.

@@ -1,0 +1,213 @@
+//! The control side against a real controller: joining, following, going on without it, restarting without it,
+//! garbage, and being replaced by another process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
+
+#[path = "control/support.rs"]
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use support::{Controller, Proxy, backend, config, free_port, get_by, pod, service};
+
+const SOON: Duration = Duration::from_secs(10);
+const WEB: &str = "http://web.default.svc.cluster.local/";
+
+async fn world() -> (String, Controller) {
+    let v1 = backend("v1", "127.0.0.2:0").await;
+    let v2 = backend("v2", &format!("127.0.0.3:{}", v1.port())).await;
+    let text = service("web", "10.96.0.1", v1.port())
+        + &pod("web", "v1", &v1.ip().to_string(), "edge-a")
+        + &pod("web", "v2", &v2.ip().to_string(), "edge-a");
+    let controller = Controller::start(&[("world.yaml", text.clone())]).await;
+    (text, controller)
+}
+
+fn only(version: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec:\n  host: web\n  \
+         subsets:\n  - {{name: v1, labels: {{version: v1}}}}\n  - {{name: v2, labels: {{version: v2}}}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web}}\nspec:\n  hosts: [web]\n  \
+         http:\n  - route: [{{destination: {{host: web, subset: {version}}}}}]\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_joins_follows_and_goes_on_without_the_controller() {
+    let (_, mut controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    proxy.ready(SOON).await;
+    assert!(proxy.running.shared.tables.load().by_vip("10.96.0.1".parse().unwrap(), 80).is_some());
+    let (status, body) = proxy.get(WEB).await.unwrap();
+    assert!(status == 200 && ["v1", "v2"].contains(&body.as_str()), "{status} {body}");
+    assert!(proxy.metric("selvage_discovery_connected").await > 0.5);
+
+    // A rule takes effect, and another one replaces it.
+    for version in ["v1", "v2"] {
+        controller.write("rule.yaml", &only(version));
+        let took = proxy
+            .until("the rule is here", |t| {
+                t.service("web.default.svc.cluster.local").is_some_and(|s| {
+                    s.virtual_hosts.iter().any(|v| format!("{:?}", v.http[0].action).contains(&format!("{version:?}")))
+                })
+            })
+            .await;
+        println!("rule file to effect: {took:?}");
+        for _ in 0..10 {
+            assert_eq!(proxy.get(WEB).await.unwrap(), (200, version.to_owned()));
+        }
+    }
+    let dump = proxy.admin("/config_dump").await;
+    assert_eq!(dump["services"][0]["host"], "web.default.svc.cluster.local");
+    assert_eq!(dump["services"][0]["virtual_hosts"][0]["source"], "default/web");
+    assert_eq!(dump["services"][0]["endpoints"].as_array().unwrap().len(), 2);
+
+    // This node is in the registry, with addresses: its report came back as a resource.
+    proxy.until("this node's registry entry", |t| t.node("edge-a").is_some_and(|n| !n.peer_id.is_empty())).await;
+
+    // The controller is gone: nothing changes.
+    controller.down().await;
+    for _ in 0..10 {
+        assert_eq!(proxy.get(WEB).await.unwrap(), (200, "v2".to_owned()));
+    }
+    // It comes back, and is followed again.
+    controller.up().await;
+    controller.write("rule.yaml", &only("v1"));
+    proxy
+        .until("the rule of the controller that came back", |t| {
+            t.service("web.default.svc.cluster.local")
+                .is_some_and(|s| format!("{:?}", s.virtual_hosts[0].http[0].action).contains("\"v1\""))
+        })
+        .await;
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_without_a_controller_is_ready_from_the_snapshot() {
+    let (_, mut controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted.clone()).await;
+    proxy.ready(SOON).await;
+    let peer_id = proxy.running.tunnel.peer_id();
+    controller.down().await;
+    proxy.stop().await;
+
+    wanted.join_token = String::new().into();
+    let start = Instant::now();
+    let proxy = Proxy::start(wanted).await;
+    proxy.ready(Duration::from_secs(2)).await;
+    println!("ready without a controller after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert_eq!(proxy.get(WEB).await.unwrap().0, 200);
+    assert_eq!(proxy.running.tunnel.peer_id(), peer_id, "the same node");
+
+    // Its certificate is still good for the controller that comes back.
+    controller.up().await;
+    controller.write("rule.yaml", &only("v2"));
+    proxy
+        .until("a rule", |t| !t.service("web.default.svc.cluster.local").unwrap().virtual_hosts.is_empty())
+        .await;
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_token_keeps_a_node_out_and_says_why() {
+    let (_, controller) = world().await;
+    let other = Controller::start(&[]).await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    // A token of another mesh: this controller's CA is not the one that it names.
+    wanted.join_token = other.token("edge-a").into();
+    wanted.controller = controller.address().to_string();
+    let proxy = Proxy::start(wanted).await;
+    let failed = async {
+        while proxy.metric("selvage_certificate_failures_total").await < 1.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, failed).await.expect("a failed attempt is counted");
+    assert!(!proxy.readiness.is_ready());
+    assert_eq!(proxy.readiness.pending(), ["configuration"]);
+    assert!(!state.path().join("identity.pem").exists());
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_renewed_before_it_ends() {
+    let controller = Controller::start_with(&[("w.yaml", service("web", "10.96.0.1", 80))], |c| {
+        c.node_certificate_ttl = 9;
+    })
+    .await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    proxy.ready(SOON).await;
+    let first = std::fs::read(state.path().join("identity.pem")).unwrap();
+    let renewed = async {
+        while std::fs::read(state.path().join("identity.pem")).unwrap() == first {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), renewed).await.expect("renewed");
+    controller.write("w.yaml", &service("web", "10.96.0.2", 80));
+    proxy.until("a change", |t| t.by_vip("10.96.0.2".parse().unwrap(), 80).is_some()).await;
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn another_process_takes_over_without_a_refused_connection() {
+    let (_, controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let entrance = free_port();
+    wanted.listen.proxy = Some(entrance);
+    wanted.listen.tunnel = free_port();
+    let first = Proxy::start(wanted.clone()).await;
+    first.ready(SOON).await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, served) = (stop.clone(), served.clone());
+            #[allow(clippy::disallowed_methods, reason = "joined below")]
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let (status, body) = get_by(entrance, WEB).await.expect("no connection is refused");
+                    assert_eq!(status, 200, "{body}");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut running = first;
+    for round in 0..2 {
+        let before = served.load(Ordering::Relaxed);
+        let next = Proxy::start(wanted.clone()).await;
+        next.ready(Duration::from_secs(2)).await;
+        // The one before drains because it was told so, not because we ask.
+        let reason = running.running.until_drained(&running.tasks, &running.readiness).await;
+        assert!(reason.to_string().contains("hot restart"), "round {round}: {reason}");
+        assert!(served.load(Ordering::Relaxed) > before, "calls went on in round {round}");
+        running = next;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::Relaxed);
+    for c in callers {
+        c.await.unwrap();
+    }
+    println!("{} calls over two hot restarts, none failed", served.load(Ordering::Relaxed));
+    running.stop().await;
+}
