@@ -96,7 +96,10 @@ fn routes(mesh: &Mesh, rules: &Path) {
     let split = mesh.call("reviews", None, 400);
     println!("50/50: {:.1} % of {} calls went to v3", 100.0 * split.share("v3"), split.sent());
     // Six standard deviations on either side.
-    assert!((split.share("v3") - 0.5).abs() < 0.15 && split.failed == 0 && split.share("v2") == 0.0, "{split:#?}");
+    assert!(
+        (split.share("v3") - 0.5).abs() < 0.15 && split.failed == 0 && split.share("v2") == 0.0,
+        "{split:#?}"
+    );
 
     apply(mesh, rules, TEST_V2, || {
         only(mesh.call("reviews", Some("jason"), 10), &["v2"])?;
@@ -130,7 +133,12 @@ fn faults(mesh: &Mesh, rules: &Path) {
 
 /// A rule that the schema lets through and that cannot work: named, and nothing else is disturbed.
 fn reports_an_invalid_rule(mesh: &Mesh, rules: &Path) {
-    let findings = || metric(&mesh.get("cloud", "http://127.0.0.1:15014/metrics"), "selvage_controller_findings{level=\"error\"}");
+    let findings = || {
+        metric(
+            &mesh.get("cloud", "http://127.0.0.1:15014/metrics"),
+            "selvage_controller_findings{level=\"error\"}",
+        )
+    };
     let before = findings();
     mesh.cluster
         .apply(
@@ -138,15 +146,19 @@ fn reports_an_invalid_rule(mesh: &Mesh, rules: &Path) {
             "spec":{"hosts":["details"],"http":[{"match":[{"uri":{"regex":"("}}],"route":[{"destination":{"host":"details"}}]}]}}"#,
         )
         .unwrap();
-    eventually(Duration::from_secs(5), Duration::from_millis(50), || if findings() > before { Ok(()) } else { Err(before) })
-        .unwrap();
+    eventually(Duration::from_secs(5), Duration::from_millis(50), || {
+        if findings() > before { Ok(()) } else { Err(before) }
+    })
+    .unwrap();
     let log = mesh.controller.as_ref().unwrap().log();
     assert!(log.contains("default/broken"), "the controller's log does not name the object:\n{log}");
     only(mesh.call("details", None, 10), &["v1"]).unwrap();
     only(mesh.call("reviews", Some("jason"), 10), &["v2"]).unwrap();
     mesh.cluster.kubectl(&["delete", "virtualservice", "broken"]).unwrap();
-    eventually(Duration::from_secs(5), Duration::from_millis(50), || if findings() == before { Ok(()) } else { Err(findings()) })
-        .unwrap();
+    eventually(Duration::from_secs(5), Duration::from_millis(50), || {
+        if findings() == before { Ok(()) } else { Err(findings()) }
+    })
+    .unwrap();
     let _ = rules;
 }
 
@@ -166,8 +178,10 @@ fn survives_the_api_server(mesh: &mut Mesh, rules: &Path) {
     let back = Instant::now();
     let path = rules.join(HALF_V3);
     mesh.cluster.kubectl(&["apply", "-f", path.to_str().unwrap()]).unwrap();
-    eventually(Duration::from_secs(60), Duration::from_millis(50), || only(mesh.call("reviews", None, 20), &["v1", "v3"]))
-        .unwrap();
+    eventually(Duration::from_secs(60), Duration::from_millis(50), || {
+        only(mesh.call("reviews", None, 20), &["v1", "v3"])
+    })
+    .unwrap();
     println!("API server back: a new rule is in effect after {:.0} ms", ms(back.elapsed()));
     load.wait(Duration::from_secs(20));
     let report = Report::parse(&load.log()).unwrap_or_else(|| panic!("load: {}", load.log()));
@@ -189,5 +203,7 @@ fn has_no_more_rights_than_it_needs(mesh: &Mesh) {
         let error = mesh.cluster.kubectl_as(&account, &refused, "").unwrap_err().to_string();
         assert!(error.contains("forbidden"), "{error}");
     }
-    mesh.cluster.kubectl_as(&account, &["get", "services,pods,nodes,endpointslices,virtualservices"], "").unwrap();
+    mesh.cluster
+        .kubectl_as(&account, &["get", "services,pods,nodes,endpointslices,virtualservices"], "")
+        .unwrap();
 }
