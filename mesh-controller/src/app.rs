@@ -86,12 +86,15 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
 }
 
 fn options(config: &Config) -> Options {
+    // What a cluster's own controllers do, nobody does for a folder.
+    let is_folder = matches!(config.source, SourceKind::Dir(_));
     Options {
         cluster_domain: config.cluster_domain.clone(),
         trust_domain: config.trust_domain.clone(),
         root_namespace: config.root_namespace.clone(),
         outbound: config.outbound.into(),
-        derive_endpoints: matches!(config.source, SourceKind::Dir(_)),
+        derive_endpoints: is_folder,
+        allocate_vips: is_folder,
     }
 }
 

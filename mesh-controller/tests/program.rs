@@ -1,5 +1,7 @@
 //! The program itself: help, completion, configuration errors, signals.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it fails")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,

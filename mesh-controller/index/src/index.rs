@@ -7,6 +7,7 @@ mod hosts;
 mod nodes;
 mod rules;
 mod services;
+mod vips;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -40,6 +41,8 @@ pub struct Options {
     /// Whether services without EndpointSlices get endpoints from their selector and the pods, as a cluster's own
     /// controller would do.
     pub derive_endpoints: bool,
+    /// Whether services that state no address (and are not headless) get one, as from an API server.
+    pub allocate_vips: bool,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             root_namespace: "istio-system".to_owned(),
             outbound: model::mesh_config::OutboundMode::AllowAny,
             derive_endpoints: false,
+            allocate_vips: false,
         }
     }
 }
@@ -136,6 +140,9 @@ pub struct Index {
     policies: rules::Claims,
     /// Hosts of services, for wildcard lookups.
     registry: HostSet,
+    vips: vips::Vips,
+    /// Addresses that two services claim, by the host that does not get them.
+    conflicts: BTreeMap<Arc<str>, Finding>,
     /// Hosts of services that have endpoints on a node, as last compiled.
     hosts_on: HashMap<String, BTreeSet<Arc<str>>>,
     /// The same, by host.
@@ -181,6 +188,8 @@ impl Index {
             delegated_by: HashMap::new(),
             policies: rules::Claims::default(),
             registry: HostSet::default(),
+            vips: vips::Vips::default(),
+            conflicts: BTreeMap::new(),
             hosts_on: HashMap::new(),
             nodes_of: HashMap::new(),
             touched: Touched { mesh: true, ..Touched::default() },
@@ -193,7 +202,7 @@ impl Index {
 
     /// What is wrong with the objects that were applied, by object.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.values().flatten().chain(self.compile_findings.values())
+        self.findings.values().flatten().chain(self.compile_findings.values()).chain(self.conflicts.values())
     }
 
     /// What is wrong with one object.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_index::ObjectKey;
+use mesh_index::{Kind, ObjectKey};
 use node_rt::Tasks;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde_json::Value;
@@ -194,8 +194,19 @@ fn read_objects(path: &Path, size: u64) -> Result<Vec<(ObjectKey, Value)>, Strin
     }
     let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
     let objects = documents::parse(&text, path.extension().is_some_and(|e| e == "json"))?;
-    // Kinds that the mesh does not read are none of its business.
-    Ok(objects.into_iter().filter_map(|value| Some((ObjectKey::of(&value)?, value))).collect())
+    let mut out = Vec::with_capacity(objects.len());
+    for (i, object) in objects.into_iter().enumerate() {
+        let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        // Kinds that the mesh does not read are none of its business.
+        if Kind::of(api_version, kind).is_none() {
+            continue;
+        }
+        let key = ObjectKey::of(&object)
+            .ok_or_else(|| format!("object {} ({kind}): metadata.name is missing or not a text", i + 1))?;
+        out.push((key, object));
+    }
+    Ok(out)
 }
 
 /// Watches `root` until the drain.

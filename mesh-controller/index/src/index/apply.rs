@@ -153,6 +153,10 @@ impl Index {
             return false;
         }
         let host = self.host_of(name);
+        let sharing =
+            self.vips.change(name, self.services.get(name), new.as_ref(), self.options.allocate_vips);
+        let sharing: Vec<_> = sharing.iter().map(|other| self.host_of(other)).collect();
+        self.touched.services.extend(sharing);
         let registry_changed = match new {
             Some(service) => {
                 self.services.insert(name.clone(), service);

@@ -32,6 +32,10 @@ impl Index {
         for host in touched.services {
             self.stats.services += 1;
             let service = self.compile_service(&host).map(Resource::Service);
+            self.conflicts.remove(&host);
+            if let Some(conflict) = self.address_conflict(&host) {
+                self.conflicts.insert(host.clone(), conflict);
+            }
             self.emit(ResourceType::Service, host, service, &mut out);
         }
         for host in touched.endpoints {

@@ -8,7 +8,7 @@ use std::{
 
 use mesh_api::model;
 
-use super::{Index, apply::pod_of, nodes, services};
+use super::{Index, apply::pod_of, nodes};
 use crate::{
     kube::{self, EndpointSlice, IntOrString, Pod, Service, ServicePort, SliceEndpoint},
     object::Name,
@@ -119,6 +119,7 @@ impl Index {
         if service.spec.selector.is_empty() {
             return;
         }
+        let vips = self.vips.of(name, service);
         let first = Name { namespace: name.namespace.clone(), name: "".into() };
         let pods = self.pods.range(first..).take_while(|(n, _)| n.namespace == name.namespace);
         let chosen =
@@ -127,7 +128,7 @@ impl Index {
             let ready = service.spec.publish_not_ready_addresses || (pod.is_ready() && !pod.is_terminating());
             let locality = self.locality_of(&pod.spec.node_name).unwrap_or_default();
             let named = pod.spec.subdomain == *name.name;
-            for address in pod.addresses().into_iter().filter(|a| serves_family(service, pod, *a)) {
+            for address in pod.addresses().into_iter().filter(|a| serves_family(service, &vips, pod, *a)) {
                 let mut workload = nodes::workload(pod_name, pod, address.to_string());
                 add_locality_labels(&mut workload, &locality);
                 add(
@@ -193,13 +194,12 @@ fn pod_ports(service: &Service, pod: &Pod) -> Vec<model::PortMap> {
 }
 
 /// A service has endpoints of its own address families only; without any statement, of the pod's first.
-fn serves_family(service: &Service, pod: &Pod, address: IpAddr) -> bool {
+fn serves_family(service: &Service, vips: &[IpAddr], pod: &Pod, address: IpAddr) -> bool {
     let family = |a: IpAddr| if a.is_ipv6() { "IPv6" } else { "IPv4" };
     let stated = &service.spec.ip_families;
     if !stated.is_empty() {
         return stated.iter().any(|f| f == family(address));
     }
-    let vips = services::vips(service);
     if !vips.is_empty() {
         return vips.iter().any(|v| family(*v) == family(address));
     }

@@ -9,7 +9,12 @@ use istio_compat::{
 use mesh_api::model::{self, service::Kind};
 
 use super::Index;
-use crate::{kube::Service, object::Name, protocol};
+use crate::{
+    finding::Finding,
+    kube::Service,
+    object::{Name, ObjectKey},
+    protocol,
+};
 
 impl Index {
     pub(super) fn compile_service(&self, host: &str) -> Option<model::Service> {
@@ -20,14 +25,16 @@ impl Index {
     }
 
     fn registered(&self, host: &str, name: &Name, service: &Service) -> model::Service {
-        let vips = vips(service);
+        let stated = self.vips.of(name, service);
         let kind = if service.spec.kind == "ExternalName" {
             Kind::ExternalName
-        } else if vips.is_empty() {
+        } else if stated.is_empty() {
             Kind::Headless
         } else {
             Kind::ClusterIp
         };
+        let is_own = |vip: &IpAddr| self.vips.owner(vip).is_none_or(|owner| owner == name);
+        let vips: Vec<_> = stated.into_iter().filter(is_own).collect();
         let external = if kind == Kind::ExternalName { external_name(service) } else { String::new() };
         model::Service {
             host: host.to_owned(),
@@ -41,6 +48,17 @@ impl Index {
             policies: self.policies_for(host, &name.namespace),
             publish_not_ready: service.spec.publish_not_ready_addresses,
         }
+    }
+
+    /// What is wrong with the addresses of a service.
+    pub(super) fn address_conflict(&self, host: &str) -> Option<Finding> {
+        let (name, service) = self.service_of(host)?;
+        let vips = self.vips.of(name, service);
+        let (vip, owner) =
+            vips.iter().filter_map(|v| Some((v, self.vips.owner(v)?))).find(|(_, o)| *o != name)?;
+        let object = ObjectKey::new(crate::Kind::Service, &name.namespace, &name.name);
+        let message = format!("{vip} belongs to service {}/{} already", owner.namespace, owner.name);
+        Some(Finding::error(&object, "spec.clusterIP", message))
     }
 
     /// A host that only rules know: a virtual host on port 80. A wildcard that covers services is no host of its own.
@@ -89,21 +107,6 @@ fn port(port: &crate::kube::ServicePort) -> model::Port {
     let number = u32::from(port.port);
     let protocol = protocol::of_port(port.transport(), port.app_protocol.as_deref(), &port.name, number);
     model::Port { number, name: port.name.clone(), protocol: protocol.into() }
-}
-
-/// Cluster addresses; `None` and empty mean that there are none.
-pub(super) fn vips(service: &Service) -> Vec<IpAddr> {
-    let spec = &service.spec;
-    let mut out: Vec<IpAddr> = Vec::new();
-    if spec.kind == "ExternalName" {
-        return out;
-    }
-    for ip in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips).filter_map(|t| t.parse().ok()) {
-        if !out.contains(&ip) {
-            out.push(ip);
-        }
-    }
-    out
 }
 
 fn external_name(service: &Service) -> String {

@@ -21,7 +21,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let options = Options { derive_endpoints: true, ..Options::default() };
+        let options = Options { derive_endpoints: true, allocate_vips: true, ..Options::default() };
         let mut w = Self { index: Index::new(options), all: HashMap::new(), changed: Vec::new() };
         w.compile();
         w
@@ -421,4 +421,34 @@ fn with_5000_services_one_change_compiles_one_host() {
     let start = std::time::Instant::now();
     assert_eq!(counted(&mut index), (5001, 5000, 0));
     println!("everything checked again: {:?}", start.elapsed());
+}
+
+#[test]
+fn services_without_an_address_get_one_and_two_cannot_have_the_same() {
+    let service = |name: &str, spec: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{{spec} ports: [{{port: 80}}]}}}}\n---\n"
+        )
+    };
+    let mut w = World::with(&(service("a", "") + &service("b", "")));
+    let (a, b) = (w.service("a").unwrap().vips.clone(), w.service("b").unwrap().vips.clone());
+    assert!(a[0].starts_with("240.240.") && b[0].starts_with("240.240.") && a != b, "{a:?} {b:?}");
+    assert_eq!(w.service("a").unwrap().kind(), model::service::Kind::ClusterIp);
+    // The same again after a restart, whatever came first.
+    let other = World::with(&(service("b", "") + &service("c", "") + &service("a", "")));
+    assert_eq!((&other.service("a").unwrap().vips, &other.service("b").unwrap().vips), (&a, &b));
+    w.apply(&service("a", "clusterIP: None,"));
+    assert_eq!(w.service("a").unwrap().kind(), model::service::Kind::Headless);
+
+    w.apply(&(service("one", "clusterIP: 10.0.0.1,") + &service("two", "clusterIP: 10.0.0.1,")));
+    assert_eq!(w.service("one").unwrap().vips, ["10.0.0.1"]);
+    assert!(w.service("two").unwrap().vips.is_empty());
+    let found: Vec<_> = w.index.findings().map(ToString::to_string).collect();
+    assert_eq!(
+        found,
+        ["Service default/two: spec.clusterIP: 10.0.0.1 belongs to service default/one already"]
+    );
+    w.delete(Kind::Service, "one");
+    assert_eq!(w.service("two").unwrap().vips, ["10.0.0.1"]);
+    assert_eq!(w.index.findings().count(), 0);
 }

@@ -152,3 +152,13 @@ fn a_second_write_in_the_same_tick_is_seen() {
     fs::File::options().write(true).open(&path).unwrap().set_modified(stamp).unwrap();
     assert_eq!(f.scan(), ["+a:2"]);
 }
+
+#[test]
+fn an_object_without_a_name_is_said() {
+    let mut f = Fixture::new();
+    f.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: yes}\n");
+    f.write("b.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {}\n");
+    assert!(f.scan().is_empty());
+    let problems: Vec<_> = f.problems().into_values().collect();
+    assert_eq!(problems, ["object 1 (Service): metadata.name is missing or not a text"]);
+}

@@ -23,7 +23,8 @@ fn name(prefix: &'static str) -> impl Strategy<Value = String> {
 fn object() -> impl Strategy<Value = Value> {
     let service = (name("s"), 0..3u8, 1..4u16).prop_map(|(n, kind, port)| {
         let spec = match kind {
-            0 => json!({"clusterIP": "10.0.0.1", "selector": {"app": n}, "ports": [{"name": "http", "port": port}]}),
+            0 => json!({"clusterIP": format!("10.0.0.{port}"), "selector": {"app": n}, "ports": [{"name": "http", "port": port}]}),
+            1 if port == 3 => json!({"ports": [{"port": port}]}),
             1 => json!({"clusterIP": "None", "selector": {"app": n}, "ports": [{"port": port}]}),
             _ => json!({"type": "ExternalName", "externalName": "x.example"}),
         };
@@ -96,7 +97,7 @@ proptest! {
 
     #[test]
     fn incremental_is_the_same_as_from_scratch(steps in proptest::collection::vec(step(), 0..60), derive in any::<bool>()) {
-        let options = Options { derive_endpoints: derive, ..Options::default() };
+        let options = Options { derive_endpoints: derive, allocate_vips: derive, ..Options::default() };
         let mut index = Index::new(options.clone());
         let mut told: Outputs = BTreeMap::new();
         let (mut objects, mut registered) = (BTreeMap::new(), BTreeMap::new());
