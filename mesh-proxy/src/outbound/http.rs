@@ -21,6 +21,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::{
@@ -29,10 +30,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::{
-    connection::{ClientStream, Connection},
-    worker::WorkerState,
-};
+use super::connection::{ClientStream, Connection};
 use guard::{ScanState, Scanned};
 
 /// What the client speaks.
@@ -57,14 +55,15 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream, version:
     let scan: Arc<ScanState> = Arc::default();
     let http =
         Rc::new(HttpConnection { connection, version, scan: Arc::clone(&scan), requests: Cell::new(0) });
+    let seen = Rc::clone(&http);
     let service = service_fn(move |request| stack::handle(Rc::clone(&http), request));
     let result = match version {
         Version::Http1 => {
             let io = TokioIo::new(Scanned::new(stream, scan));
             let mut builder = http1::Builder::new();
-            builder.max_header_size(config.max_head).pipeline_flush(true);
+            builder.max_header_size(config.max_head);
             let served = builder.serve_connection(io, service).with_upgrades();
-            Draining::new(served, Rc::clone(&worker)).await
+            Draining::new(served, seen).await
         }
         Version::Http2 => {
             let mut builder = http2::Builder::new(LocalExec);
@@ -75,7 +74,7 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream, version:
                 .initial_stream_window_size(H2_STREAM_WINDOW)
                 .initial_connection_window_size(H2_CONNECTION_WINDOW);
             let served = builder.serve_connection(TokioIo::new(stream), service);
-            Draining::new(served, Rc::clone(&worker)).await
+            Draining::new(served, seen).await
         }
     };
     if let Err(e) = result {
@@ -138,17 +137,45 @@ where
     }
 }
 
+/// How long a connection without a request gets, once its worker closes, for one that is on its way: hyper would close
+/// it at once, and the request that the client has just sent would be lost.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
 /// A connection that finishes what it does when its worker closes.
 struct Draining<C> {
     connection: Pin<Box<C>>,
-    worker: Rc<WorkerState>,
+    http: Rc<HttpConnection>,
     registered: Option<std::task::Waker>,
+    grace: Option<Pin<Box<tokio::time::Sleep>>>,
     finishing: bool,
 }
 
 impl<C: Finish> Draining<C> {
-    fn new(connection: C, worker: Rc<WorkerState>) -> Self {
-        Self { connection: Box::pin(connection), worker, registered: None, finishing: false }
+    fn new(connection: C, http: Rc<HttpConnection>) -> Self {
+        Self { connection: Box::pin(connection), http, registered: None, grace: None, finishing: false }
+    }
+
+    /// Tells the connection to finish, if it is time to.
+    fn finish_in_time(&mut self, cx: &mut Context<'_>) {
+        let closing = &self.http.connection.worker.closing;
+        if self.finishing {
+            return;
+        }
+        if !closing.is_closed() {
+            if self.registered.is_none() {
+                closing.register(cx.waker());
+                self.registered = Some(cx.waker().clone());
+            }
+            return;
+        }
+        if self.http.requests.get() == 0 {
+            let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(FIRST_REQUEST)));
+            if grace.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+        self.finishing = true;
+        self.connection.as_mut().finish();
     }
 }
 
@@ -156,24 +183,24 @@ impl<C: Finish> Future for Draining<C> {
     type Output = hyper::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if !this.finishing {
-            if this.worker.closing.is_closed() {
-                this.finishing = true;
-                this.connection.as_mut().finish();
-            } else if this.registered.is_none() {
-                this.worker.closing.register(cx.waker());
-                this.registered = Some(cx.waker().clone());
+        self.finish_in_time(cx);
+        let was_finishing = self.finishing;
+        let result = self.connection.as_mut().poll(cx);
+        if result.is_pending() && !was_finishing {
+            // The first request may have begun in this very turn: its answer is to say that it is the last.
+            self.finish_in_time(cx);
+            if self.finishing {
+                return self.connection.as_mut().poll(cx);
             }
         }
-        this.connection.as_mut().poll(cx)
+        result
     }
 }
 
 impl<C> Drop for Draining<C> {
     fn drop(&mut self) {
         if let Some(waker) = &self.registered {
-            self.worker.closing.forget(waker);
+            self.http.connection.worker.closing.forget(waker);
         }
     }
 }
