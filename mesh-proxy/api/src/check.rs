@@ -2,10 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{
-    model,
-    resource::Resource,
-};
+use crate::{model, resource::Resource};
 
 /// One reason why a resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -126,7 +123,10 @@ impl Problems {
             Some(Action::Redirect(_)) => {}
             Some(Action::DirectResponse(d)) => {
                 if !(200..600).contains(&d.status) {
-                    self.add(format!("{path}.direct_response.status"), format!("{} is not a status", d.status));
+                    self.add(
+                        format!("{path}.direct_response.status"),
+                        format!("{} is not a status", d.status),
+                    );
                 }
             }
         }
@@ -146,4 +146,3 @@ impl Problems {
         }
     }
 }
-

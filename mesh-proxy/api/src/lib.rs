@@ -10,13 +10,25 @@ pub mod check;
 pub mod resource;
 
 /// The model: services, routes, policies, endpoints, nodes, and the tunnel's open message.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated; proto/mesh.proto has the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated; proto/mesh.proto has the documentation"
+)]
 pub mod model {
     include!(concat!(env!("OUT_DIR"), "/selvage.mesh.v1.rs"));
 }
 
 /// Envoy's delta discovery messages.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated; proto/discovery.proto has the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated; proto/discovery.proto has the documentation"
+)]
 pub mod xds {
     include!(concat!(env!("OUT_DIR"), "/envoy.service.discovery.v3.rs"));
 }
