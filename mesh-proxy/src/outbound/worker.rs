@@ -140,6 +140,8 @@ enum Entry {
 }
 
 async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drain, entry: Entry) {
+    // The drain waits for this loop too: what it accepts in its last moment is work that it has not counted yet.
+    let _accepting = drain.guard();
     let stop = drain.stop_accepting();
     tokio::pin!(stop);
     loop {

@@ -176,6 +176,7 @@ async fn a_rule_to_nowhere_says_so() {
 async fn outside_the_mesh_is_closed_when_only_the_mesh_may_be_called() {
     let world = World::start(
         vec![Resource::MeshConfig(model::MeshConfig {
+            cluster_domain: "cluster.local".into(),
             outbound: model::mesh_config::OutboundMode::RegistryOnly.into(),
             ..Default::default()
         })],

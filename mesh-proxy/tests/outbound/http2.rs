@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     upstream::{Upstream, collect, full},
-    world::{ClientBody, Options, VIP, World, endpoints, get, service},
+    world::{ClientBody, Options, VIP, World, endpoints, service},
 };
 
 const TO: &str = "10.96.0.1:80";
@@ -221,5 +221,4 @@ async fn an_http2_client_of_an_http1_only_endpoint_gets_an_answer() {
     let call = client.send_request(h2_get("/"));
     let response = tokio::time::timeout(Duration::from_secs(5), call).await.unwrap().unwrap();
     assert!(response.status().is_server_error(), "{}", response.status());
-    let _unused = get;
 }

@@ -42,7 +42,6 @@ pub struct Seen {
     pub authority: String,
     pub headers: HeaderMap,
     pub version: Version,
-    pub connection: usize,
 }
 
 /// A running upstream.
@@ -75,12 +74,12 @@ impl Upstream {
         tokio::task::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
-                let number = server.connections.fetch_add(1, Ordering::SeqCst);
+                server.connections.fetch_add(1, Ordering::SeqCst);
                 let server = Arc::clone(&server);
                 tokio::task::spawn(async move {
                     let service = service_fn(move |request| {
                         let server = Arc::clone(&server);
-                        async move { server.answer(number, request).await }
+                        async move { server.answer(request).await }
                     });
                     let builder = auto::Builder::new(TokioExecutor::new());
                     let io = TokioIo::new(stream);
@@ -101,7 +100,6 @@ impl Upstream {
 
     async fn answer(
         &self,
-        connection: usize,
         mut request: Request<Incoming>,
     ) -> Result<Response<BoxBody<Bytes, BoxError>>, Broken> {
         let number = |name: &str| -> Option<u64> {
@@ -109,7 +107,7 @@ impl Upstream {
         };
         let (delay, status, first) =
             (number("x-test-delay-ms"), number("x-test-status"), number("x-test-fail-first"));
-        self.seen.lock().unwrap().push(seen(connection, &request));
+        self.seen.lock().unwrap().push(seen(&request));
         if let Some(ms) = delay {
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
@@ -144,7 +142,7 @@ impl Upstream {
     }
 }
 
-fn seen(connection: usize, request: &Request<Incoming>) -> Seen {
+fn seen(request: &Request<Incoming>) -> Seen {
     let authority = match request.uri().authority() {
         Some(a) => a.to_string(),
         None => request.headers().get(header::HOST).map(|h| h.to_str().unwrap().to_owned()).unwrap_or_default(),
@@ -155,7 +153,6 @@ fn seen(connection: usize, request: &Request<Incoming>) -> Seen {
         authority,
         headers: request.headers().clone(),
         version: request.version(),
-        connection,
     }
 }
 
@@ -200,7 +197,15 @@ fn trickle() -> BoxBody<Bytes, BoxError> {
 
 /// Breaks in the middle.
 fn cut() -> BoxBody<Bytes, BoxError> {
-    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"half"))), Err("cut".into())]);
+    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"half"))), Err("cut".into())]).then(
+        |frame: Result<_, BoxError>| async move {
+            // The first half has to be on its way before the end comes.
+            if frame.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            frame
+        },
+    );
     BodyExt::boxed(StreamBody::new(frames))
 }
 

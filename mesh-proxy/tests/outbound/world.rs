@@ -148,7 +148,9 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("no metric with {parts:?} in\n{}", self.scrape());
+        let text = self.scrape();
+        let lines: Vec<_> = text.lines().filter(|l| l.contains("_total{")).collect();
+        panic!("no metric with {parts:?} in\n{}", lines.join("\n"));
     }
 }
 

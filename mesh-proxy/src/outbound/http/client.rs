@@ -73,7 +73,12 @@ impl Upstreams {
 
     fn not_connected(&self, error: &ConnectError, request: Request) -> TryError {
         tracing::debug!(error = error as &dyn Error, host = %self.state.cluster.key.host, "no connection");
-        TryError { class: error.class(), result: TryResult::ConnectFailure, request: Some(request) }
+        let result = match error {
+            // Another try would find the same.
+            ConnectError::NoEndpoint | ConnectError::Overflow => TryResult::Status(0),
+            _ => TryResult::ConnectFailure,
+        };
+        TryError { class: error.class(), result, request: Some(request) }
     }
 
     /// A connection from the pool of the endpoint that is next, or a new one to it or another.

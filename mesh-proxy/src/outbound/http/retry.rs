@@ -188,7 +188,7 @@ async fn one(
             (Ok((response, lease)), result)
         }
         Err(e) => {
-            if !matches!(e.result, TryResult::ConnectFailure)
+            if !matches!(e.result, TryResult::ConnectFailure | TryResult::Status(_))
                 && let Some(addr) = upstreams.tried.last()
             {
                 upstreams.state.exchanged(*addr, Exchange::GatewayError);
