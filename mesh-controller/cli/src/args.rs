@@ -236,7 +236,9 @@ pub enum ProxyWhat {
         /// Only hosts that contain this.
         filter: Option<String>,
     },
-    /// Identity, control connection, readiness.
+    /// Tunnel connections to other nodes.
+    Peers,
+    /// Who the proxy is, whether it is ready, how much it knows.
     Status,
 }
 
