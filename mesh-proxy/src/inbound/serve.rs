@@ -11,13 +11,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use mesh_api::model::TunnelOpen;
 use mesh_core::Tables;
 use mesh_net::{
     connect::{ConnectOptions, connect},
     copy::{CopyError, CopyOptions, Side, copy_bidirectional},
 };
 use mesh_tunnel::{Acceptor, Incoming};
-use node_rt::Drain;
+use node_rt::{Drain, Stage};
 use tokio::net::TcpStream;
 
 use super::{
@@ -146,7 +147,7 @@ impl Worker {
 
     /// Checks against the newest tables, again for a moment when newer ones may say otherwise.
     async fn admit(&self, incoming: &Incoming) -> Result<Admission, Denied> {
-        if self.drain.has_begun() {
+        if self.drain.stage() >= Stage::StopAccepting {
             return Err(Denied::Draining);
         }
         let owner = Owner { node: &self.shared.node, own_ports: &self.shared.config.own_ports };
@@ -175,7 +176,8 @@ impl Worker {
             Denied::Overloaded => Flags::OVERFLOW,
             _ => Flags::REFUSED_BY_OWNER,
         };
-        log.write(&self.shared.access_log, incoming.open(), None, flags, &Moved::default(), denied.as_str());
+        let end = End { admission: None, flags, details: denied.as_str(), moved: &Moved::default() };
+        log.write(&self.shared.access_log, incoming.open(), &end);
         // The opener may be gone already; then nobody waits for the answer.
         let _gone = incoming.refuse(denied.refusal(), denied.as_str()).await;
     }
@@ -205,7 +207,8 @@ impl Worker {
         }
         if let Some(open) = &open {
             let (flags, details) = ending(&result);
-            log.write(&self.shared.access_log, open, Some(&admission), flags, &moved, details);
+            let end = End { admission: Some(&admission), flags, details, moved: &moved };
+            log.write(&self.shared.access_log, open, &end);
         }
     }
 }
@@ -222,8 +225,12 @@ fn connect_failure(error: &io::Error) -> Denied {
 fn ending<T>(result: &Result<T, CopyError>) -> (Flags, &'static str) {
     match result {
         Ok(_) => (Flags::NONE, ""),
-        Err(CopyError::Read(Side::A, _) | CopyError::Write(Side::A, _)) => (Flags::CLIENT_CLOSED, "downstream_reset"),
-        Err(CopyError::Read(Side::B, _) | CopyError::Write(Side::B, _)) => (Flags::UPSTREAM_RESET, "upstream_reset"),
+        Err(CopyError::Read(Side::A, _) | CopyError::Write(Side::A, _)) => {
+            (Flags::CLIENT_CLOSED, "downstream_reset")
+        }
+        Err(CopyError::Read(Side::B, _) | CopyError::Write(Side::B, _)) => {
+            (Flags::UPSTREAM_RESET, "upstream_reset")
+        }
         Err(CopyError::Idle) => (Flags::UPSTREAM_TIMEOUT, "idle_timeout"),
     }
 }
@@ -258,6 +265,14 @@ impl Drop for Share {
     }
 }
 
+/// How a stream ended.
+struct End<'a> {
+    admission: Option<&'a Admission>,
+    flags: Flags,
+    details: &'static str,
+    moved: &'a Moved,
+}
+
 /// When a stream began, for its line in the access log.
 struct Line {
     began: Instant,
@@ -265,27 +280,19 @@ struct Line {
 }
 
 impl Line {
-    fn write(
-        &self,
-        log: &AccessLog,
-        open: &mesh_api::model::TunnelOpen,
-        admission: Option<&Admission>,
-        flags: Flags,
-        moved: &Moved,
-        details: &'static str,
-    ) {
-        if !log.enabled() || !log.wants(0.0, 0, flags) {
+    fn write(&self, log: &AccessLog, open: &TunnelOpen, end: &End<'_>) {
+        if !log.enabled() || !log.wants(0.0, 0, end.flags) {
             return;
         }
         let source = open.source.as_ref().and_then(|s| s.address.parse().ok());
         log.write(&Entry {
             start: self.start,
-            flags,
-            details,
-            received: moved.received.get(),
-            sent: moved.sent.get(),
+            flags: end.flags,
+            details: end.details,
+            received: end.moved.received.get(),
+            sent: end.moved.sent.get(),
             duration: self.began.elapsed(),
-            upstream: admission.map(|a| a.endpoint),
+            upstream: end.admission.map(|a| a.endpoint),
             cluster: format!("inbound|{}||{}", open.port, open.host),
             client: source.map(|ip| SocketAddr::new(ip, 0)),
             ..Entry::default()

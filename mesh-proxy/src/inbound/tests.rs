@@ -41,7 +41,8 @@ fn node_workloads(node: &str, workloads: &[(&str, &str)]) -> Change {
 
 /// `client` runs on `a`; `server` and a host-network pod on `b`; `other` on `c`.
 fn tables() -> Tables {
-    let port = |number: u32| model::Port { number, name: "tcp".into(), protocol: model::Protocol::Tcp.into() };
+    let port =
+        |number: u32| model::Port { number, name: "tcp".into(), protocol: model::Protocol::Tcp.into() };
     let service = model::Service {
         host: "server.default.svc.cluster.local".into(),
         namespace: "default".into(),
@@ -145,7 +146,11 @@ struct World {
     _b: Tunnel,
 }
 
-async fn world(config: InboundConfig, initial: Tables, pods: impl Fn(SocketAddr) -> SocketAddr + Send + Sync + 'static) -> World {
+async fn world(
+    config: InboundConfig,
+    initial: Tables,
+    pods: impl Fn(SocketAddr) -> SocketAddr + Send + Sync + 'static,
+) -> World {
     let tunnel = |registry: Registry| async move {
         let mut config = TunnelConfig::new(NodeKey::generate(), 0);
         config.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
@@ -274,10 +279,14 @@ async fn each_refusal_is_told_to_the_opener_and_counted() {
         ];
         for (open, code, reason) in cases {
             assert_eq!(refusal(w.a.open("b", open).await), code, "{reason}");
-            assert_eq!(metric(&w.registry, "mesh_inbound_refused_total", &[("reason", reason)]), 1.0, "{reason}");
+            assert_eq!(
+                metric(&w.registry, "mesh_inbound_refused_total", &[("reason", reason)]),
+                1.0,
+                "{reason}"
+            );
         }
         assert_eq!(metric(&w.registry, "mesh_inbound_accepted_total", &[]), 0.0);
-        w.drain.begin(node_rt::Reason::Requested("test"));
+        w.drain.force();
         assert_eq!(refusal(w.a.open("b", open("10.1.2.1", 8080, CLIENT)).await), Refusal::Draining);
     };
     LocalSet::new().run_until(body).await;
@@ -343,7 +352,8 @@ async fn one_peer_cannot_take_every_place() {
         let (one, _two) = (call().await.unwrap(), call().await.unwrap());
         assert_eq!(refusal(call().await), Refusal::Overloaded);
         drop(one);
-        eventually("the place is free again", || metric(&w.registry, "mesh_inbound_connections", &[]) == 1.0).await;
+        eventually("the place is free again", || metric(&w.registry, "mesh_inbound_connections", &[]) == 1.0)
+            .await;
         call().await.unwrap();
     };
     LocalSet::new().run_until(body).await;

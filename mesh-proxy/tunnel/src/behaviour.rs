@@ -70,6 +70,7 @@ impl Streams {
             load: self.shared.table.load(peer),
             rtt_us: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
         });
         self.unconfirmed.insert(id, conn.clone());
         self.shared.placement.place_next(worker);

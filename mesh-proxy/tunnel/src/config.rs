@@ -38,6 +38,10 @@ pub struct Limits {
     pub negotiating: usize,
     /// TCP connections that this node dials to one peer; more than one only when there are several workers.
     pub connections_per_peer: usize,
+    /// Connections of one peer, whoever dialled; what is beyond is cut at once.
+    pub connections_of_a_peer: u32,
+    /// Incoming connections that have not yet proved who they are.
+    pub handshakes: u32,
     /// A further connection is dialled when the ones there carry this many streams each.
     pub spread_at: usize,
 }
@@ -50,6 +54,8 @@ impl Default for Limits {
             accept_queue: 4_096,
             negotiating: 4_096,
             connections_per_peer: 4,
+            connections_of_a_peer: 32,
+            handshakes: 256,
             spread_at: 4,
         }
     }

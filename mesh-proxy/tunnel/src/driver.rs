@@ -11,7 +11,9 @@ use std::{
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, PeerId, Swarm, identify, ping,
+    Multiaddr, PeerId, Swarm, connection_limits,
+    core::transport::ListenerId,
+    identify, ping,
     swarm::{
         ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
@@ -28,12 +30,16 @@ pub(crate) enum Command {
     Dial(PeerId),
     /// These left the view.
     Cut(Vec<PeerId>),
+    /// Take no new connections.
+    StopListening,
     /// End the swarm.
     Close(oneshot::Sender<()>),
 }
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
+    /// First, so that a connection that is one too many gets no handler.
+    pub(crate) bounds: connection_limits::Behaviour,
     pub(crate) streams: Streams,
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
@@ -53,6 +59,7 @@ pub(crate) struct Driver {
     swarm: Swarm<Behaviour>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    listeners: Vec<ListenerId>,
     addresses: watch::Sender<Vec<String>>,
     jobs: HashMap<PeerId, DialJob>,
     attempts: HashMap<ConnectionId, PeerId>,
@@ -69,9 +76,9 @@ impl Driver {
         swarm: Swarm<Behaviour>,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        addresses: watch::Sender<Vec<String>>,
+        (listeners, addresses): (Vec<ListenerId>, watch::Sender<Vec<String>>),
     ) -> Self {
-        Self { swarm, shared, commands, addresses, jobs: HashMap::new(), attempts: HashMap::new() }
+        Self { swarm, shared, commands, listeners, addresses, jobs: HashMap::new(), attempts: HashMap::new() }
     }
 
     pub(crate) async fn run(mut self) {
@@ -87,6 +94,7 @@ impl Driver {
                 command = self.commands.recv() => match command {
                     Some(Command::Dial(peer)) => self.start_dial(peer),
                     Some(Command::Cut(peers)) => self.cut(peers),
+                    Some(Command::StopListening) => self.stop_listening(),
                     Some(Command::Close(done)) => return self.close(Some(done)),
                     None => return self.close(None),
                 },
@@ -102,6 +110,12 @@ impl Driver {
         drop(self.swarm);
         if let Some(done) = done {
             let _ = done.send(());
+        }
+    }
+
+    fn stop_listening(&mut self) {
+        for listener in self.listeners.drain(..) {
+            self.swarm.remove_listener(listener);
         }
     }
 

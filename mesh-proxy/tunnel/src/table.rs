@@ -35,6 +35,15 @@ pub(crate) struct Conn {
     pub(crate) load: Arc<PeerLoad>,
     pub(crate) rtt_us: AtomicU64,
     pub(crate) closed: AtomicBool,
+    /// The peer's process behind it takes no new streams; another one may have taken its place.
+    pub(crate) retired: AtomicBool,
+}
+
+impl Conn {
+    /// Whether new streams may take it.
+    fn is_usable(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed) && !self.retired.load(Ordering::Relaxed)
+    }
 }
 
 /// Streams of one peer over all its connections.
@@ -220,7 +229,7 @@ impl Entry {
     }
 
     fn pick(&self, worker: Option<Worker>) -> Option<Arc<Conn>> {
-        let live = self.conns.iter().filter(|c| !c.closed.load(Ordering::Relaxed));
+        let live = self.conns.iter().filter(|c| c.is_usable());
         live.min_by_key(|c| {
             (c.path, worker.is_some() && c.worker != worker, c.streams.load(Ordering::Relaxed))
         })
@@ -229,7 +238,7 @@ impl Entry {
 
     /// One more connection pays when this worker has none of its own and there is load to spread.
     fn wants_more(&self, conn: &Conn, worker: Option<Worker>, spread: Spread, now: Instant) -> bool {
-        let dialled = self.conns.iter().filter(|c| c.path == Path::Tcp).count();
+        let dialled = self.conns.iter().filter(|c| c.path == Path::Tcp && c.is_usable()).count();
         worker.is_some()
             && conn.worker != worker
             && conn.path == Path::Tcp
@@ -258,6 +267,7 @@ mod tests {
             load: table.load(peer),
             rtt_us: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
         })
     }
 

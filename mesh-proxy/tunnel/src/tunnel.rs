@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::AsyncWriteExt;
-use libp2p::{Multiaddr, PeerId, Stream, Swarm, identify, ping, swarm};
+use libp2p::{Multiaddr, PeerId, Stream, Swarm, connection_limits, identify, ping, swarm};
 use mesh_api::model::{TunnelAnswer, TunnelOpen};
 use prometheus::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,7 +20,7 @@ use crate::{
     behaviour::Streams,
     config::{Limits, Timeouts, TunnelConfig},
     driver::{self, Behaviour, Command, Driver},
-    error::{OpenError, StartError},
+    error::{OpenError, Refusal, StartError},
     exec::{Executors, Placement, Worker},
     metrics::Metrics,
     peers::{Known, Peer, View},
@@ -114,6 +114,8 @@ pub struct Tunnel {
     addresses: watch::Receiver<Vec<String>>,
 }
 
+/// Connections that one open tries.
+const ATTEMPTS: usize = 3;
 /// Commands that wait for the driver.
 const COMMAND_QUEUE: usize = 1024;
 /// Time that listeners get to say their addresses.
@@ -155,18 +157,20 @@ impl Tunnel {
         .with_max_negotiating_inbound_streams(config.limits.negotiating)
         .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy);
         let mut swarm = Swarm::new(transport, behaviour(&config, shared.clone()), own, swarm_config);
+        let mut listeners = Vec::new();
         for text in &config.listen {
             let address: Multiaddr = text
                 .parse()
                 .map_err(|e| StartError::Address { address: text.clone(), reason: format!("{e}") })?;
-            swarm
+            let listener = swarm
                 .listen_on(address)
                 .map_err(|e| StartError::Listen { address: text.clone(), reason: e.to_string() })?;
+            listeners.push(listener);
         }
-        let addresses = driver::listening(&mut swarm, config.listen.len(), LISTEN_WAIT).await;
+        let addresses = driver::listening(&mut swarm, listeners.len(), LISTEN_WAIT).await;
         let (address_sender, address_receiver) = watch::channel(addresses);
         let (command_sender, command_receiver) = mpsc::channel(COMMAND_QUEUE);
-        let driver = Driver::new(swarm, shared.clone(), command_receiver, address_sender);
+        let driver = Driver::new(swarm, shared.clone(), command_receiver, (listeners, address_sender));
         placement.control().spawn(driver.run());
         let tunnel = Self { shared, commands: command_sender, addresses: address_receiver };
         Ok((tunnel, acceptors))
@@ -217,10 +221,23 @@ impl Tunnel {
         let view = self.shared.view();
         let known = view.node(node).ok_or_else(|| OpenError::UnknownNode(node.to_owned()))?;
         let attempt = async {
-            match self.attempt(known, &message).await {
-                // A connection may close for idleness just when a stream is asked for: one more try.
-                Err(OpenError::Lost(_)) => self.attempt(known, &message).await,
-                other => other,
+            let (mut left, mut draining) = (ATTEMPTS, None);
+            loop {
+                left -= 1;
+                match (self.attempt(known, &message).await, &draining) {
+                    // A connection may close for idleness just when a stream is asked for.
+                    (Err(OpenError::Lost(_)), _) if left > 0 => {}
+                    // Behind a process that is leaving there may be its successor, with the same key, on a connection
+                    // of its own.
+                    (Err(e @ OpenError::Refused { code: Refusal::Draining, .. }), _) if left > 0 => {
+                        draining = Some(e)
+                    }
+                    // There is none.
+                    (Err(OpenError::Dial { .. } | OpenError::Backoff { .. }), Some(said)) => {
+                        return Err(said.clone());
+                    }
+                    (other, _) => return other,
+                }
             }
         };
         match tokio::time::timeout(self.shared.timeouts.open, attempt).await {
@@ -247,6 +264,9 @@ impl Tunnel {
         match wire::outcome(&answer) {
             Some(Ok(())) => Ok(TunnelStream::new(stream, rest, conn.path, guard)),
             Some(Err(code)) => {
+                if code == Refusal::Draining {
+                    conn.retired.store(true, Ordering::Relaxed);
+                }
                 Err(OpenError::Refused { node: known.node.clone(), code, detail: answer.detail })
             }
             None => Err(OpenError::BadAnswer(known.node.clone())),
@@ -293,9 +313,12 @@ impl Tunnel {
         }
     }
 
-    /// Refuses new streams from now on; the ones that are open go on.
+    /// Refuses new streams from now on and stops listening, so that a successor on the same port gets the peers'
+    /// next connections. Streams that are open go on.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        // A full queue means that the driver is busy dialling: it then goes on listening, and refusals do the rest.
+        let _ = self.commands.try_send(Command::StopListening);
     }
 
     /// Closes every connection and the listeners.
@@ -339,7 +362,11 @@ fn behaviour(config: &TunnelConfig, shared: Arc<Shared>) -> Behaviour {
         .with_agent_version(concat!("selvage/", env!("CARGO_PKG_VERSION")).to_owned());
     let probe =
         ping::Config::new().with_interval(config.timeouts.ping).with_timeout(config.timeouts.ping_timeout);
+    let bounds = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(config.limits.handshakes))
+        .with_max_established_per_peer(Some(config.limits.connections_of_a_peer));
     Behaviour {
+        bounds: connection_limits::Behaviour::new(bounds),
         streams: Streams::new(shared),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(probe),

@@ -7,3 +7,5 @@ mod bounds;
 mod common;
 #[path = "tunnel/streams.rs"]
 mod streams;
+#[path = "tunnel/workers.rs"]
+mod workers;

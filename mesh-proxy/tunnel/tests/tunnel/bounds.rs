@@ -283,3 +283,59 @@ async fn closing_ends_the_acceptor_and_later_opens() {
     a.tunnel.close().await;
     assert!(matches!(a.tunnel.open("b", open()).await, Err(OpenError::Closed)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_with_the_same_key_and_port_takes_over_without_a_failed_open() {
+    let leaving = config(Kind::Tcp);
+    let key = leaving.key.clone();
+    let (a, mut b) = pair_with(config(Kind::Tcp), leaving).await;
+    let old_server = serve(b.acceptor.take().unwrap(), echo);
+    let mut before = a.tunnel.open("b", open()).await.unwrap();
+    // The successor listens on the same port while the first one still serves.
+    let mut next = config(Kind::Tcp);
+    next.key = key;
+    next.listen.clone_from(&b.peer.addresses);
+    let mut successor = start("b", next).await;
+    successor.tunnel.set_peers(std::slice::from_ref(&a.peer)).await;
+    let new_server = serve(successor.acceptor.take().unwrap(), echo);
+    b.tunnel.drain();
+    for _ in 0..20 {
+        echo_round(&a, "b", 100).await;
+    }
+    assert_eq!(metric(&successor.registry, "selvage_tunnel_accepted_total", None), 20.0);
+    before.write_all(b"x").await.unwrap();
+    before.read_exact(&mut [0]).await.unwrap();
+    drop(before);
+    b.tunnel.close().await;
+    echo_round(&a, "b", 100).await;
+    old_server.abort();
+    new_server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_gets_so_many_connections_and_no_more() {
+    let mut owner = config(Kind::Tcp);
+    owner.limits.connections_of_a_peer = 2;
+    let b = start("b", owner).await;
+    // Three processes with one key.
+    let shared_key = config(Kind::Tcp).key;
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        let mut c = config(Kind::Tcp);
+        c.key = shared_key.clone();
+        nodes.push(start("a", c).await);
+    }
+    b.tunnel.set_peers(std::slice::from_ref(&nodes[0].peer)).await;
+    let server = serve(b.acceptor.unwrap(), echo);
+    let mut worked = 0;
+    let mut held = Vec::new();
+    for node in &nodes {
+        node.tunnel.set_peers(std::slice::from_ref(&b.peer)).await;
+        if let Ok(stream) = node.tunnel.open("b", open()).await {
+            held.push(stream);
+            worked += 1;
+        }
+    }
+    assert_eq!(worked, 2);
+    server.abort();
+}
