@@ -128,12 +128,18 @@ impl Capture {
 
 /// Writes the rules for the addresses known now, then follows [`Shared::updates`] until the drain
 /// begins, and removes the rules.
-pub async fn start(shared: &Arc<Shared>, options: CaptureOptions, tasks: &Tasks) -> Result<Capture, CaptureError> {
+pub async fn start(
+    shared: &Arc<Shared>,
+    options: CaptureOptions,
+    tasks: &Tasks,
+) -> Result<Capture, CaptureError> {
     let metrics = Metrics::register(&shared.metrics).map_err(CaptureError::Metrics)?;
     // Both before the first look, so that no change falls between.
     let updates = shared.updates();
     let watch = NftWatch::open()
-        .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"))
+        .inspect_err(
+            |error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"),
+        )
         .ok();
     let keep = Arc::new(AtomicBool::new(false));
     let mut worker = Worker {
@@ -272,7 +278,10 @@ impl Worker {
             // Gone, or changed.
             Ok(_) | Err(NftError::Refused { .. }) => {
                 self.metrics.repaired.inc();
-                tracing::warn!(table = self.rules.options.table, "others have changed our rules; writing them again");
+                tracing::warn!(
+                    table = self.rules.options.table,
+                    "others have changed our rules; writing them again"
+                );
                 self.write_all().await
             }
             Err(error) => Err(error),

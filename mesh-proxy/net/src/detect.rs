@@ -31,7 +31,10 @@ pub enum Detected {
 }
 
 /// Waits at most `wait` for a verdict. The bytes read are given back by the returned stream.
-pub async fn detect<S: AsyncRead + Unpin>(mut stream: S, wait: Duration) -> io::Result<(Detected, Prefixed<S>)> {
+pub async fn detect<S: AsyncRead + Unpin>(
+    mut stream: S,
+    wait: Duration,
+) -> io::Result<(Detected, Prefixed<S>)> {
     let deadline = Instant::now() + wait;
     let mut read = BytesMut::with_capacity(FIRST_READ);
     let verdict = loop {

@@ -62,7 +62,9 @@ impl NftWatch {
                     }
                 }
                 // The kernel had more to say than the socket could hold.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(vec![NftChange::Unknown]),
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    return Ok(vec![NftChange::Unknown]);
+                }
                 Ok(Err(error)) => return Err(error),
                 Err(_not_ready) => {}
             }

@@ -11,11 +11,7 @@ pub fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
     let local = stream.local_addr().ok()?;
     let socket = SockRef::from(stream);
     // A v6 socket may carry a v4 connection, and then only the v4 question has an answer.
-    let found = if is_v4(local) {
-        socket.original_dst_v4()
-    } else {
-        socket.original_dst_v6()
-    };
+    let found = if is_v4(local) { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let original = found.ok()?.as_socket()?;
     (original != unmap(local)).then_some(original)
 }

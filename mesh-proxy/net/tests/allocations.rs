@@ -1,4 +1,5 @@
 //! What a copied chunk and an idle connection cost in allocations.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

@@ -1,5 +1,6 @@
 //! A bounded fuzz of everything that reads bytes from strangers: mutations of a seed corpus, from a
 //! fixed seed so that a failure comes back.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::time::{Duration, Instant};
 

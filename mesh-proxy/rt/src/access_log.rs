@@ -140,23 +140,29 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(10);
 
+    #[derive(Default)]
+    struct Pipe {
+        state: Mutex<(bool, Vec<u8>)>,
+        opened: Condvar,
+    }
+
     /// An output that blocks until it is opened.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<Pipe>);
 
     impl Gate {
         fn open(&self) {
-            self.0.0.lock().unwrap().0 = true;
-            self.0.1.notify_all();
+            self.0.state.lock().unwrap().0 = true;
+            self.0.opened.notify_all();
         }
         fn text(&self) -> String {
-            String::from_utf8(self.0.0.lock().unwrap().1.clone()).unwrap()
+            String::from_utf8(self.0.state.lock().unwrap().1.clone()).unwrap()
         }
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let guard = self.0.1.wait_while(self.0.0.lock().unwrap(), |state| !state.0);
+            let guard = self.0.opened.wait_while(self.0.state.lock().unwrap(), |state| !state.0);
             guard.unwrap().1.extend_from_slice(bytes);
             Ok(bytes.len())
         }

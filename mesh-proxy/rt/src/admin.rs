@@ -103,8 +103,11 @@ impl AdminServer {
     #[must_use]
     pub fn metrics(self, registry: Registry) -> Self {
         let again = registry.clone();
-        self.route("GET", "/metrics", move |_| std::future::ready(render(&registry)))
-            .route("GET", "/stats/prometheus", move |_| std::future::ready(render(&again)))
+        self.route("GET", "/metrics", move |_| std::future::ready(render(&registry))).route(
+            "GET",
+            "/stats/prometheus",
+            move |_| std::future::ready(render(&again)),
+        )
     }
 
     /// Serves `listener` until the drain cancels: health must answer while connections drain.
@@ -167,7 +170,9 @@ impl AdminServer {
         let work = async {
             match Limited::new(body, self.limits.body).collect().await {
                 Ok(body) => handler(Request::from_parts(head, body.to_bytes())).await,
-                Err(error) => text_response(StatusCode::PAYLOAD_TOO_LARGE, format!("request body: {error}\n")),
+                Err(error) => {
+                    text_response(StatusCode::PAYLOAD_TOO_LARGE, format!("request body: {error}\n"))
+                }
             }
         };
         match tokio::time::timeout(self.limits.request, work).await {
@@ -178,7 +183,8 @@ impl AdminServer {
 
     fn find(&self, path: &str) -> Option<&BTreeMap<&'static str, Handler>> {
         self.routes.get(path).or_else(|| {
-            let below = |route: &&'static str| route.strip_suffix('*').is_some_and(|base| path.starts_with(base));
+            let below =
+                |route: &&'static str| route.strip_suffix('*').is_some_and(|base| path.starts_with(base));
             let longest = self.routes.keys().copied().filter(below).max_by_key(|route| route.len())?;
             self.routes.get(longest)
         })

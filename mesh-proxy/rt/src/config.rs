@@ -198,7 +198,11 @@ impl Merged {
                         found.origin = self.origin_of(&found.key);
                         self.problems.push(found);
                     }
-                    return if self.problems.is_empty() { Ok(decoded) } else { Err(ConfigErrors(self.problems)) };
+                    return if self.problems.is_empty() {
+                        Ok(decoded)
+                    } else {
+                        Err(ConfigErrors(self.problems))
+                    };
                 }
                 Err(error) => {
                     let path = error.path().to_string();
@@ -216,10 +220,10 @@ impl Merged {
     /// Returns whether there was something to take out.
     fn report(&mut self, path: String, reason: String) -> bool {
         let mut key = if path == "." { String::new() } else { path };
-        if let Some(name) = unknown_field(&reason) {
-            if key.rsplit('.').next() != Some(name) {
-                key = if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-            }
+        if let Some(name) = unknown_field(&reason)
+            && key.rsplit('.').next() != Some(name)
+        {
+            key = if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
         }
         let taken = if key.is_empty() { None } else { take(&mut self.root, &key) };
         let value = match &taken {

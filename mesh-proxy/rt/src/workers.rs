@@ -18,12 +18,7 @@ pub struct Workers {
 /// Starts `count` threads named `name-N`; thread N runs `make(N)` in a [`LocalSet`], so that it may
 /// use `spawn_local`. The future is dropped when the drain cancels. A panic, or a return before the
 /// drain has begun, begins the drain.
-pub fn start_workers<F, Fut>(
-    count: usize,
-    name: &'static str,
-    drain: &Drain,
-    make: F,
-) -> io::Result<Workers>
+pub fn start_workers<F, Fut>(count: usize, name: &'static str, drain: &Drain, make: F) -> io::Result<Workers>
 where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + 'static,

@@ -19,7 +19,9 @@ pub enum LinkError {
     #[error("cannot run ip (package iproute2)")]
     Run(#[source] io::Error),
     /// It failed.
-    #[error("cannot give this node the address {address}: {message}; NET_ADMIN is needed, or another dns.listen")]
+    #[error(
+        "cannot give this node the address {address}: {message}; NET_ADMIN is needed, or another dns.listen"
+    )]
     Refused {
         /// The address.
         address: IpAddr,

@@ -98,7 +98,8 @@ impl Nft {
             }
         };
         let run = async { tokio::join!(feed, child.wait_with_output()).1 };
-        let output = tokio::time::timeout(LIMIT, run).await.map_err(|_| NftError::Late)?.map_err(NftError::Run)?;
+        let output =
+            tokio::time::timeout(LIMIT, run).await.map_err(|_| NftError::Late)?.map_err(NftError::Run)?;
         if output.status.success() {
             return Ok(output.stdout);
         }

@@ -90,7 +90,8 @@ impl Rules {
         let mut change = |verb: &str, name: &str, elements: String| {
             if !elements.is_empty() {
                 // Writing to a String cannot fail.
-                let _ = writeln!(script, "{verb} element inet {} {name} {{ {elements} }}", self.options.table);
+                let _ =
+                    writeln!(script, "{verb} element inet {} {name} {{ {elements} }}", self.options.table);
             }
         };
         change("delete", "vip4", list(from.v4.difference(&to.v4)));
@@ -108,8 +109,11 @@ impl Rules {
 }
 
 fn set<T: Display>(name: &str, kind: &str, elements: &BTreeSet<T>) -> String {
-    let elements =
-        if elements.is_empty() { String::new() } else { format!("    elements = {{ {} }}\n", list(elements.iter())) };
+    let elements = if elements.is_empty() {
+        String::new()
+    } else {
+        format!("    elements = {{ {} }}\n", list(elements.iter()))
+    };
     format!("  set {name} {{\n    type {kind}\n{elements}  }}\n")
 }
 
@@ -176,7 +180,10 @@ mod tests {
 
     #[test]
     fn addresses_that_would_cut_the_node_off_are_left_out() {
-        assert_eq!(vips(&["127.0.0.1", "0.0.0.0", "::1", "::", "224.0.0.1", "10.96.0.1"]), vips(&["10.96.0.1"]));
+        assert_eq!(
+            vips(&["127.0.0.1", "0.0.0.0", "::1", "::", "224.0.0.1", "10.96.0.1"]),
+            vips(&["10.96.0.1"])
+        );
         let v4_only = CaptureOptions::new("0.0.0.0:15001".parse().unwrap());
         let both = ["10.96.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
         assert_eq!(Vips::of(both.into_iter(), &v4_only), vips(&["10.96.0.1"]));

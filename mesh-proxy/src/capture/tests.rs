@@ -46,7 +46,10 @@ fn in_namespace(name: &str, flags: &str, body: impl AsyncFnOnce()) {
 
 fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).map(|dir| dir.join(program)).find(|p| p.exists())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(program))
+        .find(|p| p.exists())
 }
 
 fn sh(script: &str) -> Result<String, String> {
@@ -68,8 +71,10 @@ struct World {
 impl World {
     async fn new() -> Self {
         let outbound = TcpListener::bind("0.0.0.0:0").await.unwrap();
-        let options =
-            CaptureOptions { nft: which("nft").unwrap(), ..CaptureOptions::new(outbound.local_addr().unwrap()) };
+        let options = CaptureOptions {
+            nft: which("nft").unwrap(),
+            ..CaptureOptions::new(outbound.local_addr().unwrap())
+        };
         Self {
             shared: Shared::new(Arc::new(Config::default()), Registry::new()),
             tasks: Tasks::new(Drain::new()),
@@ -85,7 +90,11 @@ impl World {
             name: name.into(),
             kind: model::service::Kind::ClusterIp as i32,
             vips: vec![vip.into()],
-            ports: vec![model::Port { number: 80, name: "http".into(), protocol: model::Protocol::Http as i32 }],
+            ports: vec![model::Port {
+                number: 80,
+                name: "http".into(),
+                protocol: model::Protocol::Http as i32,
+            }],
             ..Default::default()
         };
         assert_eq!(self.shared.apply(vec![Change::Set(Resource::Service(service))]).rejected.len(), 0);
@@ -97,7 +106,8 @@ impl World {
 
     /// Where a connection to `to` arrives: at us, and what it was for.
     async fn captured(&self, to: &str) -> Option<SocketAddr> {
-        let options = ConnectOptions { timeout: Some(Duration::from_millis(300)), ..ConnectOptions::default() };
+        let options =
+            ConnectOptions { timeout: Some(Duration::from_millis(300)), ..ConnectOptions::default() };
         let accept = tokio::time::timeout(Duration::from_millis(300), self.outbound.accept());
         let (client, accepted) = tokio::join!(connect(to.parse().unwrap(), &options), accept);
         let (stream, _) = accepted.ok()?.unwrap();
@@ -109,7 +119,10 @@ impl World {
     async fn until(&self, to: &str, captured: bool) -> Duration {
         let start = Instant::now();
         while self.captured(to).await.is_some() != captured {
-            assert!(start.elapsed() < Duration::from_secs(20), "capture of {to} is not {captured} after 20 s");
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "capture of {to} is not {captured} after 20 s"
+            );
         }
         start.elapsed()
     }
@@ -123,22 +136,26 @@ impl World {
 
 #[test]
 fn connections_to_services_arrive_with_their_destination_and_marked_ones_pass() {
-    in_namespace("connections_to_services_arrive_with_their_destination_and_marked_ones_pass", "-Urn", async || {
-        let world = World::new().await;
-        world.vip("reviews", "10.96.0.10");
-        let _capture = world.start().await;
-        assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
-        // An address that is no service's is left alone, and so are our own sockets.
-        sh("ip address add 10.96.0.10/32 dev lo; ip address add 10.96.0.11/32 dev lo").unwrap();
-        let real = TcpListener::bind("10.96.0.10:80").await.unwrap();
-        let other = TcpListener::bind("10.96.0.11:80").await.unwrap();
-        let marked = ConnectOptions { mark: Some(world.options.mark), ..ConnectOptions::default() };
-        connect(VIP.parse().unwrap(), &marked).await.unwrap();
-        real.accept().await.unwrap();
-        connect("10.96.0.11:80".parse().unwrap(), &ConnectOptions::default()).await.unwrap();
-        other.accept().await.unwrap();
-        assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
-    });
+    in_namespace(
+        "connections_to_services_arrive_with_their_destination_and_marked_ones_pass",
+        "-Urn",
+        async || {
+            let world = World::new().await;
+            world.vip("reviews", "10.96.0.10");
+            let _capture = world.start().await;
+            assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
+            // An address that is no service's is left alone, and so are our own sockets.
+            sh("ip address add 10.96.0.10/32 dev lo; ip address add 10.96.0.11/32 dev lo").unwrap();
+            let real = TcpListener::bind("10.96.0.10:80").await.unwrap();
+            let other = TcpListener::bind("10.96.0.11:80").await.unwrap();
+            let marked = ConnectOptions { mark: Some(world.options.mark), ..ConnectOptions::default() };
+            connect(VIP.parse().unwrap(), &marked).await.unwrap();
+            real.accept().await.unwrap();
+            connect("10.96.0.11:80".parse().unwrap(), &ConnectOptions::default()).await.unwrap();
+            other.accept().await.unwrap();
+            assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
+        },
+    );
 }
 
 #[test]
@@ -184,7 +201,18 @@ fn what_others_break_is_repaired_in_two_seconds() {
         sh("nft add element inet selvage vip4 { 10.96.0.99 }").unwrap();
         world.until("10.96.0.99:80", false).await;
         // Changes elsewhere are none of our business.
-        let repaired = || world.shared.metrics.gather().iter().find(|f| f.name().ends_with("repaired_total")).unwrap().get_metric()[0].get_counter().get_value();
+        let repaired = || {
+            world
+                .shared
+                .metrics
+                .gather()
+                .iter()
+                .find(|f| f.name().ends_with("repaired_total"))
+                .unwrap()
+                .get_metric()[0]
+                .get_counter()
+                .get_value()
+        };
         tokio::time::sleep(LOOK * 2).await;
         let before = repaired();
         sh("nft add table inet other").unwrap();
@@ -217,8 +245,12 @@ fn five_thousand_services_take_less_than_two_seconds() {
         world.vip("one-more", "10.200.0.1");
         world.until("10.200.0.1:80", true).await;
         let one = start.elapsed();
-        println!("\nfigure: 5,000 addresses written in {full:?}; 5,000 more in {added:?} (tables took {applied:?}); one more in {one:?}");
-        assert!(full < Duration::from_secs(2) && added < Duration::from_secs(2) && one < Duration::from_secs(2));
+        println!(
+            "\nfigure: 5,000 addresses written in {full:?}; 5,000 more in {added:?} (tables took {applied:?}); one more in {one:?}"
+        );
+        assert!(
+            full < Duration::from_secs(2) && added < Duration::from_secs(2) && one < Duration::from_secs(2)
+        );
     });
 }
 
@@ -252,7 +284,11 @@ fn the_rules_go_with_the_drain_unless_a_successor_keeps_them() {
         hurried.tasks.drain().run(config, &Readiness::new(), &hurried.tasks).await;
         assert!(!sh("nft list tables").unwrap().contains("inet selvage\n"));
         // The successor takes the same table over.
-        let successor = World { tasks: Tasks::new(Drain::new()), shared: Shared::new(Arc::new(Config::default()), Registry::new()), ..world };
+        let successor = World {
+            tasks: Tasks::new(Drain::new()),
+            shared: Shared::new(Arc::new(Config::default()), Registry::new()),
+            ..world
+        };
         successor.vip("reviews", "10.96.0.10");
         successor.start().await;
         assert!(successor.captured(VIP).await.is_some());
@@ -280,7 +316,9 @@ fn connections_of_pods_are_captured_and_their_dns_too() {
         }
         sh(&format!("ip link add v0 type veth peer name eth0 netns {id} && ip address add 10.1.0.1/24 dev v0 && ip link set v0 up")).unwrap();
         sh(&inside("ip link set lo up; ip address add 10.1.0.7/24 dev eth0; ip link set eth0 up; ip route add default via 10.1.0.1")).unwrap();
-        let call = format!("nsenter -t {id} -n bash -c 'exec 3<>/dev/tcp/10.96.0.10/80; echo -n x > /dev/udp/8.8.8.8/53'");
+        let call = format!(
+            "nsenter -t {id} -n bash -c 'exec 3<>/dev/tcp/10.96.0.10/80; echo -n x > /dev/udp/8.8.8.8/53'"
+        );
         let mut calling = Command::new("sh").args(["-c", &call]).spawn().unwrap();
         let (stream, from) = world.outbound.accept().await.unwrap();
         assert_eq!(from.ip().to_string(), "10.1.0.7");
@@ -306,7 +344,13 @@ fn without_the_capability_the_error_says_what_to_do() {
         let options = CaptureOptions { nft: "/nonexistent/nft".into(), ..world.options.clone() };
         let text = report(&start(&shared, options, &world.tasks).await.unwrap_err());
         assert!(text.contains("apt-get install nftables"), "{text}");
-        assert!(ensure_address("169.254.96.16".parse().unwrap()).await.unwrap_err().to_string().contains("NET_ADMIN"));
+        assert!(
+            ensure_address("169.254.96.16".parse().unwrap())
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("NET_ADMIN")
+        );
     });
 }
 

@@ -156,8 +156,17 @@ mod tests {
 
     fn found(ttl: u64) -> Arc<Found> {
         let name = Name::from_ascii("a.").unwrap();
-        let answers = vec![Record::from_rdata(name, ttl as u32, RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into()))];
-        Arc::new(Found { code: ResponseCode::NoError, answers, authorities: vec![], ttl: Duration::from_secs(ttl) })
+        let answers = vec![Record::from_rdata(
+            name,
+            ttl as u32,
+            RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into()),
+        )];
+        Arc::new(Found {
+            code: ResponseCode::NoError,
+            answers,
+            authorities: vec![],
+            ttl: Duration::from_secs(ttl),
+        })
     }
 
     fn seconds(n: u64) -> Duration {
@@ -180,7 +189,8 @@ mod tests {
 
     #[test]
     fn long_and_negative_answers_are_cut_short_and_what_is_too_large_is_not_kept() {
-        let limits = CacheLimits { fresh: seconds(50), negative: seconds(5), records: 2, ..CacheLimits::default() };
+        let limits =
+            CacheLimits { fresh: seconds(50), negative: seconds(5), records: 2, ..CacheLimits::default() };
         let (mut cache, start) = (Cache::new(limits), Instant::now());
         cache.put(key("a."), found(1_000_000), start);
         assert!(matches!(cache.get(&key("a."), start + seconds(50)), Hit::Stale(_)));
@@ -197,7 +207,8 @@ mod tests {
 
     #[test]
     fn the_number_of_entries_is_bounded_and_used_ones_stay() {
-        let (mut cache, start) = (Cache::new(CacheLimits { entries: 10, ..CacheLimits::default() }), Instant::now());
+        let (mut cache, start) =
+            (Cache::new(CacheLimits { entries: 10, ..CacheLimits::default() }), Instant::now());
         cache.put(key("used."), found(10), start);
         for n in 0..1000 {
             assert_ne!(cache.get(&key("used."), start), Hit::Miss, "after {n}");

@@ -196,13 +196,20 @@ impl Inner {
             Ok(Ok(lookup)) => {
                 let answers = lookup.answers().to_vec();
                 let code = lookup.message().metadata.response_code;
-                let ttl = Duration::from_secs(answers.iter().map(|record| u64::from(record.ttl)).min().unwrap_or(0));
+                let ttl = Duration::from_secs(
+                    answers.iter().map(|record| u64::from(record.ttl)).min().unwrap_or(0),
+                );
                 Ok(Found { code, answers, authorities: Vec::new(), ttl })
             }
             Ok(Err(NetError::Dns(Semantic::NoRecordsFound(none)))) => {
                 let ttl = none.negative_ttl.map_or(NEGATIVE_TTL, |ttl| Duration::from_secs(u64::from(ttl)));
                 let soa: Option<Record> = none.soa.map(|soa| soa.into_record_of_rdata());
-                Ok(Found { code: none.response_code, answers: Vec::new(), authorities: Vec::from_iter(soa), ttl })
+                Ok(Found {
+                    code: none.response_code,
+                    answers: Vec::new(),
+                    authorities: Vec::from_iter(soa),
+                    ttl,
+                })
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, name = %key.0, kind = %key.1, "no upstream answer");
@@ -284,5 +291,8 @@ fn resolver(servers: &[SocketAddr], limits: &ForwardLimits) -> Option<TokioResol
 
 /// Which types are passed on: not those that ask for everything or for a zone.
 pub(crate) fn may_forward(kind: RecordType) -> bool {
-    !matches!(kind, RecordType::ANY | RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::ZERO)
+    !matches!(
+        kind,
+        RecordType::ANY | RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::ZERO
+    )
 }

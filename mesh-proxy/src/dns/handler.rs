@@ -53,7 +53,11 @@ impl Handler {
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut to: R) -> ResponseInfo {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut to: R,
+    ) -> ResponseInfo {
         let reply = self.reply(request).await;
         self.metrics.count(reply.outcome);
         let mut metadata = Metadata::response_from_request(&request.metadata);

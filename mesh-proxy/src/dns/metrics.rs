@@ -76,8 +76,14 @@ impl DnsMetrics {
         registry.register(Box::new(upstream_seconds.clone()))?;
         Ok(Self {
             queries: Outcome::ALL.map(|outcome| queries.with_label_values(&[outcome.as_str()])),
-            cache_hits: counter("selvage_dns_cache_hits_total", "Forwarded queries answered by a fresh cache entry.")?,
-            cache_misses: counter("selvage_dns_cache_misses_total", "Forwarded queries that needed an upstream.")?,
+            cache_hits: counter(
+                "selvage_dns_cache_hits_total",
+                "Forwarded queries answered by a fresh cache entry.",
+            )?,
+            cache_misses: counter(
+                "selvage_dns_cache_misses_total",
+                "Forwarded queries that needed an upstream.",
+            )?,
             cache_entries,
             upstream_seconds,
             upstream_failures: counter(

@@ -112,7 +112,8 @@ impl Responder {
     }
 
     fn add(&self, reply: &mut Reply, name: &Name, records: &[dns::Record]) {
-        let start = if records.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % records.len() } else { 0 };
+        let start =
+            if records.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % records.len() } else { 0 };
         for record in records[start..].iter().chain(&records[..start]) {
             let Some(data) = rdata(record) else { continue };
             reply.answers.push(Record::from_rdata(name.clone(), TTL, data));
@@ -152,7 +153,8 @@ impl Responder {
 /// Records of the cache with the TTLs of now, the owner written as the client wrote it.
 fn aged(records: &[Record], how: &Forwarded, asked: &Name) -> impl Iterator<Item = Record> {
     let shrunk = u32::try_from(how.age.as_secs()).unwrap_or(u32::MAX);
-    let at_most = how.at_most.map_or(u32::MAX, |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
+    let at_most =
+        how.at_most.map_or(u32::MAX, |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
     records.iter().map(move |record| {
         let mut record = record.clone();
         record.ttl = record.ttl.saturating_sub(shrunk).clamp(1, at_most);

@@ -73,7 +73,11 @@ fn upstream_answer(query: &[u8], mode: usize, most: usize) -> Option<Vec<u8>> {
         _ if text.starts_with("nx.") => answer.metadata.response_code = ResponseCode::NXDomain,
         _ if question.query_type() == RecordType::A => {
             for n in 0..count {
-                answer.add_answer(Record::from_rdata(name.clone(), ttl, RData::A(std::net::Ipv4Addr::new(192, 0, 2, n).into())));
+                answer.add_answer(Record::from_rdata(
+                    name.clone(),
+                    ttl,
+                    RData::A(std::net::Ipv4Addr::new(192, 0, 2, n).into()),
+                ));
             }
         }
         _ => {}
@@ -179,7 +183,11 @@ fn mesh() -> Vec<Change> {
         namespace: "default".into(),
         name: name.into(),
         kind: kind as i32,
-        ports: vec![model::Port { number: 9080, name: "http".into(), protocol: model::Protocol::Http as i32 }],
+        ports: vec![model::Port {
+            number: 9080,
+            name: "http".into(),
+            protocol: model::Protocol::Http as i32,
+        }],
         ..Default::default()
     };
     let mut reviews = service("reviews", model::service::Kind::ClusterIp);
@@ -220,11 +228,17 @@ async fn names_of_the_mesh_over_udp_and_tcp() {
     assert_eq!(data(&world.ask_tcp(name, RecordType::AAAA).await).len(), 1);
     // A type that is not there is no error, so that resolvers go on to use the other.
     let mx = world.ask(name, RecordType::MX).await;
-    assert_eq!((mx.metadata.response_code, mx.answers.len(), mx.authorities.len()), (ResponseCode::NoError, 0, 1));
+    assert_eq!(
+        (mx.metadata.response_code, mx.answers.len(), mx.authorities.len()),
+        (ResponseCode::NoError, 0, 1)
+    );
     let unknown = world.ask("nothing.default.svc.cluster.local.", RecordType::A).await;
     assert_eq!((unknown.metadata.response_code, unknown.authorities.len()), (ResponseCode::NXDomain, 1));
     let srv = world.ask("_http._tcp.reviews.default.svc.cluster.local.", RecordType::SRV).await;
-    assert!(data(&srv).iter().any(|line| line.contains("9080 reviews.default.svc.cluster.local.")), "{srv:?}");
+    assert!(
+        data(&srv).iter().any(|line| line.contains("9080 reviews.default.svc.cluster.local.")),
+        "{srv:?}"
+    );
     assert_eq!(srv.additionals.len(), 2);
     let ptr = world.ask("10.0.96.10.in-addr.arpa.", RecordType::PTR).await;
     assert_eq!(data(&ptr), set(&["10.0.96.10.in-addr.arpa. reviews.default.svc.cluster.local."]));
@@ -399,7 +413,10 @@ async fn answers_are_not_answered() {
     reflected.metadata.message_type = MessageType::Response;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&reflected.to_vec().unwrap(), world.dns).await.unwrap();
-    socket.send_to(&query("reviews.default.svc.cluster.local.", RecordType::A, None), world.dns).await.unwrap();
+    socket
+        .send_to(&query("reviews.default.svc.cluster.local.", RecordType::A, None), world.dns)
+        .await
+        .unwrap();
     let mut buffer = [0; 512];
     let length = socket.recv(&mut buffer).await.unwrap();
     // The only answer is the one to the real query.

@@ -8,7 +8,8 @@ const MAX: usize = 4;
 /// The `nameserver` lines of a resolv.conf.
 pub(crate) fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
     let lines = text.lines().map(str::trim_start);
-    let servers = lines.filter_map(|line| line.strip_prefix("nameserver")).filter(|rest| rest.starts_with([' ', '\t']));
+    let servers =
+        lines.filter_map(|line| line.strip_prefix("nameserver")).filter(|rest| rest.starts_with([' ', '\t']));
     let addresses = servers.filter_map(|rest| {
         let word = rest.split_whitespace().next()?;
         word.parse::<IpAddr>().inspect_err(|_| tracing::warn!(server = word, "name server ignored")).ok()
@@ -44,7 +45,8 @@ mod tests {
     #[test]
     fn servers_of_a_resolv_conf() {
         let text = "# c\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 # x\nnameserver\nnameservers 1.1.1.1\nnameserver fe80::1%eth0\noptions ndots:5";
-        let expected: Vec<SocketAddr> = vec!["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()];
+        let expected: Vec<SocketAddr> =
+            vec!["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()];
         assert_eq!(parse_resolv_conf(text), expected);
     }
 

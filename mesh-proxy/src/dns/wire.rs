@@ -20,7 +20,12 @@ const PLAIN_UDP: u16 = 512;
 
 /// The answer to the bytes of a query, or nothing when none is due: not to what is no query, and
 /// above all not to answers, which would go back and forth for ever.
-pub(crate) async fn answer(handler: &Handler, query: Vec<u8>, from: SocketAddr, protocol: Protocol) -> Option<Vec<u8>> {
+pub(crate) async fn answer(
+    handler: &Handler,
+    query: Vec<u8>,
+    from: SocketAddr,
+    protocol: Protocol,
+) -> Option<Vec<u8>> {
     let Ok(header) = Header::read(&mut BinDecoder::new(&query)) else {
         handler.metrics().count(Outcome::Malformed);
         return None;

@@ -119,7 +119,12 @@ impl Direction {
     }
 
     /// Writes what an earlier turn could not.
-    fn poll_held<W>(&mut self, cx: &mut Context<'_>, to: &mut W, observe: &dyn Fn(u64)) -> Poll<Result<(), Failure>>
+    fn poll_held<W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        observe: &dyn Fn(u64),
+    ) -> Poll<Result<(), Failure>>
     where
         W: AsyncWrite + Unpin + ?Sized,
     {
@@ -130,7 +135,9 @@ impl Direction {
                     return self.poll_flush(cx, to).and_pending();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::Write(error))),
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero.into())));
+                }
                 Poll::Ready(Ok(written)) => {
                     self.unflushed = true;
                     self.count(written, observe);

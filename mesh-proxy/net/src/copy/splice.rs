@@ -12,6 +12,12 @@ use tokio::net::TcpStream;
 /// What the pipe should hold; a smaller one works as well, only slower.
 const CAPACITY: i32 = 256 * 1024;
 
+#[cfg(test)]
+thread_local! {
+    /// Bytes that this thread has spliced, so that tests know the method.
+    pub(super) static SPLICED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// A pipe and the number of bytes in it.
 pub(super) struct Pipe {
     read: OwnedFd,
@@ -38,6 +44,8 @@ impl Pipe {
             // The pipe is empty, so "would block" can only mean that the socket is.
             match from.try_io(Interest::READABLE, || splice(from, &self.write, CAPACITY as usize)) {
                 Ok(moved) => {
+                    #[cfg(test)]
+                    SPLICED.set(SPLICED.get() + moved);
                     self.held += moved;
                     return Poll::Ready(Ok(moved));
                 }

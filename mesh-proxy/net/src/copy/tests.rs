@@ -122,19 +122,26 @@ async fn half_close_passes_and_the_other_direction_lives_on() {
 async fn bulk_splices_and_goes_back_for_small_messages() {
     let (mut client, mut server, copy, _) = tcp_relay(CopyOptions::default()).await;
     let mut buffer = vec![0; 1 << 20];
+    let spliced = || splice::SPLICED.get();
     for round in 0..5 {
+        let before = spliced();
         let bulk = noise(1 << 20, round);
         let (sent, received) = tokio::join!(client.write_all(&bulk), server.read_exact(&mut buffer));
         sent.unwrap();
         received.unwrap();
         assert!(buffer == bulk);
+        assert!(spliced() - before > 1 << 19, "{} of a MiB spliced", spliced() - before);
+        // The direction splices a few small messages, then copies again.
+        let mut last = spliced();
         for n in 0..50u8 {
+            last = if n == 20 { spliced() } else { last };
             server.write_all(&[n; 10]).await.unwrap();
             client.read_exact(&mut buffer[..10]).await.unwrap();
             client.write_all(&[n; 20]).await.unwrap();
             server.read_exact(&mut buffer[..20]).await.unwrap();
             assert_eq!(buffer[..20], [n; 20]);
         }
+        assert_eq!(spliced(), last);
     }
     drop((client, server));
     copy.await.unwrap().unwrap();

@@ -18,7 +18,8 @@ fn hello_message(sni: Option<&str>, alpn: &[&str]) -> Vec<u8> {
         extension(0, vector16(&[&[0][..], &vector16(name.as_bytes())].concat()));
     }
     if !alpn.is_empty() {
-        let list: Vec<u8> = alpn.iter().flat_map(|name| [&[name.len() as u8][..], name.as_bytes()].concat()).collect();
+        let list: Vec<u8> =
+            alpn.iter().flat_map(|name| [&[name.len() as u8][..], name.as_bytes()].concat()).collect();
         extension(16, vector16(&list));
     }
     let mut body = vec![3, 3];
@@ -49,7 +50,10 @@ fn names_of_a_hello() {
     for odd in ["a b", "a/b", "", "ä.example"] {
         assert_eq!(client_hello(&hello(Some(odd), &[])).unwrap().unwrap().sni, None, "{odd}");
     }
-    assert_eq!(client_hello(&hello(Some("a.example."), &[])).unwrap().unwrap().sni.as_deref(), Some("a.example"));
+    assert_eq!(
+        client_hello(&hello(Some("a.example."), &[])).unwrap().unwrap().sni.as_deref(),
+        Some("a.example")
+    );
 }
 
 #[test]
@@ -102,14 +106,30 @@ fn what_is_not_a_hello_is_refused_as_soon_as_it_is_clear() {
 
 #[test]
 fn request_lines() {
-    let yes = ["GET / HTTP/1.1", "OPTIONS * HTTP/1.0", "\r\nGET / HTTP/1.1", "CONNECT a:1 HTTP/1.1", "M-SEARCH * HTTP/1.1\r\n"];
+    let yes = [
+        "GET / HTTP/1.1",
+        "OPTIONS * HTTP/1.0",
+        "\r\nGET / HTTP/1.1",
+        "CONNECT a:1 HTTP/1.1",
+        "M-SEARCH * HTTP/1.1\r\n",
+    ];
     for line in yes {
         assert_eq!(request_line(line.as_bytes()), Match::Yes, "{line}");
         for cut in 0..line.trim_end().len() {
             assert_eq!(request_line(&line.as_bytes()[..cut]), Match::NeedMore, "{line} cut at {cut}");
         }
     }
-    let no = ["GET key\r\n", "SET a b\r\n", " GET / HTTP/1.1", "GET  / HTTP/1.1", "GET / HTTP/2.0", "GET / HTTX", "*1\r\n$4", "SSH-2.0-x\r\n", "GET / HTTP/1.x"];
+    let no = [
+        "GET key\r\n",
+        "SET a b\r\n",
+        " GET / HTTP/1.1",
+        "GET  / HTTP/1.1",
+        "GET / HTTP/2.0",
+        "GET / HTTX",
+        "*1\r\n$4",
+        "SSH-2.0-x\r\n",
+        "GET / HTTP/1.x",
+    ];
     for line in no {
         assert_eq!(request_line(line.as_bytes()), Match::No, "{line}");
         assert_eq!(sniff(line.as_bytes()), Sniff::Opaque, "{line}");
@@ -164,11 +184,13 @@ fn interesting() -> impl Strategy<Value = Vec<u8>> {
         Just(hello(Some("a.example"), &["h2"])),
         Just(hello_message(Some("a.example"), &["h2"]).chunks(9).flat_map(record).collect()),
     ];
-    (seed, any::<prop::sample::Index>(), proptest::option::of(any::<u8>())).prop_map(|(mut bytes, at, change)| {
-        if let Some(change) = change {
-            let at = at.index(bytes.len());
-            bytes[at] = change;
-        }
-        bytes
-    })
+    (seed, any::<prop::sample::Index>(), proptest::option::of(any::<u8>())).prop_map(
+        |(mut bytes, at, change)| {
+            if let Some(change) = change {
+                let at = at.index(bytes.len());
+                bytes[at] = change;
+            }
+            bytes
+        },
+    )
 }

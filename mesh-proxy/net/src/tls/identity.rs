@@ -130,8 +130,10 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Identit
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Certificate)?;
     let names = parsed.subject_alternative_name().map_err(|_| IdentityError::Certificate)?;
     let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    let uris: Vec<&str> =
-        names.iter().filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None }).collect();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+        .collect();
     match uris.as_slice() {
         [uri] => SpiffeId::parse(uri),
         other => Err(IdentityError::UriNames(other.len())),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls::client::{Resumption, ResolvesClientCert};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
@@ -67,7 +67,8 @@ pub struct Credentials {
 impl Credentials {
     /// Reads the three from PEM texts.
     pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8]) -> Result<Self, TlsError> {
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Pem { what: "key", source })?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Pem { what: "key", source })?;
         Ok(Self { chain: certificates("chain", chain)?, key, roots: certificates("roots", roots)? })
     }
 }
@@ -89,7 +90,11 @@ pub(crate) struct Material {
 }
 
 impl Material {
-    fn new(credentials: Credentials, trust_domain: &str, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+    fn new(
+        credentials: Credentials,
+        trust_domain: &str,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TlsError> {
         let Credentials { chain, key, roots: anchors } = credentials;
         let leaf = chain.first().ok_or(TlsError::Empty("chain"))?;
         let identity = identity_of(leaf).map_err(TlsError::Identity)?;
@@ -103,9 +108,10 @@ impl Material {
             roots.add(anchor).map_err(TlsError::Root)?;
         }
         let roots = Arc::new(roots);
-        let client_chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
-            .build()
-            .map_err(TlsError::Verifier)?;
+        let client_chain =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
+                .build()
+                .map_err(TlsError::Verifier)?;
         Ok(Self { certified: Arc::new(certified), roots, client_chain, identity, not_before, not_after })
     }
 }

@@ -1,8 +1,8 @@
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Eku, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Eku, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,7 +152,10 @@ async fn certificates_that_are_expired_or_not_for_this_use_or_not_ours_are_refus
     for (name, leaf) in &bad {
         let peer = NodeTls::new(DOMAIN, ca.credentials(leaf, &ca)).unwrap();
         let client = ca.node("edge-b");
-        assert!(handshake(&calling(&client, "edge-a"), &required(&peer)).await.1.is_err(), "{name} as server");
+        assert!(
+            handshake(&calling(&client, "edge-a"), &required(&peer)).await.1.is_err(),
+            "{name} as server"
+        );
         let (server, _) = handshake(&calling(&peer, "edge-b"), &required(&client)).await;
         assert!(server.is_err(), "{name} as client");
     }
@@ -161,7 +164,11 @@ async fn certificates_that_are_expired_or_not_for_this_use_or_not_ours_are_refus
         let other = ca.node("edge-b");
         let as_server = handshake(&calling(&other, "edge-a"), &required(&peer)).await.1;
         let as_client = handshake(&calling(&peer, "edge-b"), &required(&other)).await.0;
-        assert_eq!((as_server.is_ok(), as_client.is_ok()), (name == "server only", name == "client only"), "{name}");
+        assert_eq!(
+            (as_server.is_ok(), as_client.is_ok()),
+            (name == "server only", name == "client only"),
+            "{name}"
+        );
     }
     // Credentials of our own that can never work are refused when they are loaded.
     let foreign = Leaf { uris: &["spiffe://other.domain/node/edge-a"], ..Leaf::default() };
@@ -210,7 +217,8 @@ async fn a_replacement_counts_from_the_next_handshake_and_nothing_is_resumed() {
 async fn joining_trusts_only_the_pinned_ca_and_only_a_controller_below_it() {
     let ca = Ca::new();
     let pin = fingerprint(&ca.certificate);
-    let optional = |tls: &NodeTls| tls.server_config(ClientAuth::Optional(Expect::AnyNode), &[b"h2"]).unwrap();
+    let optional =
+        |tls: &NodeTls| tls.server_config(ClientAuth::Optional(Expect::AnyNode), &[b"h2"]).unwrap();
     let server = optional(&ca.controller());
     let join = join_client_config(DOMAIN, pin, &[b"h2"]).unwrap();
     let (server_saw, client_saw) = handshake(&join, &server).await;
@@ -246,8 +254,19 @@ fn identities() {
     assert_eq!((id.trust_domain(), id.path(), id.node()), ("cluster.local", "node/edge-a", Some("edge-a")));
     assert_eq!(SpiffeId::parse("spiffe://td/node/a/b").unwrap().node(), None);
     for bad in [
-        "", "spiffe://", "spiffe://td", "spiffe://td/", "spiffe:///x", "SPIFFE://td/x", "https://td/x",
-        "spiffe://TD/x", "spiffe://td/a//b", "spiffe://td/../x", "spiffe://td/a b", "spiffe://td/x?y", "spiffe://u@td/x",
+        "",
+        "spiffe://",
+        "spiffe://td",
+        "spiffe://td/",
+        "spiffe:///x",
+        "SPIFFE://td/x",
+        "https://td/x",
+        "spiffe://TD/x",
+        "spiffe://td/a//b",
+        "spiffe://td/../x",
+        "spiffe://td/a b",
+        "spiffe://td/x?y",
+        "spiffe://u@td/x",
     ] {
         assert!(SpiffeId::parse(bad).is_err(), "{bad}");
     }

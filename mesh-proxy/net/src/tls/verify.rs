@@ -65,7 +65,9 @@ pub(crate) fn check_peer(
             Err(IdentityError::TrustDomain { id, expected: trust_domain.to_owned() })
         }
     });
-    checked.map_err(|error| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))
+    checked.map_err(|error| {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    })
 }
 
 /// Asked by clients about servers, and by servers about clients. Reads the roots at each handshake,
@@ -80,7 +82,10 @@ pub(crate) struct PeerVerifier {
 
 impl fmt::Debug for PeerVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerVerifier").field("trust_domain", &self.trust_domain).field("expect", &self.expect).finish()
+        f.debug_struct("PeerVerifier")
+            .field("trust_domain", &self.trust_domain)
+            .field("expect", &self.expect)
+            .finish()
     }
 }
 

@@ -57,7 +57,10 @@ async fn health_metrics_and_pages() {
     assert!(served.get("/healthz/live").await.starts_with("HTTP/1.1 200"));
     for path in ["/metrics", "/stats/prometheus"] {
         let metrics = served.get(path).await;
-        assert!(metrics.contains("# HELP test_total Help text.\n") && metrics.contains("\ntest_total 7\n"), "{metrics}");
+        assert!(
+            metrics.contains("# HELP test_total Help text.\n") && metrics.contains("\ntest_total 7\n"),
+            "{metrics}"
+        );
     }
     assert!(served.get("/tables/x/y").await.contains("\"path\": \"/tables/x/y\""));
     assert!(served.get("/nothing").await.starts_with("HTTP/1.1 404"));
@@ -71,7 +74,10 @@ async fn health_metrics_and_pages() {
 async fn a_large_body_is_refused_and_a_broken_page_hurts_nobody() {
     let served = serve(AdminLimits { body: 10, ..AdminLimits::default() }).await;
     let post = |body: &str| {
-        format!("POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
     };
     assert!(served.send(&post("0123456789")).await.ends_with("\r\n\r\n0123456789"));
     assert!(served.send(&post("0123456789A")).await.starts_with("HTTP/1.1 413"));
@@ -83,7 +89,8 @@ async fn a_large_body_is_refused_and_a_broken_page_hurts_nobody() {
 
 #[tokio::test]
 async fn a_silent_client_is_dropped_and_its_slot_is_free_again() {
-    let limits = AdminLimits { connections: 1, header_wait: Duration::from_millis(50), ..AdminLimits::default() };
+    let limits =
+        AdminLimits { connections: 1, header_wait: Duration::from_millis(50), ..AdminLimits::default() };
     let served = serve(limits).await;
     let mut silent = TcpStream::connect(served.address).await.unwrap();
     silent.write_all(b"GET / HT").await.unwrap();

@@ -24,7 +24,11 @@ struct Config {
 
 impl Validate for Config {
     fn validate(&self) -> Vec<ConfigProblem> {
-        if self.workers > 64 { vec![ConfigProblem::new("workers", self.workers, "must be at most 64")] } else { vec![] }
+        if self.workers > 64 {
+            vec![ConfigProblem::new("workers", self.workers, "must be at most 64")]
+        } else {
+            vec![]
+        }
     }
 }
 
@@ -42,7 +46,13 @@ fn layers(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Layers {
 #[test]
 fn flags_win_over_env_and_env_over_the_file() {
     let file = "node: a\nworkers: 1\ninner: {port: 1, label: file}\n";
-    let env = [("X_WORKERS", "2"), ("X_STATE_DIR", "/x"), ("X_INNER__PORT", "2"), ("X_CONFIG", "ignored"), ("Y_Z", "other")];
+    let env = [
+        ("X_WORKERS", "2"),
+        ("X_STATE_DIR", "/x"),
+        ("X_INNER__PORT", "2"),
+        ("X_CONFIG", "ignored"),
+        ("Y_Z", "other"),
+    ];
     let config: Config = load_from(layers(file, &env, &[("inner.port", "3")])).unwrap();
     let expected = Config {
         node: "a".into(),
@@ -67,7 +77,8 @@ fn every_error_is_returned_with_key_value_reason_and_origin() {
     let file = "node: a\nworkerz: 3\nworkers: 100\ninner:\n  names: [1, x, 3, 999]\n  colour: red\n";
     let ConfigErrors(problems) =
         load_from::<Config>(layers(file, &[("X_INNER__PORT", "70000")], &[("label", "l")])).unwrap_err();
-    let find = |key: &str| problems.iter().find(|p| p.key == key).unwrap_or_else(|| panic!("{key}: {problems:#?}"));
+    let find =
+        |key: &str| problems.iter().find(|p| p.key == key).unwrap_or_else(|| panic!("{key}: {problems:#?}"));
     let from_file = Origin::File("/etc/x.yaml".into());
     assert_eq!((find("workerz").value.as_str(), &find("workerz").origin), ("3", &from_file));
     assert_eq!(find("inner.colour").value, "\"red\"");
@@ -97,6 +108,7 @@ fn a_file_that_is_not_yaml_is_one_clear_error() {
     let ConfigErrors(problems) = load_from::<Config>(layers("node: [", &[], &[])).unwrap_err();
     assert_eq!(problems.len(), 1);
     assert!(problems[0].reason.starts_with("is not YAML"), "{problems:?}");
-    let ConfigErrors(problems) = load::<Config>(Some(Path::new("/nonexistent/x")), "X_", &[], vec![]).unwrap_err();
+    let ConfigErrors(problems) =
+        load::<Config>(Some(Path::new("/nonexistent/x")), "X_", &[], vec![]).unwrap_err();
     assert!(problems[0].to_string().contains("/nonexistent/x"), "{problems:?}");
 }
