@@ -44,17 +44,16 @@ pub async fn ensure_address(address: IpAddr) -> Result<LinkAddress, LinkError> {
     if is_local(address) {
         return Ok(LinkAddress { address, added_to: None });
     }
-    let prefix = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
     // Left from an earlier run is as good as new.
     let _exists_or_unknown = ip(address, &["link", "add", LINK, "type", "dummy"]).await;
     let on_dummy = async {
         ip(address, &["link", "set", LINK, "up"]).await?;
-        ip(address, &["address", "replace", &prefix, "dev", LINK]).await
+        add(address, LINK).await
     };
     let added_to = match on_dummy.await {
         Ok(()) => LINK,
         Err(_no_dummy) => {
-            ip(address, &["address", "replace", &prefix, "dev", "lo"]).await?;
+            add(address, "lo").await?;
             "lo"
         }
     };
@@ -80,6 +79,16 @@ impl LinkAddress {
 /// Only an address of our own can be bound.
 fn is_local(address: IpAddr) -> bool {
     UdpSocket::bind(SocketAddr::new(address, 0)).is_ok()
+}
+
+async fn add(address: IpAddr, link: &str) -> Result<(), LinkError> {
+    let prefix = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+    let mut arguments = vec!["address", "replace", &prefix, "dev", link];
+    if address.is_ipv6() {
+        // Or it cannot be bound until the kernel has looked for another owner.
+        arguments.push("nodad");
+    }
+    ip(address, &arguments).await
 }
 
 async fn ip(address: IpAddr, arguments: &[&str]) -> Result<(), LinkError> {

@@ -28,6 +28,11 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(10);
 /// How often resolv.conf is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Questions without any answer in a row after which the servers count as gone.
+const GONE_AFTER: u32 = 3;
+/// While they are gone, one question in this time tries them; the others are told at once.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// Bounds of forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForwardLimits {
@@ -66,12 +71,41 @@ pub(crate) struct Forwarded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoAnswer;
 
+/// Whether the servers answer at all. Without it every foreign name takes seconds while the line is
+/// cut, and resolvers try such names before ours when they go through a search list.
+#[derive(Debug, Default)]
+struct Health {
+    silent: u32,
+    last: Option<Instant>,
+}
+
+impl Health {
+    /// Whether to send a question now.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        let wait =
+            self.silent >= GONE_AFTER && self.last.is_some_and(|last| now.duration_since(last) < PROBE);
+        if !wait {
+            self.last = Some(now);
+        }
+        !wait
+    }
+
+    fn answered(&mut self) {
+        self.silent = 0;
+    }
+
+    fn silence(&mut self) {
+        self.silent = self.silent.saturating_add(1);
+    }
+}
+
 type Flight = watch::Receiver<Option<Result<Arc<Found>, NoAnswer>>>;
 
 struct Inner {
     resolver: ArcSwap<Option<TokioResolver>>,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
+    health: Mutex<Health>,
     limits: ForwardLimits,
     metrics: DnsMetrics,
     tasks: Tasks,
@@ -93,6 +127,7 @@ impl Forwarder {
             resolver: ArcSwap::from_pointee(resolver(&usable(&servers, options.listen), &options.forward)),
             cache: Mutex::new(Cache::new(options.cache)),
             flights: Mutex::default(),
+            health: Mutex::default(),
             limits: options.forward,
             metrics,
             tasks,
@@ -165,7 +200,7 @@ impl Forwarder {
         if let Some(flight) = flights.get(key) {
             return Some(flight.clone());
         }
-        if flights.len() >= self.inner.limits.in_flight {
+        if flights.len() >= self.inner.limits.in_flight || !self.inner.health().may_ask(Instant::now()) {
             return None;
         }
         let (land, flight) = watch::channel(None);
@@ -188,11 +223,21 @@ impl Inner {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn ask(&self, key: &Key) -> Result<Found, NoAnswer> {
         let resolver = self.resolver.load_full();
         let Some(resolver) = &*resolver else { return Err(NoAnswer) };
         let name = Name::from(key.0.clone());
-        match tokio::time::timeout(self.limits.total, resolver.lookup(name, key.1)).await {
+        let result = tokio::time::timeout(self.limits.total, resolver.lookup(name, key.1)).await;
+        // A refusal is an answer too: the servers are there.
+        match &result {
+            Ok(Ok(_) | Err(NetError::Dns(_))) => self.health().answered(),
+            Ok(Err(_)) | Err(_) => self.health().silence(),
+        }
+        match result {
             Ok(Ok(lookup)) => {
                 let answers = lookup.answers().to_vec();
                 let code = lookup.message().metadata.response_code;
@@ -295,4 +340,23 @@ pub(crate) fn may_forward(kind: RecordType) -> bool {
         kind,
         RecordType::ANY | RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::ZERO
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_are_gone_are_tried_once_in_a_while() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        for _ in 0..GONE_AFTER {
+            assert!(health.may_ask(start));
+            health.silence();
+        }
+        assert!(!health.may_ask(start + PROBE / 2));
+        assert!(health.may_ask(start + PROBE));
+        assert!(!health.may_ask(start + PROBE + PROBE / 2));
+        health.answered();
+        assert!(health.may_ask(start + PROBE + PROBE / 2));
+    }
 }

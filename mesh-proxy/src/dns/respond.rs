@@ -68,6 +68,12 @@ impl Responder {
             let found = self.ask_mesh(&name, kind);
             let target = match found {
                 Answer::Cname(target) => target,
+                Answer::NotOurs if self.is_search_leftover(&name) => {
+                    return Reply {
+                        answers: chain,
+                        ..Reply::error(Outcome::MeshNxDomain, ResponseCode::NXDomain)
+                    };
+                }
                 Answer::NotOurs => return self.forward(chain, &name, kind).await,
                 Answer::Records(records) => {
                     let outcome = Outcome::Mesh;
@@ -109,6 +115,18 @@ impl Responder {
         let mut text = name.to_ascii();
         text.make_ascii_lowercase();
         dns::answer(&self.shared.tables.load(), &text, query)
+    }
+
+    /// A full name of ours with something behind it, such as `a.b.svc.cluster.local.example.com`:
+    /// what a resolver makes of our name and its search list before it tries the name itself. It
+    /// cannot exist, and asking for it would make our names as slow as the line to the outside.
+    fn is_search_leftover(&self, name: &Name) -> bool {
+        let tables = self.shared.tables.load();
+        let Some(domain) = full_name(&tables.mesh().cluster_domain) else { return false };
+        let ours: Vec<&[u8]> = std::iter::once(&b"svc"[..]).chain(domain.iter()).collect();
+        let labels: Vec<&[u8]> = name.iter().collect();
+        let same = |window: &[&[u8]]| window.iter().zip(&ours).all(|(a, b)| a.eq_ignore_ascii_case(b));
+        labels.windows(ours.len()).any(same)
     }
 
     fn add(&self, reply: &mut Reply, name: &Name, records: &[dns::Record]) {

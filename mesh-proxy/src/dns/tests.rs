@@ -3,6 +3,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_server::net::xfer::Protocol;
+use prometheus::Registry;
+
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use mesh_api::{Resource, model};
 use mesh_core::Change;
@@ -116,7 +119,7 @@ impl World {
         let upstream = Upstream::start(&tasks).await;
         options.upstreams = vec![upstream.address];
         let config = Config { node: "edge-a".into(), ..Config::default() };
-        let shared = Shared::new(Arc::new(config), prometheus::Registry::new());
+        let shared = Shared::new(Arc::new(config), Registry::new());
         let applied = shared.apply(mesh());
         assert_eq!(applied.rejected.len(), 0);
         let dns = start(&shared, options, &tasks).unwrap();
@@ -361,6 +364,95 @@ async fn a_slow_upstream_takes_no_place_from_names_of_the_mesh() {
 }
 
 #[tokio::test]
+async fn our_names_with_a_search_domain_behind_do_not_leave_the_node() {
+    let world = World::start().await;
+    for name in ["reviews.default.svc.cluster.local.example.com.", "x.Svc.cluster.LOCAL.corp."] {
+        let answer = world.ask(name, RecordType::A).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(world.upstream.queries.load(Ordering::SeqCst), 0);
+    assert_eq!(world.ask("svc.cluster.example.com.", RecordType::A).await.answers.len(), 1);
+}
+
+#[tokio::test]
+async fn while_the_upstream_is_gone_foreign_names_fail_fast() {
+    let world = World::start().await;
+    world.upstream.mode.store(1, Ordering::SeqCst);
+    for n in 0..3 {
+        let lost = world.ask(&format!("n{n}.example.com."), RecordType::A).await;
+        assert_eq!(lost.metadata.response_code, ResponseCode::ServFail);
+    }
+    // Only one in a second tries, and takes up to a second here.
+    let start = Instant::now();
+    for n in 0..100 {
+        world.ask(&format!("m{n}.example.com."), RecordType::A).await;
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    world.upstream.mode.store(0, Ordering::SeqCst);
+    let start = Instant::now();
+    while world.ask("back.example.com.", RecordType::A).await.answers.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(10), "the upstream is back, but not asked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn mutated_queries_of_all_kinds_never_panic() {
+    let world = World::start().await;
+    let metrics = DnsMetrics::register(&Registry::new()).unwrap();
+    let mut options = quick();
+    options.upstreams = vec![world.upstream.address];
+    // Nothing is sent: what would be forwarded fails at once.
+    options.forward.in_flight = 0;
+    let forwarder = Forwarder::new(&options, metrics.clone(), world.tasks.clone());
+    let handler = Handler::new(Responder::new(Arc::clone(&world.shared), forwarder), metrics, 1024);
+    let seeds: Vec<Vec<u8>> = [
+        query("reviews.default.svc.cluster.local.", RecordType::A, Some(1232)),
+        query("_http._tcp.reviews.default.svc.cluster.local.", RecordType::SRV, None),
+        query("10.0.96.10.in-addr.arpa.", RecordType::PTR, None),
+        query("db.default.svc.cluster.local.", RecordType::AAAA, Some(65535)),
+        query("loop-a.default.svc.cluster.local.", RecordType::CNAME, None),
+    ]
+    .into();
+    let from = "192.0.2.1:5353".parse().unwrap();
+    let (start, mut state, mut answered) = (Instant::now(), 0x5e1f_a9e5_u64, 0);
+    let mut next = |limit: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % limit.max(1) as u64) as usize
+    };
+    let mut rounds = 0;
+    while rounds < 100_000 && start.elapsed() < Duration::from_secs(10) {
+        rounds += 1;
+        let mut bytes = seeds[next(seeds.len())].clone();
+        for _ in 0..=next(5) {
+            let at = next(bytes.len());
+            match next(5) {
+                0 if !bytes.is_empty() => bytes[at] ^= 1 << next(8),
+                // Compression pointers, long labels, ends.
+                1 if !bytes.is_empty() => bytes[at] = [0xc0, 0x3f, 0x40, 0, 0xff][next(5)],
+                2 => bytes.truncate(at),
+                3 => bytes.insert(at, next(256) as u8),
+                _ => {
+                    let again = bytes[at..].to_vec();
+                    bytes.extend_from_slice(&again[..again.len().min(32)]);
+                }
+            }
+        }
+        for protocol in [Protocol::Udp, Protocol::Tcp] {
+            if let Some(answer) = wire::answer(&handler, bytes.clone(), from, protocol).await {
+                assert_eq!(answer[..2], bytes[..2], "the id comes back");
+                assert!(protocol == Protocol::Tcp || answer.len() <= 1232, "{} bytes", answer.len());
+                answered += 1;
+            }
+        }
+    }
+    println!("{rounds} queries, {answered} answers in {:?}", start.elapsed());
+    assert!(rounds > 500 && answered > rounds / 4);
+}
+
+#[tokio::test]
 async fn what_is_no_proper_query_is_refused_and_hurts_nobody() {
     let world = World::start().await;
     let name = "reviews.default.svc.cluster.local.";
@@ -451,7 +543,7 @@ async fn resolv_conf_is_followed() {
     let path = dir.path().join("resolv.conf");
     std::fs::write(&path, "search example.com\n").unwrap();
     let tasks = Tasks::new(Drain::new());
-    let shared = Shared::new(Arc::new(Config::default()), prometheus::Registry::new());
+    let shared = Shared::new(Arc::new(Config::default()), Registry::new());
     let options = DnsOptions { resolv_conf: path, ..quick() };
     let address = start(&shared, options, &tasks).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
