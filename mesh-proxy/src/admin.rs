@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use mesh_tunnel::Tunnel;
-use node_rt::{AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, json_response, text_response};
+use node_rt::{
+    AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, json_response,
+    text_response,
+};
 use serde_json::json;
 
 use crate::shared::Shared;
@@ -47,27 +50,48 @@ impl Admin {
         };
         AdminServer::new()
             .route("GET", "/", page(|_, _| text_response(StatusCode::OK, HELP)))
-            .route("GET", "/config_dump", page(|a, r| {
-                let part = query(r, "host").unwrap_or_default();
-                json_response(StatusCode::OK, &dump::config(&a.shared, &a.readiness, &part))
-            }))
-            .route("GET", "/clusters", page(|a, _| json_response(StatusCode::OK, &dump::clusters(&a.shared.tables.load()))))
+            .route(
+                "GET",
+                "/config_dump",
+                page(|a, r| {
+                    let part = query(r, "host").unwrap_or_default();
+                    json_response(StatusCode::OK, &dump::config(&a.shared, &a.readiness, &part))
+                }),
+            )
+            .route(
+                "GET",
+                "/clusters",
+                page(|a, _| json_response(StatusCode::OK, &dump::clusters(&a.shared.tables.load()))),
+            )
             .route("GET", "/peers", page(Self::peers))
             .route("GET", "/config", page(|a, _| json_response(StatusCode::OK, &*a.shared.config)))
-            .route("GET", "/ready", page(|a, _| {
-                let pending = a.readiness.pending();
-                let status = if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                json_response(status, &json!({ "ready": pending.is_empty(), "pending": pending }))
-            }))
-            .route("GET", "/log", page(|a, _| {
-                let current = a.log.as_ref().map(LogControl::current).unwrap_or_default();
-                text_response(StatusCode::OK, current + "\n")
-            }))
+            .route(
+                "GET",
+                "/ready",
+                page(|a, _| {
+                    let pending = a.readiness.pending();
+                    let status =
+                        if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                    json_response(status, &json!({ "ready": pending.is_empty(), "pending": pending }))
+                }),
+            )
+            .route(
+                "GET",
+                "/log",
+                page(|a, _| {
+                    let current = a.log.as_ref().map(LogControl::current).unwrap_or_default();
+                    text_response(StatusCode::OK, current + "\n")
+                }),
+            )
             .route("POST", "/log", page(Self::set_log))
-            .route("POST", "/drain", page(|a, _| {
-                a.drain.begin(Reason::Requested("admin request"));
-                text_response(StatusCode::ACCEPTED, "draining\n")
-            }))
+            .route(
+                "POST",
+                "/drain",
+                page(|a, _| {
+                    a.drain.begin(Reason::Requested("admin request"));
+                    text_response(StatusCode::ACCEPTED, "draining\n")
+                }),
+            )
             .health(this.readiness.clone())
             .metrics(this.shared.metrics.clone())
     }

@@ -215,7 +215,15 @@ fn with_own_sockets(config: &Config) -> Config {
         config.outbound.mark = Some(DEFAULT_MARK);
     }
     let l = &config.listen;
-    let all = [Some(l.outbound), Some(l.inbound), Some(l.tunnel), Some(l.admin), Some(l.metrics), Some(l.health), l.proxy];
+    let all = [
+        Some(l.outbound),
+        Some(l.inbound),
+        Some(l.tunnel),
+        Some(l.admin),
+        Some(l.metrics),
+        Some(l.health),
+        l.proxy,
+    ];
     config.outbound.own_ports = all.into_iter().flatten().map(|a| a.port()).filter(|p| *p != 0).collect();
     config
 }
@@ -253,9 +261,11 @@ fn data_side(
 ) -> Result<(Arc<outbound::Shared>, Arc<Inbound>), StartError> {
     let config = &shared.config;
     let telemetry = Arc::new(Telemetry::new(&shared.metrics, config.telemetry.clone())?);
-    let access_log = AccessLog::start(&config.access_log, std::io::stdout()).map_err(system("the access log"))?;
+    let access_log =
+        AccessLog::start(&config.access_log, std::io::stdout()).map_err(system("the access log"))?;
     let (node, tables) = (shared.node.clone(), shared.tables.clone());
-    let mut out = outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
+    let mut out =
+        outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
     out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
     out.access_log = access_log.clone();
     let own = InboundConfig {
@@ -282,7 +292,7 @@ impl Running {
             cancel_for: CANCEL_FOR,
         };
         let report = drain.run(stages, readiness, tasks).await;
-        self.store.flush().await;
+        self.store.close().await;
         self.tunnel.close().await;
         let workers = self.workers;
         let stuck_threads = tokio::task::spawn_blocking(move || workers.join(CANCEL_FOR)).await.unwrap_or(0);

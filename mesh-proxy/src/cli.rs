@@ -8,8 +8,8 @@ use crate::config::{Config, ENV_PREFIX};
 
 /// The edge mesh data plane: DNS, capture, L4 and L7 routing, tunnel.
 ///
-/// Every setting can come from the file, from the environment (MESH_PROXY_ and the key in upper case, `__` for dots:
-/// MESH_PROXY_LISTEN__TUNNEL) or from `--set`; `--print-config` shows the result.
+/// Every setting can come from the file, from the environment (`dns.listen` is MESH_PROXY_DNS__LISTEN, `stateDir` is
+/// MESH_PROXY_STATE_DIR) or from `--set`; `--print-config` shows the result.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-proxy", version)]
 struct Args {
@@ -97,14 +97,13 @@ pub fn parse() -> Parsed {
 fn flags(args: &Args) -> Result<Vec<(String, String)>, String> {
     let named = [
         ("node", &args.node),
-        ("state_dir", &args.state_dir),
+        ("stateDir", &args.state_dir),
         ("controller", &args.controller),
-        ("join_token", &args.join_token),
+        ("joinToken", &args.join_token),
         ("workers", &args.workers),
-        ("log_level", &args.log_level),
+        ("logLevel", &args.log_level),
     ];
-    let mut out: Vec<_> =
-        named.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v.clone()?))).collect();
+    let mut out: Vec<_> = named.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v.clone()?))).collect();
     for text in &args.set {
         let (key, value) = text.split_once('=').ok_or_else(|| text.clone())?;
         out.push((key.to_owned(), value.to_owned()));

@@ -15,18 +15,21 @@ use crate::{
 
 /// The proxy's configuration: file, then environment (`MESH_PROXY_*`), then flags.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
     /// This node's name, as the mesh knows it.
     pub node: String,
     /// Where key, certificate and snapshot are kept.
+    #[serde(alias = "state_dir")]
     pub state_dir: PathBuf,
     /// `host:port` of the controller; several are separated by commas and tried in turn. Empty = those of the join
     /// token, and without one only the snapshot.
     pub controller: String,
     /// Join token, or `@FILE`. Needed until the first certificate is there.
+    #[serde(alias = "join_token")]
     pub join_token: Secret<String>,
     /// Trust domain of the mesh that this node joins.
+    #[serde(alias = "trust_domain")]
     pub trust_domain: String,
     /// Data-plane threads; 0 = one for each core.
     pub workers: usize,
@@ -41,12 +44,16 @@ pub struct Config {
     /// Addresses at which other nodes reach this one; empty = those of the interfaces.
     pub advertise: Vec<IpAddr>,
     /// Seconds that connections get to end when the process stops.
+    #[serde(alias = "drain_seconds")]
     pub drain_seconds: u64,
     /// `text` or `json`.
+    #[serde(alias = "log_format")]
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug`, or filters such as `info,mesh_proxy::dns=debug`.
+    #[serde(alias = "log_level")]
     pub log_level: String,
     /// Access log, on standard output.
+    #[serde(alias = "access_log")]
     pub access_log: AccessLogConfig,
     /// Bounds of the metrics.
     pub telemetry: TelemetryConfig,
@@ -54,7 +61,7 @@ pub struct Config {
 
 /// Addresses of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ListenConfig {
     /// Captured connections.
     pub outbound: SocketAddr,
@@ -74,7 +81,7 @@ pub struct ListenConfig {
 
 /// The DNS server's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct DnsConfig {
     /// Serve DNS at all.
     pub enabled: bool,
@@ -86,7 +93,7 @@ pub struct DnsConfig {
 
 /// Redirection of traffic to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CaptureConfig {
     /// Write nftables rules. Needs NET_ADMIN.
     pub enabled: bool,
@@ -98,7 +105,7 @@ pub struct CaptureConfig {
     pub pod_dns: bool,
 }
 
-/// Environment variables are `MESH_PROXY_` and the key in upper case, with `__` for the dots.
+/// Environment variables are this and the key in upper case, with `_` between words and `__` for dots.
 pub const ENV_PREFIX: &str = "MESH_PROXY_";
 
 impl Default for Config {
@@ -185,13 +192,15 @@ impl Validate for Config {
             bad("node", &self.node, "is not a node name (lower-case letters, digits, '-' and '.')");
         }
         if self.state_dir.as_os_str().is_empty() {
-            bad("state_dir", &"", "is empty");
+            bad("stateDir", &"", "is empty");
         }
         if self.trust_domain.is_empty() || !self.trust_domain.bytes().all(label) {
-            bad("trust_domain", &self.trust_domain, "is not a trust domain");
+            bad("trustDomain", &self.trust_domain, "is not a trust domain");
         }
         for controller in self.controllers() {
-            let port = controller.rsplit_once(':').and_then(|(host, p)| (!host.is_empty()).then(|| p.parse::<u16>()));
+            let port = controller
+                .rsplit_once(':')
+                .and_then(|(host, p)| (!host.is_empty()).then(|| p.parse::<u16>()));
             if !matches!(port, Some(Ok(1..))) {
                 bad("controller", &controller, "is not host:port");
             }
@@ -200,7 +209,11 @@ impl Validate for Config {
             bad("workers", &self.workers, "is more than 64");
         }
         if !self.listen.admin.ip().is_loopback() {
-            bad("listen.admin", &self.listen.admin, "is not a loopback address: the admin pages change the proxy");
+            bad(
+                "listen.admin",
+                &self.listen.admin,
+                "is not a loopback address: the admin pages change the proxy",
+            );
         }
         if let Some(Err(reason)) = self.listen.proxy.map(check_proxy_address) {
             bad("listen.proxy", &"", &reason);
@@ -208,17 +221,19 @@ impl Validate for Config {
         for (key, reason) in self.outbound.validate() {
             bad(&format!("outbound.{key}"), &"", &reason);
         }
-        if self.capture.table.is_empty() || !self.capture.table.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        if self.capture.table.is_empty()
+            || !self.capture.table.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
             bad("capture.table", &self.capture.table, "is not a table name (letters, digits and '_')");
         }
         if self.drain_seconds > 3600 {
-            bad("drain_seconds", &self.drain_seconds, "is more than an hour");
+            bad("drainSeconds", &self.drain_seconds, "is more than an hour");
         }
         if self.dns.upstreams.contains(&self.dns.listen) {
             bad("dns.upstreams", &self.dns.listen, "is the DNS server itself");
         }
         for reason in self.access_log.validate() {
-            out.push(ConfigProblem::new("access_log", "", reason));
+            out.push(ConfigProblem::new("accessLog", "", reason));
         }
         out.extend(self.shared_ports());
         out
@@ -292,14 +307,22 @@ mod tests {
             &[],
         )
         .unwrap_err();
-        for part in ["node", "admin", "controller", "metrics", "also the address of listen.outbound", "typo", "workers"] {
+        for part in [
+            "node",
+            "admin",
+            "controller",
+            "metrics",
+            "also the address of listen.outbound",
+            "typo",
+            "workers",
+        ] {
             assert!(e.contains(part), "{part} is missing in: {e}");
         }
     }
 
     #[test]
     fn a_token_is_never_printed() {
-        let c = load("node: a\njoin_token: selvage1.secret\n", &[], &[]).unwrap();
+        let c = load("node: a\njoinToken: selvage1.secret\n", &[], &[]).unwrap();
         assert_eq!(c.join_token.expose(), "selvage1.secret");
         assert!(!serde_saphyr::to_string(&c).unwrap().contains("secret\""));
         assert!(!format!("{c:?}").contains("selvage1"));

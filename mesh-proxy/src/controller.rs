@@ -100,7 +100,12 @@ pub async fn report(channel: Channel, request: ReportRequest) -> Result<ReportRe
     unary(channel, "report", "/selvage.mesh.v1.NodeAgent/Report", request).await
 }
 
-async fn unary<Q, A>(channel: Channel, call: &'static str, path: &'static str, request: Q) -> Result<A, CallError>
+async fn unary<Q, A>(
+    channel: Channel,
+    call: &'static str,
+    path: &'static str,
+    request: Q,
+) -> Result<A, CallError>
 where
     Q: prost::Message + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,

@@ -44,13 +44,19 @@ impl Metrics {
     fn new(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
         use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
         let m = Self {
-            connected: IntGauge::new("selvage_discovery_connected", "1 while the controller's stream is open")?,
+            connected: IntGauge::new(
+                "selvage_discovery_connected",
+                "1 while the controller's stream is open",
+            )?,
             last_update: IntGauge::new(
                 "selvage_discovery_last_update_seconds",
                 "Last answer of the controller, seconds since 1970",
             )?,
             responses: IntCounter::new("selvage_discovery_responses_total", "Answers of the controller")?,
-            failures: IntCounter::new("selvage_discovery_failures_total", "Streams that failed or did not open")?,
+            failures: IntCounter::new(
+                "selvage_discovery_failures_total",
+                "Streams that failed or did not open",
+            )?,
             refused: IntCounterVec::new(
                 Opts::new("selvage_discovery_refused_total", "Resources that were refused"),
                 &["type"],
@@ -113,7 +119,12 @@ impl Discovery {
         let applied = self.shared.apply(changes);
         for r in &applied.rejected {
             // Written by an older program, perhaps: the controller sends it again.
-            tracing::warn!(kind = r.kind.as_str(), name = r.name, reason = r.reason, "stored resource is refused");
+            tracing::warn!(
+                kind = r.kind.as_str(),
+                name = r.name,
+                reason = r.reason,
+                "stored resource is refused"
+            );
             if let Some(v) = self.versions.get_mut(&r.kind) {
                 v.remove(&r.name);
             }
@@ -137,7 +148,10 @@ impl Discovery {
     fn count(&self) {
         for kind in ResourceType::ALL {
             let n = self.versions.get(&kind).map_or(0, BTreeMap::len);
-            self.metrics.resources.with_label_values(&[kind.as_str()]).set(i64::try_from(n).unwrap_or(i64::MAX));
+            self.metrics
+                .resources
+                .with_label_values(&[kind.as_str()])
+                .set(i64::try_from(n).unwrap_or(i64::MAX));
         }
     }
 

@@ -88,7 +88,10 @@ pub struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("tunnel_key", &self.tunnel_key).field("tls", &self.tls).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("tunnel_key", &self.tunnel_key)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Loaded {
 
 enum Command {
     Write(Vec<Write>, bool, oneshot::Sender<bool>),
-    Flush(oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
 }
 
 /// Handle on the thread that writes. Clones share it.
@@ -89,7 +89,10 @@ impl StoreMetrics {
 
 impl Store {
     /// Opens the database of a state directory, or goes on without one, and starts its thread.
-    pub fn open(state_dir: &Path, registry: &prometheus::Registry) -> Result<(Self, Loaded), prometheus::Error> {
+    pub fn open(
+        state_dir: &Path,
+        registry: &prometheus::Registry,
+    ) -> Result<(Self, Loaded), prometheus::Error> {
         let metrics = Arc::new(StoreMetrics::new(registry)?);
         let path = state_dir.join("snapshot.db");
         let (database, loaded) = match Database::open_or_replace(&path) {
@@ -104,7 +107,8 @@ impl Store {
             }
         };
         let (commands, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { path, database, pending: database::Pending::default(), metrics: metrics.clone() };
+        let writer =
+            Writer { path, database, pending: database::Pending::default(), metrics: metrics.clone() };
         let started = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.run(queue));
         if let Err(error) = started {
             tracing::error!(%error, "no thread for the snapshot store: going on from memory");
@@ -121,10 +125,10 @@ impl Store {
         sent && wait.await.unwrap_or(false)
     }
 
-    /// Waits until everything sent so far has been tried.
-    pub async fn flush(&self) {
+    /// Waits until everything sent so far has been tried and the file is closed. What is sent later is not written.
+    pub async fn close(&self) {
         let (done, wait) = oneshot::channel();
-        if self.commands.send(Command::Flush(done)).await.is_ok() {
+        if self.commands.send(Command::Close(done)).await.is_ok() {
             let _ended = wait.await;
         }
     }
@@ -164,8 +168,11 @@ impl Writer {
                     self.pending.add(writes, complete);
                     let _caller_gone = done.send(self.write());
                 }
-                Ok(Some(Command::Flush(done))) => {
+                Ok(Some(Command::Close(done))) => {
+                    self.write();
+                    drop(self.database.take());
                     let _caller_gone = done.send(());
+                    return;
                 }
                 Err(_) => {
                     self.write();

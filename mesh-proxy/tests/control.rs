@@ -56,7 +56,9 @@ async fn a_node_joins_follows_and_goes_on_without_the_controller() {
         let took = proxy
             .until("the rule is here", |t| {
                 t.service("web.default.svc.cluster.local").is_some_and(|s| {
-                    s.virtual_hosts.iter().any(|v| format!("{:?}", v.http[0].action).contains(&format!("{version:?}")))
+                    s.virtual_hosts
+                        .iter()
+                        .any(|v| format!("{:?}", v.http[0].action).contains(&format!("{version:?}")))
                 })
             })
             .await;
@@ -71,7 +73,9 @@ async fn a_node_joins_follows_and_goes_on_without_the_controller() {
     assert_eq!(dump["services"][0]["endpoints"].as_array().unwrap().len(), 2);
 
     // This node is in the registry, with addresses: its report came back as a resource.
-    proxy.until("this node's registry entry", |t| t.node("edge-a").is_some_and(|n| !n.peer_id.is_empty())).await;
+    proxy
+        .until("this node's registry entry", |t| t.node("edge-a").is_some_and(|n| !n.peer_id.is_empty()))
+        .await;
 
     // The controller is gone: nothing changes.
     controller.down().await;

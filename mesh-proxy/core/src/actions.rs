@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use crate::{
+    Client,
     client::{Dice, DiceKind, RequestView},
     cluster::Cluster,
     decide::HttpDecision,
@@ -12,7 +13,6 @@ use crate::{
     route::{Cors, HeaderOp, HttpRule, Mirror, Redirect, RedirectPort, RouteMatch, WeightedDestination},
     strings::StringMatcher,
     tables::{MeshSettings, Tables},
-    Client,
 };
 
 /// A failure that a rule injects.
@@ -121,8 +121,8 @@ fn cors<'t>(c: &'t Cors, request: &impl RequestView) -> CorsOutcome<'t> {
     });
     let Some(origin) = origin else { return CorsOutcome::None };
     let allowed = c.allow_origins.iter().any(|m| m.matches(&origin));
-    let preflight =
-        request.method() == "OPTIONS" && request.header_values("access-control-request-method", &mut |_| true);
+    let preflight = request.method() == "OPTIONS"
+        && request.header_values("access-control-request-method", &mut |_| true);
     match (preflight, allowed) {
         (true, false) if c.ignore_unmatched_preflights => return CorsOutcome::Preflight(Vec::new()),
         (_, false) => return CorsOutcome::None,
@@ -219,7 +219,8 @@ impl Tables {
         port: u16,
         dice: &mut impl Dice,
     ) -> impl Iterator<Item = &'t Arc<Cluster>> {
-        rule.mirrors(dice).filter_map(move |to| self.cluster_of(client, to, port, client.gateway.is_some()).ok())
+        rule.mirrors(dice)
+            .filter_map(move |to| self.cluster_of(client, to, port, client.gateway.is_some()).ok())
     }
 }
 

@@ -75,7 +75,8 @@ impl Balancer {
             (panic || !s.outlier.is_ejected(how.now)) && !how.exclude.contains(&cluster.endpoints[i].addr)
         };
         let wanted = |s: &State, i: usize| usable(s, i) && !s.avoided(how.now);
-        let picked = self.choose(cluster, how, dice, &wanted).or_else(|| self.choose(cluster, how, dice, &usable))?;
+        let picked =
+            self.choose(cluster, how, dice, &wanted).or_else(|| self.choose(cluster, how, dice, &usable))?;
         let state = &mut self.states[picked];
         if state.failures > 0 && !state.avoided(how.now) {
             state.avoid_until = Some(how.now + TRIAL);
@@ -122,7 +123,8 @@ impl Balancer {
 
     /// Whether the endpoint is avoided or ejected at the moment.
     pub fn is_unhealthy(&self, addr: SocketAddr, now: Instant) -> bool {
-        self.position(addr).is_some_and(|i| self.states[i].avoided(now) || self.states[i].outlier.is_ejected(now))
+        self.position(addr)
+            .is_some_and(|i| self.states[i].avoided(now) || self.states[i].outlier.is_ejected(now))
     }
 
     fn position(&self, addr: SocketAddr) -> Option<usize> {
@@ -162,7 +164,8 @@ impl Balancer {
     fn in_panic(&self, cluster: &Cluster, now: Instant) -> bool {
         let Some(policy) = &cluster.policy.outlier else { return false };
         let healthy = self.states.len() - self.ejected(now);
-        policy.min_health_percent > 0 && healthy * 100 < self.states.len() * policy.min_health_percent as usize
+        policy.min_health_percent > 0
+            && healthy * 100 < self.states.len() * policy.min_health_percent as usize
     }
 
     fn choose(

@@ -1,9 +1,6 @@
 //! The endpoints behind one destination, with the policy that applies to them.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     endpoint::{EndpointEntry, EndpointSet},
@@ -164,7 +161,12 @@ fn compile_one(
     }
 }
 
-fn select(def: &ServiceDef, set: &EndpointSet, port: u16, subset: Option<&SubsetEntry>) -> Box<[ClusterEndpoint]> {
+fn select(
+    def: &ServiceDef,
+    set: &EndpointSet,
+    port: u16,
+    subset: Option<&SubsetEntry>,
+) -> Box<[ClusterEndpoint]> {
     let in_subset = |e: &EndpointEntry| {
         subset.is_none_or(|s| s.labels.iter().all(|(k, v)| label(e, k) == Some(v.as_str())))
     };

@@ -197,9 +197,11 @@ impl Tables {
             (0, _) => called,
             (port, _) => port,
         };
-        service
-            .and_then(|s| s.cluster(client, &to.subset, port))
-            .ok_or(Missing { host: &to.host, subset: &to.subset, port })
+        service.and_then(|s| s.cluster(client, &to.subset, port)).ok_or(Missing {
+            host: &to.host,
+            subset: &to.subset,
+            port,
+        })
     }
 
     /// Decides a connection to an address.
@@ -246,8 +248,7 @@ impl Tables {
     }
 
     fn unknown_address(&self) -> L4Decision<'_> {
-        let outcome =
-            if self.mesh().registry_only { L4Outcome::Blackhole } else { L4Outcome::Passthrough };
+        let outcome = if self.mesh().registry_only { L4Outcome::Blackhole } else { L4Outcome::Passthrough };
         L4Decision { service: None, virtual_host: None, destinations: None, rule_index: None, outcome }
     }
 

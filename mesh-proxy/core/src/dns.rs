@@ -76,7 +76,8 @@ pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
     if let Some(service) = tables.service(name).filter(|s| s.kind != ServiceKind::RouteOnly) {
         return of_service(service, query);
     }
-    let ours = name.strip_suffix(&*tables.mesh().cluster_domain).is_some_and(|p| p.is_empty() || p.ends_with('.'));
+    let ours =
+        name.strip_suffix(&*tables.mesh().cluster_domain).is_some_and(|p| p.is_empty() || p.ends_with('.'));
     if let Some(found) = below(tables, name, query) {
         return found;
     }
@@ -93,8 +94,11 @@ fn is_inner(tables: &Tables, name: &str) -> bool {
     if name == domain || name.strip_suffix(domain) == Some("svc.") {
         return true;
     }
-    let Some(namespace) = name.strip_suffix(domain).and_then(|n| n.strip_suffix(".svc.")) else { return false };
-    !namespace.contains('.') && tables.services().any(|s| *s.namespace == *namespace && s.host.ends_with(name))
+    let Some(namespace) = name.strip_suffix(domain).and_then(|n| n.strip_suffix(".svc.")) else {
+        return false;
+    };
+    !namespace.contains('.')
+        && tables.services().any(|s| *s.namespace == *namespace && s.host.ends_with(name))
 }
 
 fn of_service(s: &ServiceEntry, query: QueryType) -> Answer {

@@ -18,7 +18,11 @@ pub(crate) fn service(name: &str, namespace: &str, vip: &str, ports: &[u32]) -> 
         vips: vec![vip.into()],
         ports: ports
             .iter()
-            .map(|n| model::Port { number: *n, name: format!("p{n}"), protocol: model::Protocol::Http as i32 })
+            .map(|n| model::Port {
+                number: *n,
+                name: format!("p{n}"),
+                protocol: model::Protocol::Http as i32,
+            })
             .collect(),
         ..Default::default()
     }

@@ -81,7 +81,9 @@ impl Tables {
     ) -> Option<&Arc<ServiceEntry>> {
         self.find_host(authority, namespace, |s| match s.kind {
             ServiceKind::RouteOnly => port == 80,
-            ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::ExternalName => s.port(port).is_some(),
+            ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::ExternalName => {
+                s.port(port).is_some()
+            }
         })
     }
 
@@ -109,11 +111,17 @@ impl Tables {
             _ => None,
         };
         let short = full.and_then(|f| self.service(f.as_str())).filter(|s| accept(s));
-        short.or_else(|| self.headless_member(name.as_str(), &accept)).or_else(|| self.wildcard(name.as_str(), &accept))
+        short
+            .or_else(|| self.headless_member(name.as_str(), &accept))
+            .or_else(|| self.wildcard(name.as_str(), &accept))
     }
 
     /// `anything.s.ns.svc…` of a headless service.
-    fn headless_member(&self, host: &str, accept: &impl Fn(&ServiceEntry) -> bool) -> Option<&Arc<ServiceEntry>> {
+    fn headless_member(
+        &self,
+        host: &str,
+        accept: &impl Fn(&ServiceEntry) -> bool,
+    ) -> Option<&Arc<ServiceEntry>> {
         let domain = self.mesh().cluster_domain.as_str();
         let (_, parent) = host.split_once('.')?;
         let full = match parent.bytes().filter(|b| *b == b'.').count() {

@@ -70,7 +70,8 @@ impl OutlierState {
         self.consecutive_5xx = 0;
         self.consecutive_gateway = 0;
         self.ejections += 1;
-        let time = policy.base_ejection.saturating_mul(self.ejections).min(MAX_EJECTION.max(policy.base_ejection));
+        let time =
+            policy.base_ejection.saturating_mul(self.ejections).min(MAX_EJECTION.max(policy.base_ejection));
         self.ejected_until = Some(now + time);
     }
 

@@ -169,10 +169,14 @@ impl RetryPolicy {
             TryResult::Grpc(_) => return false,
             TryResult::RateLimited => C::RATE_LIMITED,
             // No answer at all counts as a 5xx, as that is what the caller would get.
-            TryResult::ConnectFailure => {
-                C::CONNECT_FAILURE.and(C::SERVER_ERROR).and(C::GATEWAY_ERROR).and(C::RESET).and(C::RESET_BEFORE_REQUEST)
+            TryResult::ConnectFailure => C::CONNECT_FAILURE
+                .and(C::SERVER_ERROR)
+                .and(C::GATEWAY_ERROR)
+                .and(C::RESET)
+                .and(C::RESET_BEFORE_REQUEST),
+            TryResult::RefusedStream => {
+                C::REFUSED_STREAM.and(C::SERVER_ERROR).and(C::GATEWAY_ERROR).and(C::RESET)
             }
-            TryResult::RefusedStream => C::REFUSED_STREAM.and(C::SERVER_ERROR).and(C::GATEWAY_ERROR).and(C::RESET),
             TryResult::Reset { before_request: true } => {
                 C::RESET.and(C::SERVER_ERROR).and(C::GATEWAY_ERROR).and(C::RESET_BEFORE_REQUEST)
             }

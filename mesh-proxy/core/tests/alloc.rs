@@ -108,7 +108,10 @@ fn mesh(endpoints: usize, lb: model::load_balancer::Simple) -> Tables {
     }
     let by_header = model::HttpMatch {
         uri: string(Kind::Regex("/users/[0-9]+".into())),
-        headers: vec![model::NamedMatch { name: "end-user".into(), r#match: string(Kind::Exact("jason".into())) }],
+        headers: vec![model::NamedMatch {
+            name: "end-user".into(),
+            r#match: string(Kind::Exact("jason".into())),
+        }],
         ..Default::default()
     };
     http.push(rule(1000, vec![by_header]));
@@ -165,7 +168,8 @@ fn dice() -> impl FnMut(DiceKind) -> f64 {
 }
 
 fn requests() -> Vec<(Request, u32)> {
-    let r = |path: &str| Request { authority: "web", path: path.into(), headers: vec![("end-user", "jason")] };
+    let r =
+        |path: &str| Request { authority: "web", path: path.into(), headers: vec![("end-user", "jason")] };
     vec![
         (r("/exact/item-0000/view"), 0),
         (r("/exact/item-0998/view?q=1"), 998),

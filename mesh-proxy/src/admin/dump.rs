@@ -35,7 +35,9 @@ pub(super) fn config(shared: &Shared, readiness: &Readiness, part: &str) -> Valu
 /// All clusters.
 pub(super) fn clusters(tables: &Tables) -> Value {
     let mut all: Vec<_> = tables.services().flat_map(|s| s.clusters()).collect();
-    all.sort_by(|a, b| (&a.key.host, a.key.port, &a.key.subset).cmp(&(&b.key.host, b.key.port, &b.key.subset)));
+    all.sort_by(|a, b| {
+        (&a.key.host, a.key.port, &a.key.subset).cmp(&(&b.key.host, b.key.port, &b.key.subset))
+    });
     all.iter().map(|c| cluster(c)).collect()
 }
 

@@ -51,7 +51,12 @@ impl Stock {
     }
 
     /// One listener for each worker, and what is left of more workers before: connections may wait in them.
-    fn for_workers(&mut self, what: &'static str, address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, StartError> {
+    fn for_workers(
+        &mut self,
+        what: &'static str,
+        address: SocketAddr,
+        workers: usize,
+    ) -> Result<Vec<TcpListener>, StartError> {
         let mut out = Vec::with_capacity(workers);
         for i in 0.. {
             match self.tcp(&format!("{what}/{i}"), address) {
@@ -59,7 +64,8 @@ impl Stock {
                 None if i >= workers => break,
                 // With port 0 the first one decides for all.
                 None => {
-                    let address = out.first().and_then(|l: &TcpListener| l.local_addr().ok()).unwrap_or(address);
+                    let address =
+                        out.first().and_then(|l: &TcpListener| l.local_addr().ok()).unwrap_or(address);
                     out.push(bind(what, address)?);
                 }
             }

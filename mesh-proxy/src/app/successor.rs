@@ -28,7 +28,12 @@ pub(super) fn take_over(state_dir: &Path) -> (Vec<Inherited>, Option<Successor>)
 }
 
 /// Offers our sockets until the drain begins. Once a successor serves them, we drain.
-pub(super) fn offer(state_dir: &Path, sockets: Vec<(String, OwnedFd)>, capture: Option<Capture>, tasks: &Tasks) {
+pub(super) fn offer(
+    state_dir: &Path,
+    sockets: Vec<(String, OwnedFd)>,
+    capture: Option<Capture>,
+    tasks: &Tasks,
+) {
     let (drain, path) = (tasks.drain().clone(), state_dir.join(SOCKET));
     tasks.spawn("handover", async move {
         let borrowed: Vec<_> = sockets.iter().map(|(n, fd)| (n.clone(), fd.as_fd())).collect();

@@ -36,7 +36,11 @@ pub(super) async fn start(
             }
             Err(StartError::Listen { .. }) if attempts > 0 => tokio::time::sleep(RELEASE.1).await,
             Err(StartError::Listen { address, reason }) if takes_over && tunnel.listen.len() > 1 => {
-                tracing::warn!(address, reason, "tunnel serves TCP only: the process before us holds the port");
+                tracing::warn!(
+                    address,
+                    reason,
+                    "tunnel serves TCP only: the process before us holds the port"
+                );
                 tunnel.listen.truncate(1);
                 attempts = 1;
             }

@@ -113,7 +113,8 @@ async fn run(seat: Seat, drain: Drain) {
     if let Some(acceptor) = seat.acceptor {
         tokio::task::spawn_local(seat.inbound.run(acceptor, drain.clone()));
     }
-    let listeners = Listeners { captured: to_tokio(seat.captured), proxy: to_tokio(seat.proxy), fixed: Vec::new() };
+    let listeners =
+        Listeners { captured: to_tokio(seat.captured), proxy: to_tokio(seat.proxy), fixed: Vec::new() };
     outbound::Worker::run(seat.outbound, listeners, drain).await;
 }
 

@@ -42,7 +42,11 @@ impl Session {
         let (requests, queue) = mpsc::channel(QUEUE);
         for kind in ResourceType::ALL {
             let request = DeltaDiscoveryRequest {
-                node: Some(Node { id: node.to_owned(), user_agent_name: "mesh-proxy".to_owned(), ..Node::default() }),
+                node: Some(Node {
+                    id: node.to_owned(),
+                    user_agent_name: "mesh-proxy".to_owned(),
+                    ..Node::default()
+                }),
                 type_url: kind.url().to_owned(),
                 resource_names_subscribe: vec!["*".to_owned()],
                 initial_resource_versions: versions.get(&kind).cloned().unwrap_or_default(),
@@ -69,7 +73,11 @@ impl Session {
         addresses: &mut watch::Receiver<Vec<String>>,
     ) -> Result<(), Error> {
         addresses.mark_changed();
-        let mut reporting = std::pin::pin!(report_forever(self.channel.clone(), discovery.shared.node.to_string(), addresses.clone()));
+        let mut reporting = std::pin::pin!(report_forever(
+            self.channel.clone(),
+            discovery.shared.node.to_string(),
+            addresses.clone()
+        ));
         let mut settled = false;
         loop {
             let waits_for_quiet = !settled && self.unanswered.is_empty();
@@ -93,7 +101,11 @@ impl Session {
         }
     }
 
-    async fn on_response(&mut self, discovery: &mut Discovery, response: DeltaDiscoveryResponse) -> Result<(), Error> {
+    async fn on_response(
+        &mut self,
+        discovery: &mut Discovery,
+        response: DeltaDiscoveryResponse,
+    ) -> Result<(), Error> {
         let Some(kind) = ResourceType::from_url(&response.type_url) else {
             let reason = format!("type {:?} is not known here", response.type_url);
             return self.answer(response.type_url, response.nonce, Some(reason)).await;
@@ -120,8 +132,11 @@ impl Session {
 async fn report_forever(channel: Channel, node: String, mut addresses: watch::Receiver<Vec<String>>) {
     loop {
         let now = addresses.borrow_and_update().clone();
-        let request =
-            ReportRequest { node: node.clone(), addresses: now, version: env!("CARGO_PKG_VERSION").to_owned() };
+        let request = ReportRequest {
+            node: node.clone(),
+            addresses: now,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
         if let Err(error) = controller::report(channel.clone(), request).await {
             tracing::warn!(error = %crate::chain(&error), "the controller did not take this node's addresses");
             tokio::time::sleep(REPORT_AGAIN).await;
@@ -165,7 +180,12 @@ impl Discovery {
         self.note(kind, &writes, &applied);
         for (name, reason) in &refused {
             self.metrics.refused.with_label_values(&[kind.as_str()]).inc();
-            tracing::warn!(kind = kind.as_str(), name, reason, "resource is refused; the last good one stays");
+            tracing::warn!(
+                kind = kind.as_str(),
+                name,
+                reason,
+                "resource is refused; the last good one stays"
+            );
         }
         (refusal(&refused), writes)
     }

@@ -198,7 +198,10 @@ impl Keeper {
         }
         let token = JoinToken::parse(&text)?;
         if token.node.as_str() != self.config.node {
-            return Err(IdentityError::WrongNode { token: token.node.to_string(), node: self.config.node.clone() });
+            return Err(IdentityError::WrongNode {
+                token: token.node.to_string(),
+                node: self.config.node.clone(),
+            });
         }
         Ok((text, token))
     }

@@ -63,10 +63,13 @@ impl StoreError {
     }
 }
 
+/// Version and content.
+type Versioned = (String, Vec<u8>);
+
 /// Changes that are not on the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    changes: BTreeMap<(ResourceType, String), Option<(String, Vec<u8>)>>,
+    changes: BTreeMap<(ResourceType, String), Option<Versioned>>,
     complete: bool,
 }
 
@@ -161,7 +164,10 @@ impl Database {
 
     fn load(&self) -> Result<Loaded, StoreError> {
         let mut out = Loaded::default();
-        let mut query = self.sql("read", self.connection.prepare("SELECT name, version, sum, value FROM resource WHERE type = ?1"))?;
+        let mut query = self.sql(
+            "read",
+            self.connection.prepare("SELECT name, version, sum, value FROM resource WHERE type = ?1"),
+        )?;
         for kind in ResourceType::ALL {
             let mut rows = self.sql("read", query.query(params![kind.as_str()]))?;
             while let Some(row) = self.sql("read", rows.next())? {
@@ -176,11 +182,14 @@ impl Database {
                 out.resources.push(Stored { version, resource });
             }
         }
-        let complete = self.connection.query_row("SELECT value FROM meta WHERE key = 'complete'", [], |_| Ok(()));
+        let complete =
+            self.connection.query_row("SELECT value FROM meta WHERE key = 'complete'", [], |_| Ok(()));
         out.complete = match complete {
             Ok(()) => true,
             Err(rusqlite::Error::QueryReturnedNoRows) => false,
-            Err(source) => return Err(StoreError::Sql { operation: "read", path: self.path.clone(), source }),
+            Err(source) => {
+                return Err(StoreError::Sql { operation: "read", path: self.path.clone(), source });
+            }
         };
         Ok(out)
     }
@@ -194,18 +203,21 @@ impl Database {
             let mut set = transaction
                 .prepare_cached("INSERT OR REPLACE INTO resource(type, name, version, sum, value) VALUES(?1, ?2, ?3, ?4, ?5)")
                 .map_err(sql)?;
-            let mut remove =
-                transaction.prepare_cached("DELETE FROM resource WHERE type = ?1 AND name = ?2").map_err(sql)?;
+            let mut remove = transaction
+                .prepare_cached("DELETE FROM resource WHERE type = ?1 AND name = ?2")
+                .map_err(sql)?;
             for ((kind, name), value) in &pending.changes {
                 match value {
-                    Some((version, bytes)) => {
-                        set.execute(params![kind.as_str(), name, version, version_of(bytes), bytes]).map_err(sql)?
-                    }
+                    Some((version, bytes)) => set
+                        .execute(params![kind.as_str(), name, version, version_of(bytes), bytes])
+                        .map_err(sql)?,
                     None => remove.execute(params![kind.as_str(), name]).map_err(sql)?,
                 };
             }
             if pending.complete {
-                transaction.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('complete', '1')", []).map_err(sql)?;
+                transaction
+                    .execute("INSERT OR REPLACE INTO meta(key, value) VALUES('complete', '1')", [])
+                    .map_err(sql)?;
             }
         }
         transaction.commit().map_err(sql)

@@ -3,7 +3,10 @@ use mesh_api::model;
 use super::*;
 
 fn service(name: &str) -> Resource {
-    Resource::Service(model::Service { host: format!("{name}.default.svc.cluster.local"), ..Default::default() })
+    Resource::Service(model::Service {
+        host: format!("{name}.default.svc.cluster.local"),
+        ..Default::default()
+    })
 }
 
 fn write(r: &Resource, version: &str) -> Write {
@@ -22,7 +25,11 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     let (a, b) = (service("a"), service("b"));
     let node = Resource::Node(model::Node { name: "edge-a".into(), ..Default::default() });
     assert!(store.write(vec![write(&a, "1"), write(&b, "1"), write(&node, "1")], true).await);
-    assert!(store.write(vec![write(&a, "2"), Write { kind: b.kind(), name: b.name().into(), value: None }], false).await);
+    assert!(
+        store
+            .write(vec![write(&a, "2"), Write { kind: b.kind(), name: b.name().into(), value: None }], false)
+            .await
+    );
     // Another process reads the file while the first one has it open: as after a kill.
     let (_other, loaded) = open(dir.path());
     assert!(loaded.complete);
@@ -37,7 +44,7 @@ async fn a_damaged_file_is_set_aside_and_refilled() {
         let path = dir.path().join("snapshot.db");
         let (store, _) = open(dir.path());
         assert!(store.write(vec![write(&service("a"), "1")], true).await);
-        drop(store);
+        store.close().await;
         if damage.is_empty() {
             // A flipped bit in a value: SQLite does not notice, the sum does.
             let db = rusqlite::Connection::open(&path).unwrap();
@@ -53,6 +60,7 @@ async fn a_damaged_file_is_set_aside_and_refilled() {
         assert!(dir.path().join("snapshot.db.corrupt").exists());
         assert!(!store.is_degraded());
         assert!(store.write(vec![write(&service("b"), "1")], true).await);
+        store.close().await;
         assert_eq!(open(dir.path()).1.resources.len(), 1);
     }
 }

@@ -86,7 +86,12 @@ impl Controller {
         let authority = state.authority(&TrustDomain::new("cluster.local").unwrap(), now).unwrap();
         let node = NodeName::new(node).unwrap();
         let controllers = vec![self.address().to_string()];
-        state.tokens().unwrap().create(&node, 600, authority.fingerprint(), controllers, now).unwrap().encode()
+        state
+            .tokens()
+            .unwrap()
+            .create(&node, 600, authority.fingerprint(), controllers, now)
+            .unwrap()
+            .encode()
     }
 }
 
@@ -96,12 +101,20 @@ pub(crate) fn free_port() -> SocketAddr {
 }
 
 pub(crate) fn config(node: &str, state_dir: &Path) -> Config {
-    let mut c = Config { node: node.into(), state_dir: state_dir.into(), workers: 2, drain_seconds: 5, ..Config::default() };
+    let mut c = Config {
+        node: node.into(),
+        state_dir: state_dir.into(),
+        workers: 2,
+        drain_seconds: 5,
+        ..Config::default()
+    };
     c.capture.enabled = false;
     c.dns.listen = LOOPBACK;
     c.outbound.detect_ms = 50;
     let l = &mut c.listen;
-    for address in [&mut l.outbound, &mut l.inbound, &mut l.tunnel, &mut l.admin, &mut l.metrics, &mut l.health] {
+    for address in
+        [&mut l.outbound, &mut l.inbound, &mut l.tunnel, &mut l.admin, &mut l.metrics, &mut l.health]
+    {
         *address = LOOPBACK;
     }
     l.proxy = Some(LOOPBACK);
@@ -199,7 +212,8 @@ pub(crate) async fn backend(name: &'static str, address: &str) -> SocketAddr {
                     }
                     while let Some(at) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
                         seen.drain(..at + 4);
-                        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+                        let answer =
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
                         if stream.write_all(answer.as_bytes()).await.is_err() {
                             return;
                         }

@@ -41,8 +41,10 @@ fn a_regular_expression_rewrites_the_path_only() {
         ..Default::default()
     };
     let at = |r, path: &str| rewritten(vec![], r, path);
-    assert_eq!(at(r("^/service/([^/]+)(/.*)$", "\\2/instance/\\1"), "/service/foo/v1/api?a=/service/x/y").unwrap(),
-        "/v1/api/instance/foo?a=/service/x/y");
+    assert_eq!(
+        at(r("^/service/([^/]+)(/.*)$", "\\2/instance/\\1"), "/service/foo/v1/api?a=/service/x/y").unwrap(),
+        "/v1/api/instance/foo?a=/service/x/y"
+    );
     assert_eq!(at(r("a", "$1b"), "/aa").unwrap(), "/$1b$1b");
     assert_eq!(at(r("^/nothing", "/x"), "/y"), None);
 }
@@ -67,7 +69,9 @@ fn redirects() {
         f(&mut r);
         r
     };
-    let at = |f: &dyn Fn(&mut model::Redirect), authority: &str, path: &str| location(vec![], r(f), authority, path);
+    let at = |f: &dyn Fn(&mut model::Redirect), authority: &str, path: &str| {
+        location(vec![], r(f), authority, path)
+    };
     assert_eq!(at(&|r| r.uri = "/new".into(), "web", "/old?a=1"), "http://web/new?a=1");
     assert_eq!(at(&|r| r.uri = "/new?x=9".into(), "web", "/old?a=1"), "http://web/new?x=9");
     assert_eq!(at(&|r| r.uri = "/n".into(), "web:8080", "/"), "http://web:8080/n");
@@ -121,7 +125,8 @@ fn header_changes_and_authority() {
     };
     let mut d = to(WEB, "", 0);
     d.headers = Some(op(vec![v("Host", "dest.example"), v("X-A", "dest")]));
-    let t = with(vec![model::HttpRule { headers: Some(op(vec![v("x-a", "rule")])), ..rule(vec![], vec![d]) }]);
+    let t =
+        with(vec![model::HttpRule { headers: Some(op(vec![v("x-a", "rule")])), ..rule(vec![], vec![d]) }]);
     let d = t.route_http(&Client::in_namespace("default"), 80, None, &get("web", "/"), &mut dice(0.0));
     let HttpOutcome::Forward { destination, .. } = d.outcome else { panic!("{d:?}") };
     assert_eq!(d.rule.unwrap().rewritten_authority(destination), Some("dest.example"));

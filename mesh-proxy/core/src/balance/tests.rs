@@ -19,7 +19,10 @@ fn cluster(weights: &[u32], lb: Simple, outlier: Option<model::OutlierDetection>
     let list = weights
         .iter()
         .zip(1..)
-        .map(|(w, i)| model::Endpoint { weight: *w, ..endpoint(&format!("10.1.0.{i}"), "a", &[(80, 80)], "v1") })
+        .map(|(w, i)| model::Endpoint {
+            weight: *w,
+            ..endpoint(&format!("10.1.0.{i}"), "a", &[(80, 80)], "v1")
+        })
         .collect();
     let e = Change::Set(Resource::Endpoints(model::Endpoints { host: HOST.into(), endpoints: list }));
     let t = tables(vec![set(s), e]);

@@ -76,7 +76,10 @@ fn the_first_rule_that_fits_wins() {
             rule(vec![uri(exact("/api/v1"))], vec![to(REVIEWS, "v2", 0)]),
             rule(vec![uri(prefix("/api"))], vec![to(REVIEWS, "v3", 0)]),
             rule(
-                vec![model::HttpMatch { headers: vec![named("end-user", exact("jason"))], ..Default::default() }],
+                vec![model::HttpMatch {
+                    headers: vec![named("end-user", exact("jason"))],
+                    ..Default::default()
+                }],
                 vec![to(REVIEWS, "v2", 0)],
             ),
             rule(vec![], vec![to(REVIEWS, "v1", 0)]),
@@ -138,8 +141,12 @@ fn selectors_that_remove_every_rule_give_the_default_route_back() {
 fn a_virtual_service_is_seen_where_it_is_exported() {
     let mut private = virtual_host("prod/vs", vec![rule(vec![], vec![to(REVIEWS, "v3", 0)])]);
     private.visible_to = vec!["prod".into()];
-    let t = reviews(vec![private, virtual_host("default/vs", vec![rule(vec![], vec![to(REVIEWS, "v1", 0)])])]);
-    assert_eq!(ask(&t, &Client::in_namespace("prod"), 80, &get("reviews.default", "/")), "reviews.default|v3|80");
+    let t =
+        reviews(vec![private, virtual_host("default/vs", vec![rule(vec![], vec![to(REVIEWS, "v1", 0)])])]);
+    assert_eq!(
+        ask(&t, &Client::in_namespace("prod"), 80, &get("reviews.default", "/")),
+        "reviews.default|v3|80"
+    );
     assert_eq!(ask(&t, &default_client(), 80, &get("reviews", "/")), "reviews.default|v1|80");
 }
 
@@ -168,7 +175,10 @@ fn conditions_of_one_entry_all_count() {
                     method: Some(exact("GET")),
                     authority: Some(exact("reviews:80")),
                     query_params: vec![named("k", exact("")), named("v", regex("\\d+"))],
-                    without_headers: vec![named("x", exact("bad")), named("y", model::StringMatch::default())],
+                    without_headers: vec![
+                        named("x", exact("bad")),
+                        named("y", model::StringMatch::default()),
+                    ],
                     ..Default::default()
                 }],
                 vec![to(REVIEWS, "v2", 0)],
@@ -208,9 +218,8 @@ fn weights_are_shares() {
         "default/vs",
         vec![rule(vec![], vec![to(REVIEWS, "v1", 20), to(REVIEWS, "v2", 0), to(REVIEWS, "v3", 60)])],
     )]);
-    let at = |x: f64| {
-        name(&t.route_http(&default_client(), 80, None, &get("reviews", "/"), &mut dice(x)).outcome)
-    };
+    let at =
+        |x: f64| name(&t.route_http(&default_client(), 80, None, &get("reviews", "/"), &mut dice(x)).outcome);
     assert_eq!(at(0.0), "reviews.default|v1|80");
     assert_eq!(at(0.2499), "reviews.default|v1|80");
     assert_eq!(at(0.25), "reviews.default|v3|80");
@@ -285,7 +294,8 @@ fn an_unknown_host_follows_the_mode() {
 #[test]
 fn tcp_rules_choose_by_port_and_network() {
     let mut s = service("echo", "default", "10.0.2.1", &[9000]);
-    let rule = |matches, host: &str, index| model::TcpRule { index, matches, destinations: vec![to(host, "", 0)] };
+    let rule =
+        |matches, host: &str, index| model::TcpRule { index, matches, destinations: vec![to(host, "", 0)] };
     let net = model::TcpMatch { destination_subnets: vec!["10.9.0.0/16".into()], ..Default::default() };
     let port = model::TcpMatch { port: 9001, ..Default::default() };
     let v2 = "echo-v2.default.svc.cluster.local";
@@ -322,15 +332,24 @@ fn tls_rules_choose_by_name_and_take_the_default_away() {
     s.virtual_hosts = vec![model::VirtualHost {
         source: "default/vs".into(),
         tls: vec![
-            model::TlsRule { index: 0, matches: vec![m(&[host])], destinations: vec![to(host, "", 30), to(v2, "", 70)] },
-            model::TlsRule { index: 1, matches: vec![m(&["*.Example.com"])], destinations: vec![to(v2, "", 0)] },
+            model::TlsRule {
+                index: 0,
+                matches: vec![m(&[host])],
+                destinations: vec![to(host, "", 30), to(v2, "", 70)],
+            },
+            model::TlsRule {
+                index: 1,
+                matches: vec![m(&["*.Example.com"])],
+                destinations: vec![to(v2, "", 0)],
+            },
         ],
         ..Default::default()
     }];
     let t = tables(vec![set(s), set(service("echo-v2", "default", "10.0.2.2", &[9000]))]);
     let c = default_client();
     let vip = t.by_vip("10.0.2.3".parse().unwrap(), 443);
-    let ask = |sni: &str, x: f64| match t.route_tls(&c, None, vip.as_ref(), (443, sni), &mut dice(x)).outcome {
+    let ask = |sni: &str, x: f64| match t.route_tls(&c, None, vip.as_ref(), (443, sni), &mut dice(x)).outcome
+    {
         L4Outcome::Forward { cluster, .. } => format!("{}:{}", cluster.key.host, cluster.key.port),
         L4Outcome::UnknownCluster(_) => "unknown".into(),
         L4Outcome::Passthrough => "passthrough".into(),

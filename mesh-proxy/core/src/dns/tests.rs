@@ -109,8 +109,9 @@ fn an_answer_is_bounded() {
     s.kind = model::service::Kind::Headless as i32;
     s.vips.clear();
     let host = "big.default.svc.cluster.local";
-    let list =
-        (0..1000).map(|i| endpoint(&format!("10.2.{}.{}", i / 250, i % 250), "a", &[(80, 80)], "v1")).collect();
+    let list = (0..1000)
+        .map(|i| endpoint(&format!("10.2.{}.{}", i / 250, i % 250), "a", &[(80, 80)], "v1"))
+        .collect();
     let t = tables(vec![set(s), endpoints(host, list)]);
     for (name, q) in [(host.to_owned(), QueryType::A), (format!("_p80._tcp.{host}"), QueryType::Srv)] {
         let Answer::Records(r) = answer(&t, &name, q) else { panic!("{name}") };

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use mesh_api::model::{self, http_rule, redirect::PortSource};
 
 use super::{
-    Action, Cors, Destinations, DirectResponse, FaultAbort, FaultDelay, HeaderOp, HeaderOps, HttpRule, Mirror,
-    Redirect, RedirectPort, Rewrite, RouteMatch, Selector, TcpMatch, TcpRule, TlsMatch, TlsRule,
+    Action, Cors, Destinations, DirectResponse, FaultAbort, FaultDelay, HeaderOp, HeaderOps, HttpRule,
+    Mirror, Redirect, RedirectPort, Rewrite, RouteMatch, Selector, TcpMatch, TcpRule, TlsMatch, TlsRule,
     VirtualHostEntry, WeightedDestination, index::Index,
 };
 use crate::{
@@ -80,7 +80,9 @@ impl HttpRule {
             name: m.name.as_str().into(),
             matches: each(&m.matches, "matches", RouteMatch::compile)?,
             action: match &m.action {
-                Some(http_rule::Action::Forward(f)) => Action::Forward(Destinations::compile(&f.destinations)?),
+                Some(http_rule::Action::Forward(f)) => {
+                    Action::Forward(Destinations::compile(&f.destinations)?)
+                }
                 Some(http_rule::Action::Redirect(r)) => Action::Redirect(redirect(r)),
                 Some(http_rule::Action::DirectResponse(d)) => Action::Direct(DirectResponse {
                     status: u16::try_from(d.status).unwrap_or(500),

@@ -22,15 +22,14 @@ fn many(n: usize) -> Tables {
 fn only_the_touched_service_is_built_again() {
     let t = many(5_000);
     let before = Instant::now();
-    let (new, applied) = t.apply(vec![endpoints(
-        &host(7),
-        vec![endpoint("10.200.0.1", "edge-b", &[(80, 8080)], "v1")],
-    )]);
+    let (new, applied) =
+        t.apply(vec![endpoints(&host(7), vec![endpoint("10.200.0.1", "edge-b", &[(80, 8080)], "v1")])]);
     let took = before.elapsed();
     assert_eq!((applied.rules_compiled, applied.clusters_built), (0, 1));
     assert_eq!(applied.hosts.iter().map(|h| &**h).collect::<Vec<_>>(), [host(7)]);
     assert!(!applied.vips_changed && applied.workloads_changed);
-    let kept = (0..5_000).filter(|i| Arc::ptr_eq(t.service(&host(*i)).unwrap(), new.service(&host(*i)).unwrap()));
+    let kept =
+        (0..5_000).filter(|i| Arc::ptr_eq(t.service(&host(*i)).unwrap(), new.service(&host(*i)).unwrap()));
     assert_eq!(kept.count(), 4_999);
     assert_eq!(new.owner_of("10.200.0.1".parse().unwrap()).map(|n| &**n), Some("edge-b"));
     assert_eq!(new.owner_of("10.1.0.7".parse().unwrap()), None);
@@ -66,14 +65,17 @@ fn a_bad_resource_is_refused_alone_and_the_last_good_one_stays() {
     let t = many(3);
     let mut bad = service("s1", "default", "10.96.0.1", &[80]);
     bad.virtual_hosts =
-        vec![virtual_host("default/vs", vec![rule(vec![uri(regex("(")) ], vec![to(&host(0), "", 0)])])];
+        vec![virtual_host("default/vs", vec![rule(vec![uri(regex("("))], vec![to(&host(0), "", 0)])])];
     let mut worse = service("s2", "default", "not an address", &[80]);
     worse.ports[0].number = 70_000;
     let (new, applied) =
         t.apply(vec![set(bad), set(worse), set(service("s9", "default", "10.96.0.9", &[80]))]);
     assert_eq!(applied.rejected.len(), 2);
     assert_eq!(applied.rejected[0].name, host(1));
-    assert!(applied.rejected[0].reason.starts_with("virtual_hosts[0].http[0].matches[0].uri: "), "{applied:?}");
+    assert!(
+        applied.rejected[0].reason.starts_with("virtual_hosts[0].http[0].matches[0].uri: "),
+        "{applied:?}"
+    );
     assert!(applied.rejected[1].reason.contains("vips[0]") && applied.rejected[1].reason.contains("70000"));
     assert!(Arc::ptr_eq(t.service(&host(1)).unwrap(), new.service(&host(1)).unwrap()));
     assert!(new.by_vip("10.96.0.9".parse().unwrap(), 80).is_some());
@@ -126,16 +128,16 @@ fn a_node_speaks_for_its_workloads() {
         service_account: "sa".into(),
         ..Default::default()
     };
-    let of = |node: &str, workloads| Change::Set(Resource::NodeWorkloads(model::NodeWorkloads {
-        node: node.into(),
-        workloads,
-    }));
+    let of = |node: &str, workloads| {
+        Change::Set(Resource::NodeWorkloads(model::NodeWorkloads { node: node.into(), workloads }))
+    };
     let ip = "10.1.0.5".parse().unwrap();
     let t = tables(vec![of("edge-a", vec![w("10.1.0.5", "a"), w("10.1.0.6", "b")])]);
     assert_eq!(&*t.workload(ip).unwrap().name, "a");
     assert_eq!(t.workload(ip).unwrap().spiffe("td"), "spiffe://td/ns/default/sa/sa");
     assert!(t.owns("edge-a", ip) && !t.owns("edge-b", ip));
-    let (t, applied) = t.apply(vec![of("edge-a", vec![w("10.1.0.6", "b")]), of("edge-b", vec![w("10.1.0.5", "c")])]);
+    let (t, applied) =
+        t.apply(vec![of("edge-a", vec![w("10.1.0.6", "b")]), of("edge-b", vec![w("10.1.0.5", "c")])]);
     assert!(applied.workloads_changed);
     assert_eq!(t.owner_of(ip).map(|n| &**n), Some("edge-b"));
     assert_eq!(t.workloads_of("edge-a").count(), 1);
@@ -152,5 +154,8 @@ fn two_services_may_share_an_address() {
     let at = |p| t.by_vip("10.96.0.1".parse().unwrap(), p).map(|m| m.service.name.to_string());
     assert_eq!((at(80).as_deref(), at(81).as_deref(), at(82)), (Some("a"), Some("b"), None));
     let (t, _) = t.apply(vec![Change::Remove(ResourceType::Service, "a.default.svc.cluster.local".into())]);
-    assert_eq!(t.by_vip("10.96.0.1".parse().unwrap(), 81).map(|m| m.service.name.to_string()).as_deref(), Some("b"));
+    assert_eq!(
+        t.by_vip("10.96.0.1".parse().unwrap(), 81).map(|m| m.service.name.to_string()).as_deref(),
+        Some("b")
+    );
 }

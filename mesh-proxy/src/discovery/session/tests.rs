@@ -4,7 +4,7 @@ use mesh_api::{model, xds};
 use node_rt::Readiness;
 
 use super::*;
-use crate::{Config, Shared, store::{Loaded, Store}};
+use crate::{Config, Shared, store::Store};
 
 fn discovery(dir: &std::path::Path) -> (Discovery, Readiness) {
     let config = Config { node: "edge-a".into(), ..Config::default() };
@@ -50,7 +50,11 @@ async fn a_bad_resource_is_refused_alone() {
     let (refused, writes) =
         d.take(ResourceType::Service, vec![misnamed, garbage, sent(&worse, "2"), sent(&good, "1")], vec![]);
     let refused = refused.expect("three are refused");
-    for part in ["other: content is for", "garbage.default.svc.cluster.local: decode service", "old.default.svc.cluster.local: vips[0]"] {
+    for part in [
+        "other: content is for",
+        "garbage.default.svc.cluster.local: decode service",
+        "old.default.svc.cluster.local: vips[0]",
+    ] {
         assert!(refused.contains(part), "{part} is missing in {refused}");
     }
     assert_eq!(writes.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), [good.name()]);
@@ -89,5 +93,4 @@ async fn what_is_removed_is_gone_from_tables_and_versions() {
     assert_eq!((refused, writes[0].value.is_none()), (None, true));
     assert!(d.shared.tables.load().service(s.name()).is_none());
     assert!(d.versions[&ResourceType::Service].is_empty());
-    let _ = Loaded::default();
 }
