@@ -15,7 +15,7 @@ use super::flags::Flags;
 
 /// How calls are logged.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct AccessLogConfig {
     /// `off` (default), `text` or `json`.
     pub format: Format,

@@ -22,7 +22,7 @@ use super::{
 
 /// How much the metrics may remember.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct TelemetryConfig {
     /// Most label sets of all families together (default 10000); further calls share one series labelled `overflow`.
     pub max_series: usize,
