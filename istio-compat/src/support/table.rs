@@ -42,7 +42,7 @@ fn originates_tls(value: &Value) -> bool {
 }
 
 fn rare_condition(value: &Value) -> bool {
-    let rare = ["envoy-ratelimited", "http3-post-connect-failure", "retriable-headers"];
+    let rare = ["http3-post-connect-failure", "retriable-headers"];
     value.as_str().is_some_and(|text| text.split(',').any(|word| rare.contains(&word.trim())))
 }
 
@@ -81,7 +81,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].retries", ""),
     partly(
         "http[].retries.retryOn",
-        "`envoy-ratelimited`, `http3-post-connect-failure` and `retriable-headers` never hold",
+        "`http3-post-connect-failure` and `retriable-headers` never hold",
         rare_condition,
     ),
     no("http[].retries.retryRemoteLocalities", "retries use any endpoint that was not tried"),
@@ -112,7 +112,9 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("subsets", ""),
     yes("trafficPolicy", "rules for one host are merged, and inherited by port and subset, as in Istio"),
     yes("trafficPolicy.portLevelSettings", "replaces the blocks of the rule, also those that it leaves out"),
-    yes("trafficPolicy.loadBalancer.simple", ""),
+    partly("trafficPolicy.loadBalancer.simple", "`PASSTHROUGH` chooses an endpoint by chance", |v| {
+        v == "PASSTHROUGH"
+    }),
     no("trafficPolicy.loadBalancer.consistentHash", "endpoints are chosen by least request"),
     no("trafficPolicy.loadBalancer.localityLbSetting", "localities do not count"),
     no("trafficPolicy.loadBalancer.zoneAwareLbSetting", "zones do not count"),

@@ -81,8 +81,9 @@ fn validate_says_what_admission_would() {
         json!({ "kind": "VirtualService", "namespace": "default", "name": "reviews", "valid": true,
                 "errors": [], "warnings": [], "unsupported": [] })
     );
-    let bad =
-        MESH.replace("retryOn: 5xx", "retryOn: '5xx,never'").replace("ROUND_ROBIN}", "ROUND_ROBIN, warmup: {duration: 10s}}");
+    let bad = MESH
+        .replace("retryOn: 5xx", "retryOn: '5xx,never'")
+        .replace("ROUND_ROBIN}", "ROUND_ROBIN, warmup: {duration: 10s}}");
     let bad = meshctl(&["validate", "-f", "-", "-o", "json"], &bad);
     assert_eq!(bad.status.code(), Some(1));
     let verdicts = json_of(&bad);
@@ -212,6 +213,18 @@ fn crds_are_printed_and_written() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(meshctl(&["crds", "--write", dir.path().to_str().unwrap()], "").status.code(), Some(0));
     assert!(dir.path().join("virtualservices.networking.istio.io.yaml").exists());
+}
+
+#[test]
+fn the_examples_are_valid_and_fully_honoured() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/bookinfo");
+    let output = meshctl(&["validate", "-f", examples, "-o", "json"], "");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
+    let verdicts = json_of(&output);
+    assert!(!verdicts.as_array().unwrap().is_empty());
+    for v in verdicts.as_array().unwrap() {
+        assert_eq!((&v["warnings"], &v["unsupported"]), (&json!([]), &json!([])), "{v}");
+    }
 }
 
 #[test]

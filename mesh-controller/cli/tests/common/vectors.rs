@@ -89,7 +89,8 @@ impl Report {
     /// Prints the counts; fails when a case did.
     pub(crate) fn finish(self) {
         let failed = self.failed.len() + self.advisory;
-        println!("{}: {} passed, {failed} failed, {} skipped", self.suite, self.passed, self.skipped);
+        // Alone on its line, also behind what the test harness has begun to print.
+        println!("\n{}: {} passed, {failed} failed, {} skipped", self.suite, self.passed, self.skipped);
         assert!(self.failed.is_empty(), "{} cases fail: {:?}", self.failed.len(), self.failed);
     }
 }

@@ -54,7 +54,7 @@ fn admission() {
                 all_failed.push(case["name"].clone());
             }
         }
-        println!("validation/{kind}: {passed} passed, {failed} failed, 0 skipped");
+        println!("\nvalidation/{kind}: {passed} passed, {failed} failed, 0 skipped");
     }
     assert!(all_failed.is_empty(), "{} cases fail", all_failed.len());
 }
