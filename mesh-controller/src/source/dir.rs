@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -30,11 +32,17 @@ const MAX_DEPTH: usize = 16;
 /// What identifies a state of a file without reading it.
 type Stamp = (SystemTime, u64, u64);
 
+/// A manifest as read: its content is kept only until it has been delivered.
+type Object = (ObjectKey, Digest, Value);
+type Digest = u64;
+
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
     /// What the last good content says.
-    objects: Vec<(ObjectKey, Value)>,
+    objects: Vec<(ObjectKey, Digest)>,
+    /// The manifests, when they were read in this round.
+    fresh: HashMap<ObjectKey, Value>,
 }
 
 /// The folder as last read.
@@ -42,7 +50,7 @@ pub(crate) struct Folder {
     root: PathBuf,
     files: BTreeMap<PathBuf, File>,
     /// What the index has been told.
-    delivered: HashMap<ObjectKey, Value>,
+    delivered: HashMap<ObjectKey, Digest>,
     /// Objects that are in two files.
     repeated: BTreeSet<String>,
     /// Some file has to be looked at again soon.
@@ -132,7 +140,8 @@ impl Folder {
             self.unsettled |= !settled;
             match read_objects(&path, stamp.1) {
                 Ok(objects) => {
-                    file.objects = objects;
+                    file.objects = objects.iter().map(|(key, digest, _)| (key.clone(), *digest)).collect();
+                    file.fresh = objects.into_iter().map(|(key, _, value)| (key, value)).rev().collect();
                     self.health.fine(&path.to_string_lossy());
                     changed = true;
                 }
@@ -144,41 +153,52 @@ impl Folder {
     }
 
     fn differences(&mut self) -> Vec<Op> {
-        let mut wanted: HashMap<&ObjectKey, (&Path, &Value)> = HashMap::new();
-        let (mut order, mut repeated) = (Vec::new(), BTreeSet::new());
+        let mut wanted: HashMap<&ObjectKey, &Path> = HashMap::new();
+        let (mut changed, mut repeated) = (Vec::new(), BTreeSet::new());
         for (path, file) in &self.files {
-            for (key, value) in &file.objects {
-                if let Some((first, _)) = wanted.get(key) {
+            for (key, digest) in &file.objects {
+                if let Some(first) = wanted.get(key) {
                     let reason = format!("{key} is in {} already; that one counts", first.display());
                     let part = format!("{}: {key}", path.display());
                     self.health.problem(&part, reason);
                     repeated.insert(part);
                     continue;
                 }
-                wanted.insert(key, (path, value));
-                order.push((key, value));
+                wanted.insert(key, path);
+                if self.delivered.get(key) != Some(digest) {
+                    changed.push((path.clone(), key.clone(), *digest));
+                }
             }
         }
         for settled in self.repeated.difference(&repeated) {
             self.health.fine(settled);
         }
         self.repeated = repeated;
-        let mut out: Vec<Op> =
-            self.delivered.keys().filter(|k| !wanted.contains_key(k)).cloned().map(Op::Delete).collect();
-        let new: Vec<_> = order.into_iter().filter(|(k, v)| self.delivered.get(*k) != Some(*v)).collect();
-        out.extend(new.iter().map(|(_, v)| Op::Apply((*v).clone())));
-        let new: Vec<_> = new.into_iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        for op in &out {
-            if let Op::Delete(key) = op {
-                self.delivered.remove(key);
+        let gone: Vec<_> = self.delivered.keys().filter(|k| !wanted.contains_key(k)).cloned().collect();
+        let mut out = Vec::with_capacity(gone.len() + changed.len());
+        for key in gone {
+            self.delivered.remove(&key);
+            out.push(Op::Delete(key));
+        }
+        for (path, key, digest) in changed {
+            let Some(file) = self.files.get_mut(&path) else { continue };
+            match file.fresh.remove(&key) {
+                Some(value) => {
+                    self.delivered.insert(key, digest);
+                    out.push(Op::Apply(value));
+                }
+                // It was in another file too, which is gone: read this one again.
+                None => (file.stamp, self.unsettled) = (None, true),
             }
         }
-        self.delivered.extend(new);
+        for file in self.files.values_mut() {
+            file.fresh = HashMap::new();
+        }
         out
     }
 }
 
-fn is_settled(objects: &[(ObjectKey, Value)], (modified, size, _): Stamp) -> bool {
+fn is_settled(objects: &[(ObjectKey, Digest)], (modified, size, _): Stamp) -> bool {
     let wait = if size == 0 && !objects.is_empty() { SETTLE_EMPTY } else { SETTLE };
     // A time in the future says nothing about now.
     modified.elapsed().map_or(true, |age| age >= wait)
@@ -188,7 +208,7 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
-fn read_objects(path: &Path, size: u64) -> Result<Vec<(ObjectKey, Value)>, String> {
+fn read_objects(path: &Path, size: u64) -> Result<Vec<Object>, String> {
     if size > documents::MAX_FILE_BYTES {
         return Err(format!("{size} bytes exceed the limit of {}", documents::MAX_FILE_BYTES));
     }
@@ -204,7 +224,9 @@ fn read_objects(path: &Path, size: u64) -> Result<Vec<(ObjectKey, Value)>, Strin
         }
         let key = ObjectKey::of(&object)
             .ok_or_else(|| format!("object {} ({kind}): metadata.name is missing or not a text", i + 1))?;
-        out.push((key, object));
+        let mut hasher = DefaultHasher::new();
+        object.hash(&mut hasher);
+        out.push((key, hasher.finish(), object));
     }
     Ok(out)
 }
