@@ -19,11 +19,20 @@ const PACKAGES: [(&str, &str); 6] = [
 /// One build at a time in this process; what was built is not asked for again.
 static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+/// Programs whose place a caller knows better.
+static KNOWN: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+
+/// Says where a program is: cargo tells a test of the programs of its own package, freshly built.
+pub fn know(name: &str, path: &str) {
+    let mut known = KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    known.push((name.to_owned(), path.into()));
+}
+
 /// The path of a program.
 ///
 /// `SELVAGE_BIN_DIR` names a folder that is used as it is. Otherwise the program is taken from the target
-/// folder that this process runs from; a test first has cargo bring it up to date, so that it never runs
-/// yesterday's program.
+/// folder that this process runs from; for a test, cargo builds it first when any source is newer, so that it
+/// never runs yesterday's program.
 ///
 /// # Errors
 /// Why there is none.
@@ -32,6 +41,11 @@ pub fn find(name: &str) -> Result<PathBuf, String> {
         let path = Path::new(&dir).join(name);
         return if path.exists() { Ok(path) } else { Err(format!("{} does not exist", path.display())) };
     }
+    let known = KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((_, path)) = known.iter().find(|(n, _)| n == name) {
+        return Ok(path.clone());
+    }
+    drop(known);
     let me = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
     if me.file_name().is_some_and(|n| n == name) {
         return Ok(me);
@@ -40,14 +54,40 @@ pub fn find(name: &str) -> Result<PathBuf, String> {
     let is_test = folder.file_name().is_some_and(|n| n == "deps");
     let folder = if is_test { folder.parent().unwrap_or(folder) } else { folder };
     let path = folder.join(name);
-    if is_test {
-        build(name, folder)?;
-    }
-    if path.exists() {
+    if path.exists() && !(is_test && is_old(&path)) {
         return Ok(path);
     }
     build(name, folder)?;
     if path.exists() { Ok(path) } else { Err(format!("{} was not built", path.display())) }
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."))
+}
+
+/// Whether any source of the workspace was written after the program.
+fn is_old(program: &Path) -> bool {
+    let written = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
+    let Some(built) = written(program) else { return true };
+    let mut folders = vec![workspace().to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                // Tests and examples are in no program.
+                if !name.starts_with('.') && !["target", "tests", "docs", "examples"].contains(&&*name) {
+                    folders.push(path);
+                }
+            } else if [".rs", ".proto", ".toml", ".lock"].iter().any(|e| name.ends_with(e))
+                && written(&path).is_some_and(|w| w > built)
+            {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 fn build(name: &str, folder: &Path) -> Result<(), String> {
@@ -57,10 +97,9 @@ fn build(name: &str, folder: &Path) -> Result<(), String> {
     }
     let package = PACKAGES.iter().find(|(n, _)| *n == name).map(|(_, p)| *p);
     let package = package.ok_or_else(|| format!("{name} is no program of this project"))?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(root).args(["build", "--quiet", "-p", package, "--bin", name]);
+    command.current_dir(workspace()).args(["build", "--quiet", "-p", package, "--bin", name]);
     let profile = folder.file_name().and_then(|n| n.to_str()).unwrap_or("debug");
     if profile != "debug" {
         command.args(["--profile", profile]);

@@ -9,6 +9,7 @@ pub mod client;
 pub mod grpc;
 pub mod http;
 pub mod load;
+pub mod pipe;
 pub mod serve;
 pub mod stream;
 pub mod tls;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -304,6 +304,19 @@ impl Mesh {
         let mut command = Command::new(bins::find("echo").map_err(LabError::Up)?);
         command.args(["call", url, "-o", "json", "--duration", "120"]).args(args);
         Ok(Load(self.world.place(at)?.spawn("load", &command)?))
+    }
+
+    /// A TCP connection from inside a node or pod: what is written to the child's standard input arrives at
+    /// `to`, what comes back is its standard output.
+    ///
+    /// # Errors
+    /// When the program is missing or there is no such place.
+    pub fn pipe(&self, at: &str, to: &str) -> Result<Command, LabError> {
+        let mut command = Command::new(bins::find("echo").map_err(LabError::Up)?);
+        command.args(["pipe", to]);
+        let mut wrapped = self.world.place(at)?.wrap(&command, None);
+        wrapped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        Ok(wrapped)
     }
 
     /// The text of a node's metrics.

@@ -3,6 +3,7 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_testkit::echo::{
     call::{CallArgs, call},
+    pipe::{PipeArgs, pipe},
     serve::{ServeArgs, serve},
 };
 
@@ -21,6 +22,8 @@ enum Verb {
     /// Calls a URL once or many times
     #[command(args_override_self = true)]
     Call(CallArgs),
+    /// Standard input and output as one TCP connection
+    Pipe(PipeArgs),
     /// Prints shell completion
     Completion {
         /// For which shell
@@ -42,6 +45,7 @@ fn main() -> std::process::ExitCode {
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
             result
         }
+        (Verb::Pipe(args), Ok(_)) => pipe(&args).map(|()| true),
         (Verb::Call(args), Ok(runtime)) => {
             let result = runtime.block_on(call(args));
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));

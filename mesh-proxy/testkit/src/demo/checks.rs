@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::World;
+use crate::{bins, lab::World};
 
 /// The demo's output.
 #[derive(Debug)]
@@ -83,14 +83,16 @@ impl Screen {
     /// What can be done with a world that is left up.
     pub(super) fn keep_help(&self, world: &World) {
         let name = &world.spec().name;
+        let program = |name: &str| bins::find(name).map_or_else(|_| name.to_owned(), |p| p.display().to_string());
+        let (lab, echo) = (program("lab"), program("echo"));
         Self::print(&format!("\n{}", self.paint("1;36", "The world stays up")));
         for line in [
-            format!("lab -w {name} status"),
-            format!("lab -w {name} heal                                  # the cloud is back"),
-            format!("lab -w {name} exec shopper -- echo call http://reviews:9080/reviews/0 -n 20"),
-            format!("lab -w {name} exec edge-a -- echo call http://127.0.0.1:15020/metrics"),
+            format!("{lab} -w {name} status"),
+            format!("{lab} -w {name} heal    # the cloud is back"),
+            format!("{lab} -w {name} exec shopper -- {echo} call http://reviews:9080/reviews/0 -n 20"),
+            format!("{lab} -w {name} exec edge-a -- {echo} call http://127.0.0.1:15020/metrics"),
             format!("rules: {}", world.dir().join("data/source").display()),
-            format!("lab -w {name} down"),
+            format!("{lab} -w {name} down"),
         ] {
             self.say(&line);
         }
