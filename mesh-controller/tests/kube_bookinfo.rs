@@ -41,6 +41,7 @@ fn istio_rules_steer_the_bookshop() {
     faults(&mesh, &rules);
     reports_an_invalid_rule(&mesh, &rules);
     survives_the_api_server(&mut mesh, &rules);
+    survives_the_controller(&mut mesh, &rules);
     deletes_revert(&mesh, &rules);
     has_no_more_rights_than_it_needs(&mesh);
 }
@@ -189,8 +190,30 @@ fn survives_the_api_server(mesh: &mut Mesh, rules: &Path) {
     assert!(report.failed == 0 && report.sent() > 300, "{report:#?}");
 }
 
+/// With the controller killed, calls go on; the next one finds its proxies again and steers them.
+fn survives_the_controller(mesh: &mut Mesh, rules: &Path) {
+    let mut load = mesh.load("reviews", 50, Duration::from_secs(6));
+    mesh.controller.take().unwrap().kill();
+    let away = Instant::now();
+    only(mesh.call("reviews", None, 40), &["v1", "v3"]).unwrap();
+    mesh.start_controller();
+    println!("the controller was away for {:.0} ms", ms(away.elapsed()));
+    let back = Instant::now();
+    let path = rules.join(TEST_V2);
+    mesh.cluster.kubectl(&["apply", "-f", path.to_str().unwrap()]).unwrap();
+    eventually(Duration::from_secs(60), Duration::from_millis(50), || {
+        only(mesh.call("reviews", None, 20), &["v1"])
+    })
+    .unwrap();
+    println!("controller back: a new rule is in effect after {:.0} ms", ms(back.elapsed()));
+    load.wait(Duration::from_secs(20));
+    let report = Report::parse(&load.log()).unwrap_or_else(|| panic!("load: {}", load.log()));
+    println!("controller killed and restarted: {} calls, {} failed", report.sent(), report.failed);
+    assert!(report.failed == 0 && report.sent() > 200, "{report:#?}");
+}
+
 fn deletes_revert(mesh: &Mesh, rules: &Path) {
-    delete(mesh, rules, HALF_V3, || only(mesh.call("reviews", None, 40), &["v1", "v2", "v3"]));
+    delete(mesh, rules, TEST_V2, || only(mesh.call("reviews", None, 40), &["v1", "v2", "v3"]));
     delete(mesh, rules, ABORT, || only(mesh.call("ratings", Some("jason"), 10), &["v1"]));
     delete(mesh, rules, ALL_V1, || only(mesh.call("details", None, 5), &["v1"]));
     delete(mesh, rules, DESTINATION_RULES, || only(mesh.call("reviews", None, 40), &["v1", "v2", "v3"]));

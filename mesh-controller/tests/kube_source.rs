@@ -118,7 +118,7 @@ fn objects_of_a_real_api_server_are_compiled() {
     apply_bookshop(&cluster, &[("edge-a", "a"), ("edge-b", "b")], &pods());
     controller.until("reviews is compiled", |_| controller.version("endpoints", REVIEWS).is_some());
     install_crds(&cluster);
-    controller.until("the CRDs are seen", |s| s["source"]["waiting"].to_string() == "[]");
+    controller.until("the CRDs are seen", |s| s["source"]["waiting"] == serde_json::json!([]));
 
     a_rule_changes_its_host_only(&cluster, &controller);
     readiness_changes_endpoints(&cluster, &controller);
