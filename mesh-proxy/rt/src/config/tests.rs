@@ -95,6 +95,13 @@ fn every_error_is_returned_with_key_value_reason_and_origin() {
 }
 
 #[test]
+fn a_secret_under_a_misspelt_key_is_not_printed() {
+    let secret = "selvage1.eyJpIjoiMTRlYjQzZTYxNmFiNmZhMSJ9";
+    let wrong = load_from::<Config>(layers("", &[("X_TOKN", secret)], &[])).unwrap_err().to_string();
+    assert!(wrong.contains("tokn") && !wrong.contains("eyJ"), "{wrong}");
+}
+
+#[test]
 fn a_secret_shows_neither_in_errors_nor_in_dumps() {
     let error = load_from::<Config>(layers("pin: hunter2\n", &[], &[])).unwrap_err().to_string();
     assert!(error.contains("pin") && error.contains("[redacted]") && !error.contains("hunter2"), "{error}");
