@@ -21,7 +21,7 @@ use node_rt::{Drain, DrainConfig, LogControl, Readiness, Reason, Stage, Tasks, W
 use prometheus::Registry;
 
 use crate::{
-    capture::CaptureError,
+    capture::{self, CaptureError},
     config::Config,
     discovery::Discovery,
     dns::DnsError,
@@ -76,7 +76,7 @@ pub enum StartError {
     Dns(#[from] DnsError),
     /// The address of DNS.
     #[error(transparent)]
-    Link(#[from] crate::capture::LinkError),
+    Link(#[from] capture::LinkError),
     /// Capture.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -166,7 +166,7 @@ pub async fn start(
 ) -> Result<Running, StartError> {
     let started = std::time::Instant::now();
     let serving = readiness.wait_for("listeners");
-    let config = Arc::new(with_own_sockets(&config));
+    let config = Arc::new(with_own_sockets(&as_permitted(&config).await));
 
     // 1. What is on disk: keys, certificate, snapshot.
     let disk = Disk::open(&config, readiness)?;
@@ -175,7 +175,7 @@ pub async fn start(
     // 2. Sockets: those of the process before us, or new ones.
     let (inherited, predecessor) = successor::take_over(&config.state_dir);
     if config.dns.enabled {
-        crate::capture::ensure_address(config.dns.listen.ip()).await?;
+        capture::ensure_address(config.dns.listen.ip()).await?;
     }
     let sockets = Sockets::open(&config, inherited)?;
     let addresses = sockets.addresses();
@@ -206,6 +206,28 @@ pub async fn start(
     }
     successor::offer(&config.state_dir, offered, capture, tasks);
     Ok(Running { addresses, shared, tunnel, workers, store })
+}
+
+/// Leaves out what this process may not do, and says so: applications then use the HTTP CONNECT or SOCKS5 proxy. Without
+/// that proxy nothing is left out, and the start fails with the reason.
+pub(crate) async fn as_permitted(config: &Config) -> Config {
+    let mut config = config.clone();
+    let Some(proxy) = config.listen.proxy else { return config };
+    if config.capture.enabled
+        && let Err(error) = capture::probe(&config.capture.nft).await
+    {
+        let error = crate::chain(&error);
+        tracing::error!(%error, %proxy, "no traffic is captured: applications must use the proxy");
+        config.capture.enabled = false;
+        if config.dns.enabled
+            && let Err(error) = capture::ensure_address(config.dns.listen.ip()).await
+        {
+            let error = crate::chain(&error);
+            tracing::error!(%error, "no DNS: set dns.listen to an address of this node");
+            config.dns.enabled = false;
+        }
+    }
+    config
 }
 
 /// Sockets of the proxy carry a mark when it captures, and it never connects to its own listeners.

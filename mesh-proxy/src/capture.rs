@@ -8,7 +8,7 @@ mod nft;
 mod rules;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -126,6 +126,11 @@ impl Capture {
     }
 }
 
+/// Whether rules can be written at all; changes nothing.
+pub async fn probe(nft: &Path) -> Result<(), CaptureError> {
+    Nft::new(nft.to_owned()).probe().await.map_err(CaptureError::Rules)
+}
+
 /// Writes the rules for the addresses known now, then follows [`Shared::updates`] until the drain
 /// begins, and removes the rules.
 pub async fn start(
@@ -155,16 +160,18 @@ pub async fn start(
     worker.write_all().await.map_err(CaptureError::Rules)?;
     let (tell, done) = watch::channel(false);
     let drain = tasks.drain().clone();
-    // The drain waits for the removal.
+    // The drain waits until nothing new is captured.
     let guard = drain.guard();
     tasks.spawn_critical("capture", async move {
-        let _guard = guard;
         tokio::select! {
             () = worker.follow(updates, watch) => {}
             () = drain.reached(Stage::NotReady) => {}
         }
-        worker.remove().await;
+        worker.release().await;
         tell.send_replace(true);
+        drop(guard);
+        drain.cancelled().await;
+        worker.remove().await;
     });
     Ok(Capture { keep, done })
 }
@@ -291,6 +298,16 @@ impl Worker {
     async fn structure(&self) -> Result<(String, Vips), NftError> {
         let json = self.nft.list(&self.rules.options.table).await?;
         rules::read(&json).ok_or(NftError::Output)
+    }
+
+    /// Captures nothing new. The empty chains stay: without any NAT chain in the namespace the kernel stops
+    /// translating the packets of connections that are captured already, and they must be able to finish.
+    async fn release(&self) {
+        if !self.keep.load(Ordering::Relaxed)
+            && let Err(error) = self.nft.run(&self.rules.release()).await
+        {
+            tracing::error!(error = %report(&error), "cannot empty the capture rules");
+        }
     }
 
     async fn remove(&mut self) {

@@ -64,6 +64,11 @@ impl Nft {
         self.start(&["-f", "-"], script).await.map(drop)
     }
 
+    /// Whether rules can be written: checks a script without running it.
+    pub(crate) async fn probe(&self) -> Result<(), NftError> {
+        self.start(&["-c", "-f", "-"], "add table inet selvage_probe\n").await.map(drop)
+    }
+
     /// Runs a script when there is no time left for anything else. Errors are lost.
     pub(crate) fn run_blocking(&self, script: &str) {
         let mut command = std::process::Command::new(&self.program);

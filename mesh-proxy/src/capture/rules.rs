@@ -101,6 +101,12 @@ impl Rules {
         (!script.is_empty()).then_some(script)
     }
 
+    /// Leaves the chains, without rules.
+    pub(crate) fn release(&self) -> String {
+        let table = &self.options.table;
+        format!("flush chain inet {table} output\nflush chain inet {table} prerouting\n")
+    }
+
     /// Removes the table, whether it is there or not.
     pub(crate) fn removal(&self) -> String {
         let table = &self.options.table;

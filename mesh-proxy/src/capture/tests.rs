@@ -142,6 +142,8 @@ fn connections_to_services_arrive_with_their_destination_and_marked_ones_pass() 
         async || {
             let world = World::new().await;
             world.vip("reviews", "10.96.0.10");
+            probe(&world.options.nft).await.unwrap();
+            assert_eq!(sh("nft list ruleset").unwrap(), "");
             let _capture = world.start().await;
             assert_eq!(world.captured(VIP).await, Some(VIP.parse().unwrap()));
             // An address that is no service's is left alone, and so are our own sockets.
@@ -344,13 +346,15 @@ fn without_the_capability_the_error_says_what_to_do() {
         let options = CaptureOptions { nft: "/nonexistent/nft".into(), ..world.options.clone() };
         let text = report(&start(&shared, options, &world.tasks).await.unwrap_err());
         assert!(text.contains("apt-get install nftables"), "{text}");
-        assert!(
-            ensure_address("169.254.96.16".parse().unwrap())
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("NET_ADMIN")
-        );
+        let error = ensure_address("169.254.96.16".parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("NET_ADMIN"), "{error}");
+        // The proxy then goes on with its explicit mode, if there is one.
+        let mut config = Config::default();
+        config.capture.nft.clone_from(&world.options.nft);
+        let permitted = crate::app::as_permitted(&config).await;
+        assert!(!permitted.capture.enabled && !permitted.dns.enabled);
+        config.listen.proxy = None;
+        assert!(crate::app::as_permitted(&config).await.capture.enabled);
     });
 }
 
