@@ -228,7 +228,9 @@ impl Merged {
         let taken = if key.is_empty() { None } else { take(&mut self.root, &key) };
         let value = match &taken {
             // Nobody knows whether a misspelt key holds a secret; those are long.
-            Some(value) if unknown_field(&reason).is_some() && value.to_string().len() > 24 => REDACTED.to_owned(),
+            Some(value) if unknown_field(&reason).is_some() && value.to_string().len() > 24 => {
+                REDACTED.to_owned()
+            }
             Some(_) if reason.contains(UNPARSABLE) => REDACTED.to_owned(),
             Some(value) if !reason.starts_with("missing field") => shorten(value.to_string()),
             _ => String::new(),
