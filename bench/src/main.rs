@@ -2,6 +2,7 @@
 //! `bench/README.md`.
 
 mod backend;
+mod budget;
 mod load;
 mod mesh;
 mod peers;
@@ -133,11 +134,11 @@ fn measure(args: &Args) -> Result<()> {
         world.apply_to_effect(effort.rounds, &mut report)?;
     }
     world.stop();
-    println!("{}", report.tables());
+    println!("{}{}", report.tables(), budget::check(&report));
     if let Some(dir) = args.out.parent() {
         std::fs::create_dir_all(dir)?;
     }
     std::fs::write(&args.out, report.json()?).with_context(|| format!("write {}", args.out.display()))?;
-    println!("written: {}; failed requests: {}", args.out.display(), report.failures());
+    eprintln!("written: {}; failed requests: {}", args.out.display(), report.failures());
     Ok(())
 }

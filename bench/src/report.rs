@@ -107,6 +107,23 @@ impl Report {
         self.failed.values().sum()
     }
 
+    /// The median of a figure.
+    pub(crate) fn median(&self, place: [&str; 3], metric: Metric) -> Option<f64> {
+        let (_, samples) = self.find(place, metric)?;
+        median(&samples.iter().map(|s| s.value).collect::<Vec<_>>())
+    }
+
+    /// The median of a figure over the calibrator's.
+    pub(crate) fn ratio(&self, place: [&str; 3], metric: Metric) -> Option<f64> {
+        let (key, samples) = self.find(place, metric)?;
+        median(&self.ratios(key, samples, CALIBRATOR))
+    }
+
+    fn find(&self, [suite, scenario, subject]: [&str; 3], metric: Metric) -> Option<(&Key, &[Sample])> {
+        let key = (suite.to_owned(), scenario.to_owned(), metric, subject.to_owned());
+        self.samples.get_key_value(&key).map(|(key, samples)| (key, samples.as_slice()))
+    }
+
     pub(crate) fn json(&self) -> serde_json::Result<String> {
         let lines: Vec<Line> =
             self.samples.iter().filter_map(|(key, samples)| self.line(key, samples)).collect();
