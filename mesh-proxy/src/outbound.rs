@@ -22,6 +22,7 @@ mod http;
 mod l4;
 pub mod stream;
 mod target;
+mod watch;
 mod worker;
 
 pub use config::{OutboundConfig, check_proxy_address};

@@ -1,6 +1,7 @@
 //! Replays the route vectors that the folder named by `CONFORMANCE_VECTORS` holds through the real data path: each
 //! case's objects are compiled as the controller does, a worker's listener takes the request, and upstreams on
 //! loopback, one for each destination, say what reached them. Without the variable nothing is tested, and it is said.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "test servers and clients belong to the test's own runtime")]
 #![allow(unreachable_pub, missing_docs, dead_code, reason = "modules of several test programs")]
 
@@ -43,7 +44,8 @@ fn run(suite: &str, file: &str, one: impl AsyncFn(&Mesh, &Value) -> Faults) {
     let (mut passed, mut skipped, mut failed, mut advisory) = (0, 0, 0, 0);
     for case in cases["cases"].as_array().unwrap() {
         let id = case["id"].as_str().unwrap();
-        let needs = case["config"].as_array().unwrap().iter().find_map(|o| LATER.iter().find(|k| o["kind"] == **k));
+        let needs =
+            case["config"].as_array().unwrap().iter().find_map(|o| LATER.iter().find(|k| o["kind"] == **k));
         if let Some(kind) = needs {
             println!("SKIP {suite}/{id}: needs {kind}");
             skipped += 1;

@@ -1,4 +1,5 @@
 //! The outbound path from socket to socket: real listeners, real upstreams on loopback, tables made by hand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "test servers and clients belong to the test's own runtime")]
 #![allow(unreachable_pub, missing_docs, reason = "modules of one test program")]
 
@@ -16,6 +17,8 @@ mod proxy_port;
 mod rules;
 #[path = "outbound/said.rs"]
 mod said;
+#[path = "outbound/tunnel.rs"]
+mod tunnel;
 #[path = "outbound/upstream.rs"]
 mod upstream;
 #[path = "outbound/world.rs"]

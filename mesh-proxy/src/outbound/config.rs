@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Settings of the outbound path; every field has a default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct OutboundConfig {
     /// How long a connection to a port of unknown protocol may stay silent before it is passed on as bytes, in
     /// milliseconds (default 200). Declare the protocol of server-first ports to save the wait.
@@ -16,6 +16,9 @@ pub struct OutboundConfig {
     /// After how long without an answer a connection attempt is joined by one to the next endpoint, in milliseconds
     /// (default 250).
     pub stagger_ms: u64,
+    /// How often each worker looks for idle connections, forgotten clusters, and clients that began a request and do
+    /// not end its head, in seconds (default 15). Such a client is given up at the second look.
+    pub sweep_s: u64,
     /// Largest head of a request in bytes (default 65536).
     pub max_head: usize,
     /// Most streams of one HTTP/2 client connection (default 1000).
@@ -37,6 +40,7 @@ impl Default for OutboundConfig {
             detect_ms: 200,
             first_byte_s: 300,
             stagger_ms: 250,
+            sweep_s: 15,
             max_head: 64 << 10,
             max_streams: 1000,
             max_connections: 20_000,
@@ -57,6 +61,9 @@ impl OutboundConfig {
         if self.stagger_ms == 0 {
             wrong.push(("stagger_ms", "0 would try all endpoints at once".to_owned()));
         }
+        if self.sweep_s == 0 {
+            wrong.push(("sweep_s", "0 would never rest".to_owned()));
+        }
         if !(8192..=1 << 20).contains(&self.max_head) {
             wrong.push(("max_head", format!("{} is not between 8192 and 1048576", self.max_head)));
         }
@@ -72,6 +79,10 @@ impl OutboundConfig {
 
     pub(crate) const fn first_byte(&self) -> Duration {
         Duration::from_secs(self.first_byte_s)
+    }
+
+    pub(crate) const fn sweep(&self) -> Duration {
+        Duration::from_secs(self.sweep_s)
     }
 
     pub(crate) const fn stagger(&self) -> Duration {

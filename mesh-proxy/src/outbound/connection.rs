@@ -104,3 +104,24 @@ fn flatten(stream: Prefixed<ClientStream>) -> ClientStream {
     }
     Prefixed::new([outer, rest].concat().into(), socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_two<A, B, F>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_holds_little() {
+        // A connection is held for hours, a request for milliseconds.
+        let held = [size(l4::serve), size(http::serve), size_of_two(serve)];
+        assert!(held.iter().all(|n| *n <= 2304), "{held:?}");
+        assert!(http::exchange_size() <= 5376, "{}", http::exchange_size());
+    }
+}

@@ -6,7 +6,7 @@
 
 mod parse;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use mesh_core::{
@@ -188,7 +188,7 @@ enum Named {
 }
 
 /// Follows the names of the mesh: StatefulSet pods, and aliases.
-fn in_mesh(tables: &Arc<Tables>, host: &str) -> Named {
+fn in_mesh(tables: &Tables, host: &str) -> Named {
     let mut name = host.to_owned();
     for _ in 0..MAX_ALIASES {
         // An ExternalName service has no port list that has to match; its alias is what counts.

@@ -15,7 +15,6 @@ mod upgrade;
 mod view;
 
 use std::{
-    cell::Cell,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -30,8 +29,12 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::connection::{ClientStream, Connection};
-use guard::{ScanState, Scanned};
+use super::{
+    connection::{ClientStream, Connection},
+    watch::Watch,
+};
+pub(crate) use guard::ScanState;
+use guard::Scanned;
 
 /// What the client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub(crate) struct HttpConnection {
     pub(crate) connection: Connection,
     pub(crate) version: Version,
     pub(crate) scan: Arc<ScanState>,
-    pub(crate) requests: Cell<u64>,
+    pub(crate) watch: Rc<Watch>,
 }
 
 /// Serves requests until the client or the drain ends the connection.
@@ -53,8 +56,8 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream, version:
     let worker = Rc::clone(&connection.worker);
     let config = &worker.shared.config;
     let scan: Arc<ScanState> = Arc::default();
-    let http =
-        Rc::new(HttpConnection { connection, version, scan: Arc::clone(&scan), requests: Cell::new(0) });
+    let watch = Watch::new(Arc::clone(&scan));
+    let http = Rc::new(HttpConnection { connection, version, scan: Arc::clone(&scan), watch });
     let seen = Rc::clone(&http);
     let service = service_fn(move |request| stack::handle(Rc::clone(&http), request));
     let result = match version {
@@ -145,30 +148,30 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 struct Draining<C> {
     connection: Pin<Box<C>>,
     http: Rc<HttpConnection>,
-    registered: Option<std::task::Waker>,
+    registered: bool,
     grace: Option<Pin<Box<tokio::time::Sleep>>>,
     finishing: bool,
 }
 
 impl<C: Finish> Draining<C> {
     fn new(connection: C, http: Rc<HttpConnection>) -> Self {
-        Self { connection: Box::pin(connection), http, registered: None, grace: None, finishing: false }
+        Self { connection: Box::pin(connection), http, registered: false, grace: None, finishing: false }
     }
 
     /// Tells the connection to finish, if it is time to.
     fn finish_in_time(&mut self, cx: &mut Context<'_>) {
-        let closing = &self.http.connection.worker.closing;
+        let watches = &self.http.connection.worker.watches;
         if self.finishing {
             return;
         }
-        if !closing.is_closed() {
-            if self.registered.is_none() {
-                closing.register(cx.waker());
-                self.registered = Some(cx.waker().clone());
-            }
+        if !self.registered {
+            watches.add(&self.http.watch, cx.waker());
+            self.registered = true;
+        }
+        if !watches.is_closed() {
             return;
         }
-        if self.http.requests.get() == 0 {
+        if self.http.watch.requests.get() == 0 {
             let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(FIRST_REQUEST)));
             if grace.as_mut().poll(cx).is_pending() {
                 return;
@@ -183,6 +186,9 @@ impl<C: Finish> Future for Draining<C> {
     type Output = hyper::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.http.watch.is_given_up() {
+            return Poll::Ready(Ok(()));
+        }
         self.finish_in_time(cx);
         let was_finishing = self.finishing;
         let result = self.connection.as_mut().poll(cx);
@@ -199,8 +205,13 @@ impl<C: Finish> Future for Draining<C> {
 
 impl<C> Drop for Draining<C> {
     fn drop(&mut self) {
-        if let Some(waker) = &self.registered {
-            self.http.connection.worker.closing.forget(waker);
+        if self.registered {
+            self.http.connection.worker.watches.remove(&self.http.watch);
         }
     }
+}
+
+#[cfg(test)]
+pub(crate) fn exchange_size() -> usize {
+    stack::exchange_size()
 }

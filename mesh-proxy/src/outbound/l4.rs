@@ -57,7 +57,7 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     let kind = Kind::Tcp;
     let purpose = Purpose { source: source.as_deref(), host: &key.host, subset: &key.subset, kind };
     let wanted = Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None };
-    let connected = connect::connect(wanted, &mut Vec::new()).await;
+    let connected = Box::pin(connect::connect(wanted, &mut Vec::new())).await;
     let (index, upstream) = match connected {
         Ok(c) => c,
         Err(e) => {
@@ -123,7 +123,7 @@ pub(crate) async fn resolve(
     cluster: &Arc<Cluster>,
 ) -> Result<Rc<ClusterState>, FailureClass> {
     let Some(name) = &cluster.external_name else { return Ok(worker.cluster(cluster)) };
-    match worker.externals.resolved(cluster, name).await {
+    match Box::pin(worker.externals.resolved(cluster, name)).await {
         Ok(resolved) => Ok(worker.cluster(&resolved)),
         Err(e) => {
             tracing::debug!(error = %e, %name, "external name not resolved");

@@ -26,11 +26,9 @@ use super::{
     connector::{Connector, TunnelOpener},
     external::Externals,
     forward_proxy,
+    watch::Watches,
 };
 use crate::telemetry::{AccessLog, Telemetry, local::Local};
-
-/// How often idle connections and forgotten clusters are looked for.
-const SWEEP: Duration = Duration::from_secs(15);
 
 /// What all workers share.
 pub struct Shared {
@@ -117,14 +115,16 @@ impl Worker {
         for listener in listeners.proxy {
             tokio::task::spawn_local(accept_loop(Rc::clone(&worker), listener, drain.clone(), Entry::Proxy));
         }
-        let mut sweep = tokio::time::interval(SWEEP);
+        let every = worker.shared.config.sweep();
+        let mut sweep = tokio::time::interval(every);
+        sweep.tick().await;
         loop {
             tokio::select! {
-                _ = sweep.tick() => worker.sweep(),
+                _ = sweep.tick() => worker.sweep(every),
                 () = drain.stop_accepting() => break,
             }
         }
-        worker.closing.close();
+        worker.watches.close();
         worker.clusters.borrow().values().for_each(|c| c.close_idle());
         // What is left ends by itself; the drain cancels this future when time is over.
         std::future::pending::<()>().await;
@@ -188,14 +188,25 @@ pub(crate) struct WorkerState {
     pub(crate) shared: Arc<Shared>,
     pub(crate) telemetry: Local,
     pub(crate) connector: Connector,
-    pub(crate) closing: Closing,
+    pub(crate) watches: Watches,
     pub(crate) externals: Externals,
-    tables: RefCell<Rc<Arc<Tables>>>,
+    tables: RefCell<Rc<Snapshot>>,
     clusters: RefCell<ClusterMap>,
     open: Cell<usize>,
     /// Copies of requests under way.
     pub(crate) mirrors: Cell<u32>,
     random: Cell<u64>,
+}
+
+/// The tables as one worker holds them: the counter that threads share is touched once for each swap, not for each
+/// request.
+pub(crate) struct Snapshot(Arc<Tables>);
+
+impl std::ops::Deref for Snapshot {
+    type Target = Tables;
+    fn deref(&self) -> &Tables {
+        &self.0
+    }
 }
 
 type ClusterMap = HashMap<u64, Rc<ClusterState>, BuildHasherDefault<IdHasher>>;
@@ -231,9 +242,9 @@ impl WorkerState {
         Self {
             telemetry: Local::new(Arc::clone(&shared.telemetry)),
             connector,
-            closing: Closing::default(),
+            watches: Watches::default(),
             externals: Externals::default(),
-            tables: RefCell::new(Rc::new(shared.tables.load_full())),
+            tables: RefCell::new(Rc::new(Snapshot(shared.tables.load_full()))),
             clusters: RefCell::default(),
             open: Cell::new(0),
             mirrors: Cell::new(0),
@@ -243,11 +254,11 @@ impl WorkerState {
     }
 
     /// The tables as of now. The worker keeps one reference and hands out cheap ones.
-    pub(crate) fn tables(&self) -> Rc<Arc<Tables>> {
+    pub(crate) fn tables(&self) -> Rc<Snapshot> {
         let mut mine = self.tables.borrow_mut();
         let current = self.shared.tables.load();
-        if !Arc::ptr_eq(&current, &mine) {
-            *mine = Rc::new(Arc::clone(&current));
+        if !Arc::ptr_eq(&current, &mine.0) {
+            *mine = Rc::new(Snapshot(Arc::clone(&current)));
         }
         Rc::clone(&mine)
     }
@@ -290,7 +301,9 @@ impl WorkerState {
         WorkerDice(self)
     }
 
-    fn sweep(&self) {
+    /// Closes and forgets what nobody uses; the last time was so long ago.
+    fn sweep(&self, ago: Duration) {
+        self.watches.look(ago);
         let now = Instant::now();
         let tables = self.tables();
         let mut all = self.clusters.borrow_mut();
@@ -318,39 +331,6 @@ impl Dice for WorkerDice<'_> {
         match &self.0.shared.dice {
             Some(fixed) => fixed(what),
             None => self.0.roll(),
-        }
-    }
-}
-
-/// Tells the connections of a worker to finish. A flag and wakers: connections are polled often, and this costs
-/// them a look at a `Cell`.
-#[derive(Default)]
-pub(crate) struct Closing {
-    closed: Cell<bool>,
-    wakers: RefCell<Vec<std::task::Waker>>,
-}
-
-impl Closing {
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
-    }
-
-    /// Has the task woken when closing begins. Called once for each connection, and undone by [`Self::forget`].
-    pub(crate) fn register(&self, waker: &std::task::Waker) {
-        self.wakers.borrow_mut().push(waker.clone());
-    }
-
-    pub(crate) fn forget(&self, waker: &std::task::Waker) {
-        let mut wakers = self.wakers.borrow_mut();
-        if let Some(at) = wakers.iter().rposition(|w| w.will_wake(waker)) {
-            wakers.swap_remove(at);
-        }
-    }
-
-    fn close(&self) {
-        self.closed.set(true);
-        for waker in self.wakers.borrow_mut().drain(..) {
-            waker.wake();
         }
     }
 }

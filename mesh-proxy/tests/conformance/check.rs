@@ -111,7 +111,13 @@ pub async fn http(mesh: &Mesh, case: &Value) -> Faults {
     if let Some(body) = expected.get("body").filter(|_| not_head) {
         faults.same("body", body, &json!(got.body));
     }
-    compare(&mut faults, "response", &expected["response_headers"], &expected["response_absent"], &got.headers);
+    compare(
+        &mut faults,
+        "response",
+        &expected["response_headers"],
+        &expected["response_absent"],
+        &got.headers,
+    );
     upstream(mesh, expected, &mut faults);
     latency(expected, &got, &mut faults);
     mirrors(mesh, expected, &mut faults).await;
@@ -120,12 +126,8 @@ pub async fn http(mesh: &Mesh, case: &Value) -> Faults {
 }
 
 fn destination(mesh: &Mesh, expected: &Value, faults: &mut Faults) {
-    let mirrored: Vec<&str> = expected["mirrors"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|m| m["host"].as_str().unwrap())
-        .collect();
+    let mirrored: Vec<&str> =
+        expected["mirrors"].as_array().into_iter().flatten().map(|m| m["host"].as_str().unwrap()).collect();
     let reached = reached(mesh);
     let names: Vec<_> = reached.iter().map(|(p, _)| describe(p)).collect();
     match expected["action"].as_str().unwrap() {
@@ -138,9 +140,8 @@ fn destination(mesh: &Mesh, expected: &Value, faults: &mut Faults) {
         "route" | "timeout" => {
             let Some(to) = expected.get("destination") else { return };
             let right = reached.iter().any(|(p, _)| serves(mesh, p, to));
-            let wrong = reached
-                .iter()
-                .find(|(p, _)| !serves(mesh, p, to) && !mirrored.contains(&p.host.as_str()));
+            let wrong =
+                reached.iter().find(|(p, _)| !serves(mesh, p, to) && !mirrored.contains(&p.host.as_str()));
             faults.holds(right && wrong.is_none(), || format!("expected {to}, reached {names:?}"));
         }
         _ => faults.holds(reached.is_empty(), || format!("expected no upstream, reached {names:?}")),
@@ -198,7 +199,9 @@ fn compare(faults: &mut Faults, what: &str, want: &Value, absent: &Value, got: &
     }
     for name in absent.as_array().into_iter().flatten() {
         let name = name.as_str().unwrap();
-        faults.holds(!got.contains_key(name), || format!("{what} header {name}: expected none, got {:?}", all(name)));
+        faults.holds(!got.contains_key(name), || {
+            format!("{what} header {name}: expected none, got {:?}", all(name))
+        });
     }
 }
 
@@ -297,7 +300,9 @@ pub async fn l4(mesh: &Mesh, case: &Value) -> Faults {
         faults.holds(got == want, || format!("expected {want} of 100 at {name}, got {counts:?}"));
     }
     if expected["action"] != "route" {
-        faults.holds(counts.keys().all(|k| k == ":"), || format!("expected {}, got {counts:?}", expected["action"]));
+        faults.holds(counts.keys().all(|k| k == ":"), || {
+            format!("expected {}, got {counts:?}", expected["action"])
+        });
     }
     faults
 }

@@ -250,7 +250,11 @@ async fn called(case: &Value, services: &[model::Service]) -> (SocketAddr, Optio
     let found = services.iter().find(|s| {
         let short = s.name == name && s.namespace == namespace;
         let has_port = s.ports.iter().any(|p| p.number == u32::from(port));
-        let forms = [s.host.clone(), format!("{}.{}", s.name, s.namespace), format!("{}.{}.svc", s.name, s.namespace)];
+        let forms = [
+            s.host.clone(),
+            format!("{}.{}", s.name, s.namespace),
+            format!("{}.{}.svc", s.name, s.namespace),
+        ];
         has_port && (short || forms.iter().any(|f| *f == name))
     });
     if let Some(s) = found {

@@ -86,7 +86,11 @@ async fn one_black_hole_of_three_slows_nobody_down() {
     }
     times.sort();
     assert!(times[98] < Duration::from_secs(1), "p99 {:?}", times[98]);
-    assert!(times[90] < Duration::from_millis(100), "p90 {:?}: the hole is left alone after one try", times[90]);
+    assert!(
+        times[90] < Duration::from_millis(100),
+        "p90 {:?}: the hole is left alone after one try",
+        times[90]
+    );
 }
 
 #[tokio::test]
@@ -137,7 +141,9 @@ async fn nobody_there() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let body = collect(response.into_body()).await.0;
     assert!(String::from_utf8_lossy(&body).contains("upstream connect error"), "{body:?}");
-    world.metric(&["istio_requests_total{", "response_flags=\"UF,URX\"", "destination_workload=\"web-a\""]).await;
+    world
+        .metric(&["istio_requests_total{", "response_flags=\"UF,URX\"", "destination_workload=\"web-a\""])
+        .await;
     world.apply(vec![endpoints("web", 80, &[])]);
     let response = world.get(TO, HOST, "/").await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -150,10 +156,13 @@ async fn a_black_hole_alone_ends_with_the_connect_timeout() {
     let hole = BlackHole::new();
     let mut web = service("web", VIP, 80, Protocol::Http);
     web.policies = vec![policy(model::ConnectionPool { connect_timeout: ms(200), ..Default::default() })];
-    let Resource::Service(web) = ruled(web, model::HttpRule {
-        retry: Some(model::RetryPolicy { attempts: 0, ..Default::default() }),
-        ..forward("web")
-    }) else {
+    let Resource::Service(web) = ruled(
+        web,
+        model::HttpRule {
+            retry: Some(model::RetryPolicy { attempts: 0, ..Default::default() }),
+            ..forward("web")
+        },
+    ) else {
         unreachable!()
     };
     let world = start(vec![Resource::Service(web), endpoints("web", 80, &[(hole.addr, "a")])]);
@@ -202,7 +211,8 @@ async fn requests_beyond_the_limit_are_refused_at_once() {
     web.policies = vec![policy(model::ConnectionPool { max_requests: 1, ..Default::default() })];
     let world = start(vec![Resource::Service(web), endpoints("web", 80, &[(upstream.addr, "v1")])]);
     let mut first = world.http1(TO).await;
-    let slow = Request::get("/").header("host", HOST).header("x-test-delay-ms", "600").body(full("")).unwrap();
+    let slow =
+        Request::get("/").header("host", HOST).header("x-test-delay-ms", "600").body(full("")).unwrap();
     let slow = tokio::task::spawn(async move { first.send_request(slow).await.unwrap().status() });
     while upstream.requests() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -227,8 +237,11 @@ async fn requests_wait_for_one_of_few_connections() {
         let world = Arc::clone(&world);
         async move {
             let mut client = world.http1(TO).await;
-            let request =
-                Request::get("/").header("host", HOST).header("x-test-delay-ms", "30").body(full("")).unwrap();
+            let request = Request::get("/")
+                .header("host", HOST)
+                .header("x-test-delay-ms", "30")
+                .body(full(""))
+                .unwrap();
             let response = client.send_request(request).await.unwrap();
             let status = response.status();
             collect(response.into_body()).await;
@@ -261,14 +274,13 @@ async fn an_endpoint_that_fails_is_ejected() {
         }),
         ..Default::default()
     }];
-    let world = start(vec![
-        Resource::Service(web),
-        endpoints("web", 80, &[(good.addr, "good"), (bad.addr, "bad")]),
-    ]);
+    let world =
+        start(vec![Resource::Service(web), endpoints("web", 80, &[(good.addr, "good"), (bad.addr, "bad")])]);
     let mut client = world.http1(TO).await;
     for _ in 0..20 {
         // Both fail the same way, but only one may be ejected.
-        let request = Request::get("/").header("host", HOST).header("x-test-status", "500").body(full("")).unwrap();
+        let request =
+            Request::get("/").header("host", HOST).header("x-test-status", "500").body(full("")).unwrap();
         collect(client.send_request(request).await.unwrap().into_body()).await;
     }
     let (a, b) = (good.requests(), bad.requests());
@@ -285,7 +297,8 @@ async fn a_drain_finishes_what_is_under_way_and_no_request_fails() {
     let mut idle = world.http1(TO).await;
     collect(idle.send_request(get(HOST, "/")).await.unwrap().into_body()).await;
     let mut busy = world.http1(TO).await;
-    let slow = Request::get("/").header("host", HOST).header("x-test-delay-ms", "300").body(full("")).unwrap();
+    let slow =
+        Request::get("/").header("host", HOST).header("x-test-delay-ms", "300").body(full("")).unwrap();
     let slow = tokio::task::spawn(async move {
         let response = busy.send_request(slow).await.unwrap();
         (response.status(), collect(response.into_body()).await.0)

@@ -55,11 +55,11 @@ async fn an_undeclared_port_is_recognised() {
 async fn pipelined_requests_are_answered_in_order() {
     let (world, upstream) = world(Protocol::Http).await;
     let mut stream = world.dial(TO).await;
-    let one = |path: &str, ms: u32| {
-        format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nx-test-delay-ms: {ms}\r\n\r\n")
-    };
+    let one =
+        |path: &str, ms: u32| format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nx-test-delay-ms: {ms}\r\n\r\n");
     // The first is the slowest.
-    let all = one("/a", 150) + &one("/b", 50) + &one("/c", 0).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    let all =
+        one("/a", 150) + &one("/b", 50) + &one("/c", 0).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
     stream.write_all(all.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -138,7 +138,8 @@ async fn a_reader_that_stops_stops_the_writer() {
 async fn expect_continue_waits_for_the_endpoint() {
     let (world, upstream) = world(Protocol::Http).await;
     let mut stream = world.dial(TO).await;
-    let head = format!("POST /len HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let head =
+        format!("POST /len HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut buffer = [0; 256];
     let n = stream.read(&mut buffer).await.unwrap();
@@ -154,7 +155,9 @@ async fn a_refused_expectation_saves_the_body() {
     let addr = crate::upstream::tcp(|mut s| async move {
         let mut head = [0; 1024];
         let _n = s.read(&mut head).await;
-        let _sent = s.write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        let _sent = s
+            .write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
     })
     .await;
     let resources = vec![
@@ -163,7 +166,8 @@ async fn a_refused_expectation_saves_the_body() {
     ];
     let world = World::start(resources, Options { called: vec![TO.parse().unwrap()], ..Options::default() });
     let mut stream = world.dial(TO).await;
-    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let head =
+        format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut buffer = [0; 256];
     let n = stream.read(&mut buffer).await.unwrap();
@@ -190,7 +194,9 @@ async fn websocket_bytes_pass_both_ways() {
         let mut back = vec![0; message.len()];
         let (sent, got) = {
             let (mut r, mut w) = tokio::io::split(&mut io);
-            tokio::join!(async { w.write_all(message).await }, async { r.read_exact(&mut back).await.map(drop) })
+            tokio::join!(async { w.write_all(message).await }, async {
+                r.read_exact(&mut back).await.map(drop)
+            })
         };
         sent.unwrap();
         got.unwrap();
@@ -218,7 +224,9 @@ async fn http_1_0_without_host_reaches_what_was_called() {
 #[tokio::test]
 async fn heads_beyond_64_kilobytes_are_refused_and_smaller_ones_pass() {
     let (world, upstream) = world(Protocol::Http).await;
-    let head = |size: usize| format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nx-big: {}\r\nConnection: close\r\n\r\n", "a".repeat(size));
+    let head = |size: usize| {
+        format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nx-big: {}\r\nConnection: close\r\n\r\n", "a".repeat(size))
+    };
     let mut stream = world.dial(TO).await;
     stream.write_all(head(70 << 10).as_bytes()).await.unwrap();
     let mut text = String::new();
@@ -237,9 +245,18 @@ async fn heads_beyond_64_kilobytes_are_refused_and_smaller_ones_pass() {
 async fn what_could_be_read_in_two_ways_is_refused() {
     let (world, upstream) = world(Protocol::Http).await;
     for (name, head) in [
-        ("both lengths", "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("both lengths, other order", "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
-        ("two different lengths", "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        (
+            "both lengths",
+            "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "both lengths, other order",
+            "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "two different lengths",
+            "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        ),
         ("a length that is a list", "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5, 6\r\n\r\nhello!"),
         ("a negative length", "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: -5\r\n\r\n"),
         ("chunked is not last", "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"),
@@ -323,7 +340,8 @@ async fn a_connection_that_went_stale_is_replaced_unseen() {
 async fn a_client_that_leaves_frees_the_endpoint() {
     let (world, upstream) = world(Protocol::Http).await;
     let mut client = world.http1(TO).await;
-    let request = Request::get("/").header("host", HOST).header("x-test-delay-ms", "60000").body(full("")).unwrap();
+    let request =
+        Request::get("/").header("host", HOST).header("x-test-delay-ms", "60000").body(full("")).unwrap();
     let call = client.send_request(request);
     assert!(tokio::time::timeout(Duration::from_millis(200), call).await.is_err());
     assert_eq!(upstream.requests(), 1);
@@ -367,7 +385,8 @@ async fn a_body_sent_in_pieces_is_not_collected() {
         Some((Ok(Frame::data(Bytes::from_static(next.as_bytes()))), rx))
     });
     let body = BodyExt::boxed(StreamBody::new(futures::StreamExt::map(frames, |f| f)));
-    let body = http_body_util::combinators::BoxBody::new(body.map_err(|e: std::convert::Infallible| match e {}));
+    let body =
+        http_body_util::combinators::BoxBody::new(body.map_err(|e: std::convert::Infallible| match e {}));
     let request = Request::post("/echo").header("host", HOST).body(body).unwrap();
     let call = tokio::task::spawn(async move { (client.send_request(request).await.unwrap(), client) });
     tx.send("first").await.unwrap();
@@ -385,4 +404,37 @@ async fn an_unknown_host_goes_where_the_client_called() {
     let (world, upstream) = world(Protocol::Http).await;
     assert_eq!(world.get(TO, "stranger.example", "/").await.status(), StatusCode::OK);
     assert_eq!(upstream.last().authority, "stranger.example");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_end_its_head_is_given_up() {
+    let upstream = Upstream::start("v1").await;
+    let resources = vec![
+        Resource::Service(service("web", VIP, 80, Protocol::Http)),
+        endpoints("web", 80, &[(upstream.addr, "v1")]),
+    ];
+    let config = mesh_proxy::outbound::OutboundConfig { sweep_s: 1, ..Default::default() };
+    let world =
+        World::start(resources, Options { config, called: vec![TO.parse().unwrap()], ..Options::default() });
+    let mut slow = world.dial(TO).await;
+    let mut idle = world.http1(TO).await;
+    collect(idle.send_request(get(HOST, "/")).await.unwrap().into_body()).await;
+    let mut uploading = world.dial(TO).await;
+    let head = format!("POST /len HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\n");
+    uploading.write_all(head.as_bytes()).await.unwrap();
+    // A byte now and then does not count as progress.
+    let begin = std::time::Instant::now();
+    slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let mut closed = false;
+    while begin.elapsed() < Duration::from_secs(6) && !closed {
+        closed = slow.write_all(b"x").await.is_err();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(closed, "still open after {:?}", begin.elapsed());
+    // Neither an idle client nor a slow body is disturbed.
+    assert_eq!(idle.send_request(get(HOST, "/")).await.unwrap().status(), StatusCode::OK);
+    uploading.write_all(b"four").await.unwrap();
+    let mut buffer = [0; 256];
+    let n = uploading.read(&mut buffer).await.unwrap();
+    assert!(buffer[..n].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&buffer[..n]));
 }

@@ -100,7 +100,12 @@ async fn grpc_unary_with_trailers() {
     assert_eq!(trailers.unwrap()["grpc-status"], "0");
     assert_eq!(upstream.last().headers["te"], "trailers");
     world
-        .metric(&["istio_requests_total{", "grpc_response_status=\"0\"", "request_protocol=\"grpc\"", "response_code=\"200\""])
+        .metric(&[
+            "istio_requests_total{",
+            "grpc_response_status=\"0\"",
+            "request_protocol=\"grpc\"",
+            "response_code=\"200\"",
+        ])
         .await;
 }
 
@@ -194,8 +199,7 @@ async fn too_large_a_head_is_refused() {
 async fn ten_megabytes_over_http2() {
     let (world, _upstream) = world(Protocol::Http2).await;
     let mut client = world.http2(TO).await;
-    let request =
-        Request::post(format!("http://{HOST}/len")).body(full(vec![1; 10 << 20])).unwrap();
+    let request = Request::post(format!("http://{HOST}/len")).body(full(vec![1; 10 << 20])).unwrap();
     let response = client.send_request(request).await.unwrap();
     assert_eq!(collect(response.into_body()).await.0, (10 << 20).to_string());
     let response = client.send_request(h2_get("/big")).await.unwrap();

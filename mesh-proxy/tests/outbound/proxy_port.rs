@@ -35,9 +35,13 @@ async fn read_some(stream: &mut TcpStream) -> String {
 #[tokio::test]
 async fn connect_reaches_services_by_any_of_their_names_and_addresses() {
     let (world, web, _other) = world().await;
-    for host in ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local", "WEB.default", VIP] {
+    for host in ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local", "WEB.default", VIP]
+    {
         let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-        stream.write_all(format!("CONNECT {host}:80 HTTP/1.1\r\nHost: {host}:80\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("CONNECT {host}:80 HTTP/1.1\r\nHost: {host}:80\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let answer = read_some(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
         let mut client = client1(stream).await;
@@ -51,7 +55,9 @@ async fn connect_reaches_services_by_any_of_their_names_and_addresses() {
 async fn absolute_requests_may_change_their_target_on_one_connection() {
     let (world, web, other) = world().await;
     let mut client = client1(TcpStream::connect(world.proxy).await.unwrap()).await;
-    for (uri, name) in [("http://web/a?x=1", "web"), ("http://other.default:8080/b", "other"), ("http://web/c", "web")] {
+    for (uri, name) in
+        [("http://web/a?x=1", "web"), ("http://other.default:8080/b", "other"), ("http://web/c", "web")]
+    {
         let request = Request::get(uri).header("host", "ignored").body(full("")).unwrap();
         let response = client.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{uri}");

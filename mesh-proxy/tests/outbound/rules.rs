@@ -210,7 +210,11 @@ async fn paths_authorities_and_headers_are_edited() {
             uri: Some(model::StringMatch { kind: Some(model::string_match::Kind::Prefix("/api".into())) }),
             ..Default::default()
         }],
-        rewrite: Some(model::Rewrite { uri: "/v2".into(), authority: "other.example".into(), ..Default::default() }),
+        rewrite: Some(model::Rewrite {
+            uri: "/v2".into(),
+            authority: "other.example".into(),
+            ..Default::default()
+        }),
         headers: Some(model::HeaderOps { request: Some(ops("x-q")), response: Some(ops("x-r")) }),
         ..forward("web")
     };
@@ -268,7 +272,10 @@ async fn redirects_and_direct_answers_reach_no_endpoint() {
     assert_eq!(response.headers()["location"], "http://web/new");
     assert_eq!(upstream.requests(), 0);
     let direct = model::HttpRule {
-        action: Some(Action::DirectResponse(model::DirectResponse { status: 503, body: b"closed"[..].into() })),
+        action: Some(Action::DirectResponse(model::DirectResponse {
+            status: 503,
+            body: b"closed"[..].into(),
+        })),
         ..Default::default()
     };
     world.apply(vec![ruled(service("web", VIP, 80, Protocol::Http), direct)]);
@@ -364,7 +371,9 @@ async fn weights_share_requests() {
         labels: [("version".to_owned(), v.to_owned())].into_iter().collect(),
         ..Default::default()
     };
-    let Resource::Service(mut web) = ruled(service("web", VIP, 80, Protocol::Http), rule) else { unreachable!() };
+    let Resource::Service(mut web) = ruled(service("web", VIP, 80, Protocol::Http), rule) else {
+        unreachable!()
+    };
     web.policies = vec![model::DestinationPolicy {
         source: "default/web".into(),
         subsets: vec![subset("v1"), subset("v2")],
@@ -398,10 +407,10 @@ async fn a_swap_of_tables_under_load_fails_nothing_and_delays_little() {
                         let vip = format!("10.97.{}.{i}", swaps % 200);
                         Resource::Service(service(&format!("s{i}"), &vip, 80, Protocol::Http))
                     })
-                    .chain([ruled(service("web", VIP, 80, Protocol::Http), model::HttpRule {
-                        name: format!("rule-{swaps}"),
-                        ..forward("web")
-                    })])
+                    .chain([ruled(
+                        service("web", VIP, 80, Protocol::Http),
+                        model::HttpRule { name: format!("rule-{swaps}"), ..forward("web") },
+                    )])
                     .collect();
                 world.apply(many);
                 swaps += 1;

@@ -101,7 +101,8 @@ async fn the_labels_are_istios_and_nothing_registered_stays_untouched() {
     for bucket in ["0.5", "1", "5", "10", "25", "50", "100", "250", "500", "1000", "3600000", "+Inf"] {
         let part = format!("le=\"{bucket}\"");
         assert!(
-            text.lines().any(|l| l.starts_with("istio_request_duration_milliseconds_bucket") && l.contains(&part)),
+            text.lines()
+                .any(|l| l.starts_with("istio_request_duration_milliseconds_bucket") && l.contains(&part)),
             "no bucket {part}"
         );
     }
@@ -148,10 +149,10 @@ async fn the_access_log_has_a_line_for_each_call() {
         let config = AccessLogConfig { format, sample: 1.0 };
         let world = World::start(
             vec![
-                ruled(service("web", VIP, 80, Protocol::Http), model::HttpRule {
-                    name: "the-rule".into(),
-                    ..forward("web")
-                }),
+                ruled(
+                    service("web", VIP, 80, Protocol::Http),
+                    model::HttpRule { name: "the-rule".into(), ..forward("web") },
+                ),
                 endpoints("web", 80, &[(upstream.addr, "v1")]),
             ],
             Options {

@@ -102,9 +102,7 @@ impl Upstream {
         &self,
         mut request: Request<Incoming>,
     ) -> Result<Response<BoxBody<Bytes, BoxError>>, Broken> {
-        let number = |name: &str| -> Option<u64> {
-            request.headers().get(name)?.to_str().ok()?.parse().ok()
-        };
+        let number = |name: &str| -> Option<u64> { request.headers().get(name)?.to_str().ok()?.parse().ok() };
         let (delay, status, first) =
             (number("x-test-delay-ms"), number("x-test-status"), number("x-test-fail-first"));
         self.seen.lock().unwrap().push(seen(&request));
@@ -145,7 +143,9 @@ impl Upstream {
 fn seen(request: &Request<Incoming>) -> Seen {
     let authority = match request.uri().authority() {
         Some(a) => a.to_string(),
-        None => request.headers().get(header::HOST).map(|h| h.to_str().unwrap().to_owned()).unwrap_or_default(),
+        None => {
+            request.headers().get(header::HOST).map(|h| h.to_str().unwrap().to_owned()).unwrap_or_default()
+        }
     };
     Seen {
         method: request.method().to_string(),

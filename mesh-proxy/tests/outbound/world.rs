@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_api::{Resource, model};
 use mesh_core::{Change, DiceKind, Tables};
 use mesh_proxy::{
-    outbound::{Listeners, OutboundConfig, Shared, Worker},
+    outbound::{Listeners, OutboundConfig, Shared, TunnelOpener, Worker},
     telemetry::{AccessLog, AccessLogConfig, Telemetry, TelemetryConfig},
 };
 use node_rt::{Drain, DrainConfig, Readiness, Reason, Tasks};
@@ -31,6 +31,7 @@ pub struct Options {
     pub config: OutboundConfig,
     pub dice: Option<Arc<dyn Fn(DiceKind) -> f64 + Send + Sync>>,
     pub gateway: Option<String>,
+    pub tunnel: Option<Arc<dyn TunnelOpener>>,
     pub access_log: Option<(AccessLogConfig, Sink)>,
     /// Addresses that are called; each gets a listener.
     pub called: Vec<SocketAddr>,
@@ -74,6 +75,7 @@ impl World {
         let mut shared = Shared::new(options.config, "here".into(), Arc::clone(&tables), telemetry);
         shared.dice = options.dice;
         shared.gateway = options.gateway;
+        shared.tunnel = options.tunnel;
         if let Some((config, sink)) = options.access_log {
             shared.access_log = AccessLog::start(&config, sink).unwrap();
         }
@@ -97,18 +99,21 @@ impl World {
 
     /// Applies more resources.
     pub fn apply(&self, resources: Vec<Resource>) {
-        let (tables, applied) =
-            self.tables.load().apply(resources.into_iter().map(Change::Set).collect());
+        let (tables, applied) = self.tables.load().apply(resources.into_iter().map(Change::Set).collect());
         assert!(applied.rejected.is_empty(), "{:?}", applied.rejected);
         self.tables.store(Arc::new(tables));
     }
 
+    /// The listener that stands for an address.
+    pub fn listener(&self, to: &str) -> SocketAddr {
+        let to: SocketAddr = to.parse().unwrap();
+        let found = self.listeners.iter().find(|(t, _)| *t == to);
+        found.unwrap_or_else(|| panic!("nothing listens for {to}")).1
+    }
+
     /// A connection as the capture would hand it over.
     pub async fn dial(&self, to: &str) -> TcpStream {
-        let to: SocketAddr = to.parse().unwrap();
-        let (_, listener) =
-            self.listeners.iter().find(|(t, _)| *t == to).unwrap_or_else(|| panic!("nothing listens for {to}"));
-        let stream = TcpStream::connect(listener).await.unwrap();
+        let stream = TcpStream::connect(self.listener(to)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         stream
     }
@@ -274,11 +279,8 @@ pub fn forward(name: &str) -> model::HttpRule {
 
 /// A service whose only rule is this one.
 pub fn ruled(mut service: model::Service, rule: model::HttpRule) -> Resource {
-    service.virtual_hosts = vec![model::VirtualHost {
-        source: "default/test".into(),
-        http: vec![rule],
-        ..Default::default()
-    }];
+    service.virtual_hosts =
+        vec![model::VirtualHost { source: "default/test".into(), http: vec![rule], ..Default::default() }];
     Resource::Service(service)
 }
 

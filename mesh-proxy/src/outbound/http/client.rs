@@ -1,6 +1,12 @@
 //! One try: an endpoint, a connection to it from the pool or new, the request, the head of the response.
 
-use std::{error::Error, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    error::Error,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,7 +17,7 @@ use super::{
     super::{
         cluster::{ClusterState, Full, Limit, Permit, Tried},
         connect::{self, Wanted},
-        connector::{ConnectError, Purpose},
+        connector::{ConnectError, Purpose, TunnelError},
         endpoint::{Endpoint, Lease, Owner, Request, Response},
         failure::FailureClass,
         stream::Upstream,
@@ -75,7 +81,9 @@ impl Upstreams {
         tracing::debug!(error = error as &dyn Error, host = %self.state.cluster.key.host, "no connection");
         let result = match error {
             // Another try would find the same.
-            ConnectError::NoEndpoint | ConnectError::Overflow => TryResult::Status(0),
+            ConnectError::NoEndpoint
+            | ConnectError::Overflow
+            | ConnectError::Tunnel(_, TunnelError::Refused(_)) => TryResult::Status(0),
             _ => TryResult::ConnectFailure,
         };
         TryError { class: error.class(), result, request: Some(request) }
@@ -112,9 +120,8 @@ impl Upstreams {
             return Ok(lease);
         }
         let permit = loop {
-            match self.state.limits.take(Limit::Connections, pool.max_connections) {
-                Ok(permit) => break permit,
-                Err(Full) => {}
+            if let Ok(permit) = self.state.limits.take(Limit::Connections, pool.max_connections) {
+                break permit;
             }
             let waiting = self.state.limits.take(Limit::Pending, pool.max_pending_requests);
             let _place = waiting.map_err(|Full| ConnectError::Overflow)?;
@@ -125,7 +132,8 @@ impl Upstreams {
                 return Ok(lease);
             }
         };
-        self.dial(index, permit).await
+        // Rare beside pooled connections: its state is not part of every request's.
+        Box::pin(self.dial(index, permit)).await
     }
 
     async fn dial(&mut self, index: usize, permit: Option<Permit>) -> Result<Lease, ConnectError> {
@@ -189,6 +197,9 @@ async fn shake_h2(
 ) -> Result<Lease, ConnectError> {
     let shaken = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
+        // An endpoint that vanished without a word has to be noticed while streams wait for it.
+        .keep_alive_interval(PROBE_EVERY)
+        .keep_alive_timeout(PROBE_WAIT)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(MAX_RESPONSE_HEAD as u32)
@@ -203,6 +214,10 @@ async fn shake_h2(
     });
     Ok(endpoint.add_h2(sender, owner))
 }
+
+/// How often an HTTP/2 connection with streams under way is probed, and how long the answer may take.
+const PROBE_EVERY: Duration = Duration::from_secs(20);
+const PROBE_WAIT: Duration = Duration::from_secs(10);
 
 /// Largest head of a response.
 const MAX_RESPONSE_HEAD: usize = 128 << 10;

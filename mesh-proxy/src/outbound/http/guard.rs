@@ -18,8 +18,8 @@ use super::{super::failure::FailureClass, HttpConnection, Version as Spoken, sca
 
 /// Refuses what no rule should see.
 pub(crate) fn check(conn: &HttpConnection, request: &Request<Incoming>) -> Result<(), FailureClass> {
-    let number = conn.requests.get();
-    conn.requests.set(number + 1);
+    let number = conn.watch.requests.get();
+    conn.watch.requests.set(number + 1);
     let refused = match conn.version {
         Spoken::Http1 => conn.scan.is_bad(number) || !http1_host_is_plain(request),
         Spoken::Http2 => request.uri().authority().is_none() && !has_one_host(request.headers()),
@@ -71,18 +71,27 @@ pub(crate) fn normalize(request: &mut Request<Incoming>) {
 #[derive(Debug)]
 pub(crate) struct ScanState {
     first_bad: AtomicU64,
+    /// The number of the head of which a part has come, or [`NONE`].
+    partial: AtomicU64,
     ended: AtomicBool,
 }
 
+const NONE: u64 = u64::MAX;
+
 impl Default for ScanState {
     fn default() -> Self {
-        Self { first_bad: AtomicU64::new(u64::MAX), ended: AtomicBool::new(false) }
+        Self { first_bad: AtomicU64::new(NONE), partial: AtomicU64::new(NONE), ended: AtomicBool::new(false) }
     }
 }
 
 impl ScanState {
     fn is_bad(&self, request: u64) -> bool {
         request >= self.first_bad.load(Ordering::Relaxed)
+    }
+
+    /// The number of the head of which a part has come, and the rest has not.
+    pub(crate) fn partial_head(&self) -> Option<u64> {
+        Some(self.partial.load(Ordering::Relaxed)).filter(|n| *n != NONE)
     }
 
     /// A message is over: the next bytes begin a head.
@@ -117,6 +126,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scanned<S> {
             this.scanner.message_ended();
         }
         this.scanner.feed(&buf.filled()[before..]);
+        this.state.partial.store(this.scanner.partial_head().unwrap_or(NONE), Ordering::Relaxed);
         if let Some(bad) = this.scanner.bad_head() {
             this.state.first_bad.store(bad, Ordering::Relaxed);
         }

@@ -7,7 +7,7 @@ use std::{
 
 use http::HeaderMap;
 
-use super::{super::worker::WorkerState, body::Meter};
+use super::{HttpConnection, body::Meter};
 use crate::telemetry::{
     Flags, RequestProtocol,
     access_log::Entry,
@@ -16,7 +16,7 @@ use crate::telemetry::{
 
 /// Collects over the life of a request; counts when it is dropped, so that a cancelled request counts too.
 pub(crate) struct Record {
-    worker: Rc<WorkerState>,
+    conn: Rc<HttpConnection>,
     start: Instant,
     pub(crate) parties: Parties,
     pub(crate) flags: Flags,
@@ -34,11 +34,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(worker: Rc<WorkerState>) -> Self {
+    pub(crate) fn new(conn: Rc<HttpConnection>) -> Self {
+        let worker = &conn.connection.worker;
         let logged = worker.shared.access_log.enabled();
         let dice = if logged { worker.roll() } else { 1.0 };
+        conn.watch.active.set(conn.watch.active.get() + 1);
         Self {
-            worker,
+            conn,
             start: Instant::now(),
             parties: Parties::default(),
             flags: Flags::NONE,
@@ -84,8 +86,9 @@ impl Record {
             grpc_status: self.grpc_status,
         };
         let elapsed = self.start.elapsed();
-        let trust_domain = || self.worker.trust_domain();
-        if let Some(series) = self.worker.telemetry.request(&self.parties, end, trust_domain) {
+        let worker = &self.conn.connection.worker;
+        let trust_domain = || worker.trust_domain();
+        if let Some(series) = worker.telemetry.request(&self.parties, end, trust_domain) {
             series.total.inc();
             series.duration_ms.observe(elapsed.as_secs_f64() * 1000.0);
             #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
@@ -95,7 +98,7 @@ impl Record {
             }
         }
         if let Some(mut entry) = self.entry.take()
-            && self.worker.shared.access_log.wants(self.dice, self.code, self.flags)
+            && worker.shared.access_log.wants(self.dice, self.code, self.flags)
         {
             entry.status = self.code;
             entry.flags = self.flags;
@@ -103,7 +106,7 @@ impl Record {
             entry.received = self.received.bytes.get();
             entry.sent = self.sent;
             entry.duration = elapsed;
-            self.worker.shared.access_log.write(&entry);
+            worker.shared.access_log.write(&entry);
         }
     }
 }
@@ -111,5 +114,6 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.finish();
+        self.conn.watch.active.set(self.conn.watch.active.get().saturating_sub(1));
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct HeadScanner {
     /// The start of the current line; longer than the names looked for.
     line: [u8; LINE],
     line_len: usize,
+    /// A line of the current head has come.
+    begun: bool,
     has_te: bool,
     has_cl: bool,
     length: u64,
@@ -39,6 +41,7 @@ impl HeadScanner {
             state: State::Head,
             line: [0; LINE],
             line_len: 0,
+            begun: false,
             has_te: false,
             has_cl: false,
             length: 0,
@@ -50,6 +53,11 @@ impl HeadScanner {
     /// The number (from 0) of the first head that was ambiguous.
     pub(crate) const fn bad_head(&self) -> Option<u64> {
         self.bad_head
+    }
+
+    /// The number of the head of which a part has come, and the rest has not.
+    pub(crate) fn partial_head(&self) -> Option<u64> {
+        (self.state == State::Head && (self.begun || self.line_len > 0)).then_some(self.heads)
     }
 
     /// The body of unknown length is over: what comes next is a head.
@@ -102,6 +110,11 @@ impl HeadScanner {
 
     fn line_ended(&mut self, line: &[u8]) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        // Empty lines before a request are to be passed over (RFC 9112).
+        if line.is_empty() && !self.begun {
+            return;
+        }
+        self.begun = true;
         match line.first() {
             None => self.head_ended(),
             Some(b't' | b'T') if names(line, TE) => self.has_te = true,
@@ -123,6 +136,7 @@ impl HeadScanner {
             (false, n) => State::Body(n),
         };
         self.heads += 1;
+        self.begun = false;
         self.has_te = false;
         self.has_cl = false;
         self.length = 0;
@@ -182,6 +196,24 @@ mod tests {
         let mut scanner = HeadScanner::new();
         scanner.feed(&all);
         assert_eq!(scanner.bad_head(), Some(3));
+    }
+
+    #[test]
+    fn a_head_is_partial_until_its_empty_line() {
+        let mut scanner = HeadScanner::new();
+        assert_eq!(scanner.partial_head(), None);
+        scanner.feed(b"\r\n\r\n");
+        assert_eq!(scanner.partial_head(), None, "empty lines are no head");
+        scanner.feed(b"GET / HT");
+        assert_eq!(scanner.partial_head(), Some(0));
+        scanner.feed(b"TP/1.1\r\nHost: a\r\n");
+        assert_eq!(scanner.partial_head(), Some(0));
+        scanner.feed(b"\r\n");
+        assert_eq!(scanner.partial_head(), None);
+        scanner.feed(b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\na");
+        assert_eq!(scanner.partial_head(), None, "a slow body is not a slow head");
+        scanner.feed(b"bcG");
+        assert_eq!(scanner.partial_head(), Some(2));
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub(crate) async fn handle(
 }
 
 /// What is known when the head has been read.
-fn begin(conn: &HttpConnection, request: &Request<Incoming>) -> Box<Record> {
-    let mut record = Box::new(Record::new(Rc::clone(&conn.connection.worker)));
+fn begin(conn: &Rc<HttpConnection>, request: &Request<Incoming>) -> Box<Record> {
+    let mut record = Box::new(Record::new(Rc::clone(conn)));
     record.grpc = reply::is_grpc(request.headers());
     if let Some(entry) = &mut record.entry {
         let text = |name: header::HeaderName| {
@@ -170,7 +170,7 @@ async fn target_of<'a>(
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(80);
-    let found = forward_proxy::target(&conn.connection.worker, host, port).await;
+    let found = Box::pin(forward_proxy::target(&conn.connection.worker, host, port)).await;
     found.map(Cow::Owned).ok_or(FailureClass::Blackhole)
 }
 
@@ -429,4 +429,12 @@ fn finish(
     edit::hop_by_hop(&mut parts.headers);
     parts.version = http::Version::HTTP_11;
     Response::from_parts(parts, ResponseBody::upstream(body, tail))
+}
+
+#[cfg(test)]
+pub(crate) fn exchange_size() -> usize {
+    fn size<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    size(exchange)
 }

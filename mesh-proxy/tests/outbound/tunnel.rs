@@ -1,0 +1,173 @@
+//! Endpoints of other nodes: through the tunnel, for the caller's sake and in its name.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use futures::future::BoxFuture;
+use http::StatusCode;
+use mesh_api::{
+    Resource,
+    model::{self, Protocol, TunnelOpen},
+};
+use mesh_proxy::outbound::{Stream, TunnelError, TunnelOpener};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    upstream::{Upstream, collect, tcp},
+    world::{Options, VIP, World, client1, endpoints, get, service},
+};
+
+const TO: &str = "10.96.0.1:80";
+
+/// A tunnel that remembers what was asked and connects straight.
+struct FakeTunnel {
+    opened: Arc<Mutex<Vec<(String, TunnelOpen)>>>,
+    refuse: Option<TunnelError>,
+}
+
+impl TunnelOpener for FakeTunnel {
+    fn open<'a>(
+        &'a self,
+        node: &'a str,
+        open: TunnelOpen,
+    ) -> BoxFuture<'a, Result<Box<dyn Stream>, TunnelError>> {
+        Box::pin(async move {
+            let to = SocketAddr::new(open.address.parse().unwrap(), open.port as u16);
+            self.opened.lock().unwrap().push((node.to_owned(), open));
+            if let Some(e) = &self.refuse {
+                return Err(e.clone());
+            }
+            let stream = TcpStream::connect(to).await.map_err(|_| TunnelError::ConnectRefused)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+fn on_node(resource: Resource, node: &str) -> Resource {
+    let Resource::Endpoints(mut e) = resource else { unreachable!() };
+    e.endpoints.iter_mut().for_each(|e| node.clone_into(&mut e.node));
+    Resource::Endpoints(e)
+}
+
+/// Two callers at two addresses of this host.
+fn callers() -> Resource {
+    let caller = |address: &str, name: &str| model::Workload {
+        address: address.into(),
+        namespace: "default".into(),
+        name: name.into(),
+        service_account: format!("{name}-account"),
+        ..Default::default()
+    };
+    Resource::NodeWorkloads(model::NodeWorkloads {
+        node: "here".into(),
+        workloads: vec![caller("127.0.0.1", "one"), caller("127.0.0.2", "two")],
+    })
+}
+
+type Opened = Arc<Mutex<Vec<(String, TunnelOpen)>>>;
+
+fn start(resources: Vec<Resource>, refuse: Option<TunnelError>) -> (World, Opened) {
+    let opened: Opened = Arc::default();
+    let tunnel: Arc<dyn TunnelOpener> = Arc::new(FakeTunnel { opened: Arc::clone(&opened), refuse });
+    let options = Options { called: vec![TO.parse().unwrap()], tunnel: Some(tunnel), ..Options::default() };
+    (World::start(resources, options), opened)
+}
+
+async fn dial_from(world: &World, source: &str) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    socket.connect(world.listener(TO)).await.unwrap()
+}
+
+#[tokio::test]
+async fn requests_go_through_the_owners_node_and_connections_are_not_shared_between_callers() {
+    let upstream = Upstream::start("v1").await;
+    let (world, opened) = start(
+        vec![
+            callers(),
+            Resource::Service(service("web", VIP, 80, Protocol::Http)),
+            on_node(endpoints("web", 80, &[(upstream.addr, "v1")]), "there"),
+        ],
+        None,
+    );
+    for source in ["127.0.0.1", "127.0.0.2", "127.0.0.1", "127.0.0.2"] {
+        let mut client = client1(dial_from(&world, source).await).await;
+        for _ in 0..3 {
+            let response = client.send_request(get("web", "/")).await.unwrap();
+            assert_eq!(collect(response.into_body()).await.0, "v1");
+        }
+    }
+    let opened = opened.lock().unwrap().clone();
+    assert_eq!(opened.len(), 2, "one connection for each caller, kept: {opened:?}");
+    for ((node, open), name) in opened.iter().zip(["one", "two"]) {
+        assert_eq!(node, "there");
+        assert_eq!(open.host, "web.default.svc.cluster.local");
+        assert_eq!(open.kind(), model::tunnel_open::Kind::Http);
+        assert_eq!(open.port, u32::from(upstream.addr.port()));
+        let source = open.source.as_ref().unwrap();
+        assert_eq!(
+            (source.name.as_str(), source.service_account.as_str()),
+            (name, &*format!("{name}-account"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn endpoints_of_this_node_are_reached_directly() {
+    let upstream = Upstream::start("v1").await;
+    let (world, opened) = start(
+        vec![
+            Resource::Service(service("web", VIP, 80, Protocol::Http)),
+            on_node(endpoints("web", 80, &[(upstream.addr, "v1")]), "here"),
+        ],
+        None,
+    );
+    assert_eq!(world.get(TO, "web", "/").await.status(), StatusCode::OK);
+    assert!(opened.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_by_the_owner_is_told_apart() {
+    let (world, _opened) = start(
+        vec![
+            Resource::Service(service("web", VIP, 80, Protocol::Http)),
+            on_node(endpoints("web", 80, &[("127.0.0.1:1".parse().unwrap(), "v1")]), "there"),
+        ],
+        Some(TunnelError::Refused("not yours".to_owned())),
+    );
+    let response = world.get(TO, "web", "/").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let body = collect(response.into_body()).await.0;
+    assert!(String::from_utf8_lossy(&body).contains("refused by the endpoint's node"), "{body:?}");
+    world.metric(&["istio_requests_total{", "response_flags=\"UAEX"]).await;
+}
+
+#[tokio::test]
+async fn bytes_go_through_the_tunnel_with_half_close() {
+    let addr = tcp(|mut s| async move {
+        let mut all = Vec::new();
+        s.read_to_end(&mut all).await.unwrap();
+        all.reverse();
+        s.write_all(&all).await.unwrap();
+    })
+    .await;
+    let (world, opened) = start(
+        vec![
+            Resource::Service(service("raw", VIP, 80, Protocol::Tcp)),
+            on_node(endpoints("raw", 80, &[(addr, "v1")]), "there"),
+        ],
+        None,
+    );
+    let mut stream = world.dial(TO).await;
+    stream.write_all(b"abc").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "cba");
+    assert_eq!(opened.lock().unwrap()[0].1.kind(), model::tunnel_open::Kind::Tcp);
+}
