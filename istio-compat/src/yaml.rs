@@ -11,8 +11,8 @@ const MAX_NODES: usize = 10_000_000;
 #[error("{0}")]
 pub struct BadYaml(String);
 
-/// All documents of a file, empty ones left out; the items of `List` objects come one by one.
-pub fn documents(text: &str) -> Result<Vec<Value>, BadYaml> {
+/// All documents of a file as they are, empty ones as null.
+pub fn values(text: &str) -> Result<Vec<Value>, BadYaml> {
     let mut options = serde_saphyr::Options::default();
     options.strict_booleans = true;
     if let Some(budget) = &mut options.budget {
@@ -20,8 +20,12 @@ pub fn documents(text: &str) -> Result<Vec<Value>, BadYaml> {
         budget.max_nodes = MAX_NODES;
         budget.max_events = 2 * MAX_NODES;
     }
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|e| BadYaml(e.to_string()))?;
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|e| BadYaml(e.to_string()))
+}
+
+/// All documents of a file, empty ones left out; the items of `List` objects come one by one.
+pub fn documents(text: &str) -> Result<Vec<Value>, BadYaml> {
+    let documents = values(text)?;
     let mut out = Vec::with_capacity(documents.len());
     for document in documents {
         flatten(document, &mut out);

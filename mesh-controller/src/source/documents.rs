@@ -11,7 +11,7 @@ pub(super) fn parse(text: &str, is_json: bool) -> Result<Vec<Value>, String> {
         let stream = serde_json::Deserializer::from_str(text).into_iter();
         stream.collect::<Result<_, _>>().map_err(|e| e.to_string())?
     } else {
-        serde_saphyr::from_multiple(text).map_err(|e| first_lines(&e.to_string()))?
+        istio_compat::yaml::values(text).map_err(|e| first_lines(&e.to_string()))?
     };
     let mut out = Vec::new();
     for (i, document) in documents.into_iter().enumerate() {
@@ -55,6 +55,13 @@ mod tests {
         assert_eq!(kinds(parse(yaml, false).unwrap()), "ABC");
         assert_eq!(kinds(parse(r#"{"kind":"A"} {"kind":"B"}"#, true).unwrap()), "AB");
         assert!(parse("", false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_stay_text_and_a_file_may_hold_many_objects() {
+        assert_eq!(parse("kind: A\nmetadata: {name: on}\n", false).unwrap()[0]["metadata"]["name"], "on");
+        let many = "---\nkind: Service\nmetadata: {name: a}\n".repeat(5_000);
+        assert_eq!(parse(&many, false).unwrap().len(), 5_000);
     }
 
     #[test]
