@@ -15,6 +15,9 @@ pub(crate) use envoy::{envoy, envoy_mtls};
 
 use crate::subject::{Backend, Group, Subject};
 
+/// nginx's TCP proxy, a package of its own in Debian.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// Where a group listens: L7, L4 and bulk.
 #[derive(Clone, Copy)]
 pub(crate) struct Ports {
@@ -40,6 +43,14 @@ impl Ports {
 
 /// Installs what needs a network. A peer that cannot be had is no failure.
 pub(crate) fn prepare(tools: &Path) -> Result<()> {
+    if find("nginx", &["/usr/sbin/nginx"]).is_ok()
+        && !Path::new(NGINX_STREAM).exists()
+        && nix::unistd::geteuid().is_root()
+    {
+        eprintln!("bench: installing libnginx-mod-stream");
+        // Without it nginx-l4 is left out, which is said then.
+        let _left_out = Command::new("apt-get").args(["install", "-y", "-q", "libnginx-mod-stream"]).output();
+    }
     if let Err(error) = envoy::binary(tools) {
         eprintln!("bench: no Envoy: {error:#}");
     }
@@ -70,7 +81,7 @@ pub(crate) fn haproxy(dir: &Path, backend: Backend) -> Result<Group> {
 /// nginx: a master and two workers.
 pub(crate) fn nginx(dir: &Path, backend: Backend) -> Result<Group> {
     let program = find("nginx", &["/usr/sbin/nginx"])?;
-    let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
+    let module = Path::new(NGINX_STREAM);
     let ports = Ports::from(21_010);
     let tmp = dir.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
