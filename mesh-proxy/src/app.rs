@@ -21,7 +21,7 @@ use node_rt::{Drain, DrainConfig, LogControl, Readiness, Reason, Stage, Tasks, W
 use prometheus::Registry;
 
 use crate::{
-    capture::{self, CaptureError},
+    capture,
     config::Config,
     discovery::Discovery,
     dns::DnsError,
@@ -79,7 +79,7 @@ pub enum StartError {
     Link(#[from] capture::LinkError),
     /// Capture.
     #[error(transparent)]
-    Capture(#[from] CaptureError),
+    Capture(#[from] capture::CaptureError),
 }
 
 pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
@@ -185,13 +185,14 @@ pub async fn start(
     let (workers, seats) = worker::start(config.worker_count(), tasks.drain()).await?;
     let registry = &shared.metrics;
     let key = disk.tunnel_key.clone();
-    let (tunnel, acceptors) = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
+    let started_tunnel = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
+    let tunnel::Started { tunnel, acceptors, held } = started_tunnel;
     let (outbound, inbound) = data_side(&shared, &tunnel)?;
     let control_sockets = worker::seat(seats, outbound, inbound, acceptors, sockets);
 
     // 4. The control side.
     let store = disk.store.clone();
-    let capture = control::start(disk, &tunnel, tasks, readiness, log, control_sockets).await?;
+    let capturing = control::start(disk, &tunnel, tasks, readiness, log, control_sockets).await?;
     serving.ready();
     tracing::info!(
         node = %shared.node, workers = config.worker_count(), services = shared.tables.load().service_count(),
@@ -204,7 +205,8 @@ pub async fn start(
     {
         tracing::warn!(%error, "the process before us did not hear that we serve");
     }
-    successor::offer(&config.state_dir, offered, capture, tasks);
+    tasks.spawn("tunnel listeners", tunnel::listen_when_free(tunnel.clone(), held));
+    successor::offer(&config.state_dir, offered, capturing, tasks);
     Ok(Running { addresses, shared, tunnel, workers, store })
 }
 

@@ -9,42 +9,64 @@ use tokio::{runtime::Handle, sync::watch};
 use super::worker::Seats;
 use crate::{config::Config, shared::Shared, tunnel_glue};
 
-/// How long the process before us gets to leave the tunnel's port, and how often we look.
-const RELEASE: (usize, Duration) = (20, Duration::from_millis(100));
+/// How often we look whether the process before us has left the tunnel's UDP port, and for how long.
+const RELEASE: (Duration, usize) = (Duration::from_millis(500), 600);
 
-/// Starts the tunnel. With a process before us that still listens, TCP is shared; the UDP port may be free only later,
-/// and then this node serves TCP alone until its next start.
+/// A started tunnel.
+pub(super) struct Started {
+    pub(super) tunnel: Tunnel,
+    pub(super) acceptors: Vec<Acceptor>,
+    /// Addresses that the process before us still holds.
+    pub(super) held: Vec<String>,
+}
+
+/// Starts the tunnel. With a process before us that still listens, TCP is shared; the UDP port is taken when that
+/// process has left it, see [`listen_when_free`].
 pub(super) async fn start(
     config: &Config,
     key: NodeKey,
     seats: &Seats,
     registry: &prometheus::Registry,
     takes_over: bool,
-) -> Result<(Tunnel, Vec<Acceptor>), super::StartError> {
-    let executors = || Executors { control: Handle::current(), workers: seats.handles.clone() };
+) -> Result<Started, super::StartError> {
     let mut tunnel = TunnelConfig::new(key, config.listen.tunnel.port());
     tunnel.listen = tunnel_glue::listen_on(config.listen.tunnel);
-    let mut attempts = if takes_over { RELEASE.0 } else { 1 };
+    let mut held = Vec::new();
     loop {
         // A registry of its own for an attempt that may fail: names cannot be registered twice.
         let own = prometheus::Registry::new();
-        attempts -= 1;
-        match Tunnel::start(tunnel.clone(), executors(), &own).await {
-            Ok(started) => {
+        let executors = Executors { control: Handle::current(), workers: seats.handles.clone() };
+        match Tunnel::start(tunnel.clone(), executors, &own).await {
+            Ok((tunnel, acceptors)) => {
                 registry.register(Box::new(Nested(own)))?;
-                return Ok(started);
+                return Ok(Started { tunnel, acceptors, held });
             }
-            Err(StartError::Listen { .. }) if attempts > 0 => tokio::time::sleep(RELEASE.1).await,
-            Err(StartError::Listen { address, reason }) if takes_over && tunnel.listen.len() > 1 => {
-                tracing::warn!(
-                    address,
-                    reason,
-                    "tunnel serves TCP only: the process before us holds the port"
-                );
-                tunnel.listen.truncate(1);
-                attempts = 1;
+            Err(StartError::Listen { address, .. }) if takes_over && tunnel.listen.contains(&address) => {
+                tunnel.listen.retain(|a| *a != address);
+                held.push(address);
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Listens where the process before us listened, once it has left.
+pub(super) async fn listen_when_free(tunnel: Tunnel, held: Vec<String>) {
+    for address in held {
+        let mut last = None;
+        for _ in 0..RELEASE.1 {
+            match tunnel.listen(&address).await {
+                Ok(()) => {
+                    last = None;
+                    break;
+                }
+                Err(error) => last = Some(error),
+            }
+            tokio::time::sleep(RELEASE.0).await;
+        }
+        match last {
+            None => tracing::info!(address, "tunnel listens again"),
+            Some(error) => tracing::warn!(%error, "tunnel goes on without this address until the next start"),
         }
     }
 }

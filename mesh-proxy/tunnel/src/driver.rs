@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Dial(PeerId),
     /// These left the view.
     Cut(Vec<PeerId>),
+    /// Listen here too.
+    Listen(Multiaddr, oneshot::Sender<Result<(), String>>),
     /// Take no new connections.
     StopListening,
     /// End the swarm.
@@ -94,6 +96,9 @@ impl Driver {
                 command = self.commands.recv() => match command {
                     Some(Command::Dial(peer)) => self.start_dial(peer),
                     Some(Command::Cut(peers)) => self.cut(peers),
+                    Some(Command::Listen(address, done)) => {
+                        let _gone = done.send(self.listen(address));
+                    }
                     Some(Command::StopListening) => self.stop_listening(),
                     Some(Command::Close(done)) => return self.close(Some(done)),
                     None => return self.close(None),
@@ -111,6 +116,12 @@ impl Driver {
         if let Some(done) = done {
             let _ = done.send(());
         }
+    }
+
+    fn listen(&mut self, address: Multiaddr) -> Result<(), String> {
+        let listener = self.swarm.listen_on(address).map_err(|e| e.to_string())?;
+        self.listeners.push(listener);
+        Ok(())
     }
 
     fn stop_listening(&mut self) {

@@ -30,7 +30,6 @@ use crate::{
 };
 
 /// What the handle, the swarm's behaviour and every connection share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
@@ -43,6 +42,15 @@ pub(crate) struct Shared {
     own: PeerId,
     draining: AtomicBool,
     queues: Vec<mpsc::Sender<Incoming>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("own", &self.own)
+            .field("streams", &self.streams)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -319,6 +327,17 @@ impl Tunnel {
         self.shared.draining.store(true, Ordering::Relaxed);
         // A full queue means that the driver is busy dialling: it then goes on listening, and refusals do the rest.
         let _ = self.commands.try_send(Command::StopListening);
+    }
+
+    /// Listens on one more address: one that another process of this node has just left.
+    pub async fn listen(&self, address: &str) -> Result<(), StartError> {
+        let bad = |reason| StartError::Address { address: address.to_owned(), reason };
+        let parsed: Multiaddr = address.parse().map_err(|e| bad(format!("{e}")))?;
+        let refused = |reason| StartError::Listen { address: address.to_owned(), reason };
+        let (done, answer) = oneshot::channel();
+        let closed = || refused("the tunnel is closed".to_owned());
+        self.commands.send(Command::Listen(parsed, done)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?.map_err(refused)
     }
 
     /// Closes every connection and the listeners.
