@@ -43,8 +43,6 @@ pub struct DnsOptions {
     pub cache: CacheLimits,
     /// Bounds of forwarding.
     pub forward: ForwardLimits,
-    /// Queries answered at a time; one more gets SERVFAIL at once.
-    pub concurrent: usize,
     /// TCP connections at a time.
     pub connections: usize,
 }
@@ -58,7 +56,6 @@ impl DnsOptions {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             cache: CacheLimits::default(),
             forward: ForwardLimits::default(),
-            concurrent: 1024,
             connections: 256,
         }
     }
@@ -109,7 +106,7 @@ pub fn serve(
     let forwarder = Forwarder::new(&options, metrics.clone(), tasks.clone());
     forwarder.watch_resolv_conf(&options, tasks);
     let responder = Responder::new(Arc::clone(shared), forwarder);
-    let handler = Handler::new(responder, metrics, options.concurrent);
+    let handler = Handler::new(responder, metrics);
     // Names are needed for as long as connections drain, so both stop only with the last stage.
     tcp::serve(tcp, handler.clone(), options.connections, tasks);
     udp::serve(udp, handler, tasks);

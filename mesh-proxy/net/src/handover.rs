@@ -15,6 +15,9 @@ pub const MAX_SOCKETS: usize = 128;
 /// Names of all sockets together.
 const MAX_NAMES: usize = 8 * 1024;
 
+/// How long a successor may take to say that it serves.
+const TAKE_OVER: Duration = Duration::from_secs(60);
+
 /// One handed-over socket.
 #[derive(Debug)]
 pub struct Inherited {
@@ -58,9 +61,10 @@ pub async fn serve(path: &Path, sockets: &[(String, BorrowedFd<'_>)]) -> io::Res
             send(&stream.into_std()?, sockets)
         };
         match result.await.and_then(tokio_stream) {
-            Ok(stream) => match acknowledged(&stream).await {
-                Ok(()) => return Ok(()),
-                Err(error) => tracing::warn!(%error, "the successor did not take over"),
+            Ok(stream) => match tokio::time::timeout(TAKE_OVER, acknowledged(&stream)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => tracing::warn!(%error, "the successor did not take over"),
+                Err(_late) => tracing::warn!("the successor took too long"),
             },
             Err(error) => tracing::warn!(%error, "cannot hand the listeners over"),
         }

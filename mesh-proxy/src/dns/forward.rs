@@ -14,7 +14,7 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as Semantic, NetError};
 use node_rt::Tasks;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::DnsOptions;
 use super::cache::{Cache, Found, Hit, Key};
@@ -38,6 +38,8 @@ const PROBE: Duration = Duration::from_secs(1);
 pub struct ForwardLimits {
     /// Questions on their way at a time.
     pub in_flight: usize,
+    /// Clients that wait for them at a time; one more is told at once.
+    pub waiting: usize,
     /// One try at one server.
     pub attempt: Duration,
     /// All tries of a question.
@@ -50,6 +52,7 @@ impl Default for ForwardLimits {
     fn default() -> Self {
         Self {
             in_flight: 512,
+            waiting: 2048,
             attempt: Duration::from_millis(1500),
             total: Duration::from_millis(4500),
             patience: Duration::from_millis(1800),
@@ -106,6 +109,7 @@ struct Inner {
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
     health: Mutex<Health>,
+    waiting: Semaphore,
     limits: ForwardLimits,
     metrics: DnsMetrics,
     tasks: Tasks,
@@ -128,6 +132,7 @@ impl Forwarder {
             cache: Mutex::new(Cache::new(options.cache)),
             flights: Mutex::default(),
             health: Mutex::default(),
+            waiting: Semaphore::new(options.forward.waiting),
             limits: options.forward,
             metrics,
             tasks,
@@ -176,7 +181,7 @@ impl Forwarder {
             Hit::Miss => None,
         };
         inner.metrics.cache_misses.inc();
-        let Some(mut flight) = self.flight(key) else {
+        let (Ok(_place), Some(mut flight)) = (inner.waiting.try_acquire(), self.flight(key)) else {
             return stale.map(self::stale).ok_or(NoAnswer);
         };
         let landed = async {

@@ -7,7 +7,6 @@ use hickory_proto::rr::DNSClass;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::sync::Semaphore;
 
 use super::metrics::{DnsMetrics, Outcome};
 use super::respond::{Reply, Responder};
@@ -19,12 +18,11 @@ const MAX_UDP: u16 = 1232;
 pub(crate) struct Handler {
     responder: Arc<Responder>,
     metrics: DnsMetrics,
-    slots: Arc<Semaphore>,
 }
 
 impl Handler {
-    pub(crate) fn new(responder: Responder, metrics: DnsMetrics, concurrent: usize) -> Self {
-        Self { responder: Arc::new(responder), metrics, slots: Arc::new(Semaphore::new(concurrent)) }
+    pub(crate) fn new(responder: Responder, metrics: DnsMetrics) -> Self {
+        Self { responder: Arc::new(responder), metrics }
     }
 
     pub(crate) fn metrics(&self) -> &DnsMetrics {
@@ -44,9 +42,6 @@ impl Handler {
         if info.query.query_class() != DNSClass::IN {
             return Reply::error(Outcome::Refused, ResponseCode::Refused);
         }
-        let Ok(_slot) = self.slots.try_acquire() else {
-            return Reply::error(Outcome::Busy, ResponseCode::ServFail);
-        };
         self.responder.reply(info.query.original().name(), info.query.query_type()).await
     }
 }

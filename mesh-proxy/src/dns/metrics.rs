@@ -13,11 +13,10 @@ pub(crate) enum Outcome {
     Failed,
     Refused,
     Malformed,
-    Busy,
 }
 
 impl Outcome {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::Mesh,
         Self::MeshNoData,
         Self::MeshNxDomain,
@@ -26,7 +25,6 @@ impl Outcome {
         Self::Failed,
         Self::Refused,
         Self::Malformed,
-        Self::Busy,
     ];
 
     fn as_str(self) -> &'static str {
@@ -39,7 +37,6 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Refused => "refused",
             Self::Malformed => "malformed",
-            Self::Busy => "busy",
         }
     }
 }

@@ -6,6 +6,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_server::net::xfer::Protocol;
 use prometheus::Registry;
 
+use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use mesh_api::{Resource, model};
 use mesh_core::Change;
@@ -73,6 +74,16 @@ fn upstream_answer(query: &[u8], mode: usize, most: usize) -> Option<Vec<u8>> {
     match mode {
         1 => return None,
         2 => answer.metadata.response_code = ResponseCode::ServFail,
+        // An alias, as content networks have them.
+        _ if text.to_ascii_lowercase().starts_with("alias.") && question.query_type() == RecordType::A => {
+            let target = Name::from_ascii("edge.example.net.").unwrap();
+            answer.add_answer(Record::from_rdata(name.clone(), ttl, RData::CNAME(CNAME(target.clone()))));
+            answer.add_answer(Record::from_rdata(
+                target,
+                60,
+                RData::A(std::net::Ipv4Addr::new(192, 0, 2, 9).into()),
+            ));
+        }
         _ if text.starts_with("nx.") => answer.metadata.response_code = ResponseCode::NXDomain,
         _ if question.query_type() == RecordType::A => {
             for n in 0..count {
@@ -309,6 +320,8 @@ async fn other_names_are_forwarded_once_and_kept() {
         assert_eq!((none.metadata.response_code, none.answers.len()), (ResponseCode::NoError, 0));
     }
     assert_eq!(world.upstream.queries.load(Ordering::SeqCst), 3);
+    let alias = world.ask("Alias.example.com.", RecordType::A).await;
+    assert_eq!(data(&alias), set(&["Alias.example.com. edge.example.net.", "edge.example.net. 192.0.2.9"]));
     // Truncated over UDP, so it is asked for again over TCP.
     assert_eq!(world.ask_tcp("big.example.com.", RecordType::A).await.answers.len(), 100);
 }
@@ -348,6 +361,7 @@ async fn old_answers_are_served_while_the_upstream_is_gone() {
 async fn a_slow_upstream_takes_no_place_from_names_of_the_mesh() {
     let mut options = quick();
     options.forward.in_flight = 3;
+    options.forward.waiting = 5;
     let world = World::with(options).await;
     world.upstream.mode.store(1, Ordering::SeqCst);
     let lost = futures::future::join_all((0..20).map(|n| {
@@ -405,7 +419,7 @@ async fn mutated_queries_of_all_kinds_never_panic() {
     // Nothing is sent: what would be forwarded fails at once.
     options.forward.in_flight = 0;
     let forwarder = Forwarder::new(&options, metrics.clone(), world.tasks.clone());
-    let handler = Handler::new(Responder::new(Arc::clone(&world.shared), forwarder), metrics, 1024);
+    let handler = Handler::new(Responder::new(Arc::clone(&world.shared), forwarder), metrics);
     let seeds: Vec<Vec<u8>> = [
         query("reviews.default.svc.cluster.local.", RecordType::A, Some(1232)),
         query("_http._tcp.reviews.default.svc.cluster.local.", RecordType::SRV, None),

@@ -14,7 +14,7 @@ use super::wire::answer;
 /// it is then malformed.
 const MAX_QUERY: usize = 4096;
 
-/// Answers until the drain cancels. The handler bounds how many wait for upstream servers.
+/// Answers until the drain cancels. The forwarder bounds how many wait for upstream servers.
 pub(crate) fn serve(socket: UdpSocket, handler: Handler, tasks: &Tasks) {
     let (socket, owner) = (Arc::new(socket), tasks.clone());
     tasks.spawn_critical("dns udp", async move {

@@ -95,6 +95,8 @@ impl Direction {
             match self.state {
                 State::Done => return Poll::Ready(Ok(())),
                 State::ShuttingDown => {
+                    // Not every writer flushes when it is shut down.
+                    ready!(self.poll_flush(cx, to))?;
                     ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Failure::Write)?;
                     self.state = State::Done;
                     return Poll::Ready(Ok(()));

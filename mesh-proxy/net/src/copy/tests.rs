@@ -223,7 +223,8 @@ impl AsyncWrite for Buffering {
         Poll::Ready(Ok(()))
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(self.as_mut().poll_flush(cx))?;
+        // What has not been flushed is lost.
+        self.1.clear();
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
@@ -242,6 +243,11 @@ async fn a_buffering_writer_is_flushed_before_the_copy_waits() {
         server.read_exact(&mut got).await.unwrap();
         assert_eq!(got, [n; 100]);
     }
+    client.write_all(b"last words").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut last = String::new();
+    server.read_to_string(&mut last).await.unwrap();
+    assert_eq!(last, "last words");
     drop((client, server));
     let _ended = copy.await.unwrap();
 }
