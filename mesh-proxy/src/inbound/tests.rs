@@ -286,7 +286,13 @@ async fn each_refusal_is_told_to_the_opener_and_counted() {
             );
         }
         assert_eq!(metric(&w.registry, "mesh_inbound_accepted_total", &[]), 0.0);
-        w.drain.force();
+        let (drain, config) = (w.drain.clone(), node_rt::DrainConfig::default());
+        spawn_local(async move {
+            let tasks = node_rt::Tasks::new(drain.clone());
+            drain.begin(node_rt::Reason::Requested("test"));
+            drain.run(config, &node_rt::Readiness::new(), &tasks).await
+        });
+        w.drain.stop_accepting().await;
         assert_eq!(refusal(w.a.open("b", open("10.1.2.1", 8080, CLIENT)).await), Refusal::Draining);
     };
     LocalSet::new().run_until(body).await;

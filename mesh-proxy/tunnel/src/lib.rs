@@ -10,8 +10,8 @@
 //! - [`error`]: the closed set of reasons why a stream does not open.
 //!
 //! Inside: `driver` runs the swarm and dials, `table` knows the connections of each peer and picks one, `behaviour`
-//! and `handler` open and admit streams on a connection, `transport` stacks TCP (`socket`), TLS and the muxer
-//! (`mux`), `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
+//! and `handler` open and admit streams on a connection, `transport` stacks TCP (`socket`), TLS (`security`) and
+//! the muxer (`mux`), `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
 #![deny(missing_docs)]
 
 pub mod accept;
@@ -26,6 +26,7 @@ mod marked;
 mod metrics;
 mod mux;
 pub mod peers;
+mod security;
 mod socket;
 pub mod stream;
 mod table;

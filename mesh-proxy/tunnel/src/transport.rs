@@ -9,7 +9,7 @@ use libp2p::{
         transport::{Boxed, OrTransport},
         upgrade::Version,
     },
-    dns, quic, tcp, tls,
+    dns, quic, tcp,
 };
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     error::StartError,
     identity::NodeKey,
     mux,
+    security::Security,
     socket::Socket,
 };
 
@@ -25,8 +26,7 @@ pub(crate) fn build(
     limits: &Limits,
     timeouts: &Timeouts,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
-    let keypair = key.keypair();
-    let security = tls::Config::new(keypair).map_err(|e| StartError::Certificate(e.to_string()))?;
+    let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
     // Both directions of opening, and streams that are being refused.
     let muxer =
         mux::Config { max_streams: limits.streams_per_peer.saturating_mul(3), ..mux::Config::default() };

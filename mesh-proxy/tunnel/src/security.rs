@@ -1,0 +1,268 @@
+//! libp2p's TLS on TCP, with our settings: `libp2p-tls` always offers ChaCha20 first, which costs three times the CPU
+//! of AES where the processor has instructions for AES; it honours `SSLKEYLOGFILE`; and it resumes sessions, which
+//! would outlive a peer's removal. Certificates are made and parsed by `libp2p-tls`, and the protocol is its own.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use futures::{AsyncRead, AsyncWrite, FutureExt, future::BoxFuture};
+use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use libp2p::{
+    PeerId,
+    core::{
+        UpgradeInfo,
+        upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade},
+    },
+    identity::Keypair,
+    tls::{self, certificate},
+};
+use rustls::{
+    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, Error, NoKeyLog, ServerConfig,
+    SignatureScheme, SupportedCipherSuite,
+    client::{
+        ResolvesClientCert, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::aws_lc_rs::{
+        self,
+        cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256},
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::CertifiedKey,
+};
+
+/// Protocol of the application layer, as libp2p names it.
+const ALPN: &[u8] = b"libp2p";
+
+/// Encrypts connections and proves both peer ids.
+#[derive(Clone)]
+pub(crate) struct Security {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+impl Security {
+    pub(crate) fn new(key: &Keypair) -> Result<Self, String> {
+        let mut server = tls::make_server_config(key).map_err(|e| e.to_string())?;
+        server.key_log = Arc::new(NoKeyLog {});
+        server.send_tls13_tickets = 0;
+        Ok(Self { server: Arc::new(server), client: Arc::new(client_config(key)?) })
+    }
+}
+
+fn client_config(key: &Keypair) -> Result<ClientConfig, String> {
+    let (certificate, private) = certificate::generate(key).map_err(|e| e.to_string())?;
+    let private = aws_lc_rs::sign::any_ecdsa_type(&private).map_err(|e| e.to_string())?;
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = suites(has_aes());
+    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| e.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(OwnerOfKey))
+        .with_client_cert_resolver(Arc::new(Own(Arc::new(CertifiedKey::new(vec![certificate], private)))));
+    client.alpn_protocols = vec![ALPN.to_vec()];
+    client.resumption = Resumption::disabled();
+    client.enable_sni = false;
+    Ok(client)
+}
+
+/// In order of preference. The dialler's order decides.
+fn suites(aes: bool) -> Vec<SupportedCipherSuite> {
+    if aes {
+        vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256]
+    } else {
+        vec![TLS13_CHACHA20_POLY1305_SHA256, TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384]
+    }
+}
+
+/// Whether the processor has instructions for AES.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// This node's certificate. Its critical extension is libp2p's own, so rustls cannot check it for us.
+#[derive(Debug)]
+struct Own(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Accepts a server that holds the key that its certificate binds to a peer id. Whether it is the peer that was dialled
+/// is compared by the swarm, and whether that peer is known by the behaviour.
+#[derive(Debug)]
+struct OwnerOfKey;
+
+impl ServerCertVerifier for OwnerOfKey {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if !others.is_empty() {
+            return Err(Error::General("a peer shows exactly one certificate".to_owned()));
+        }
+        certificate::parse(certificate)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        certificate::parse(certificate)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?
+            .verify_signature(signed.scheme, message, signed.signature())
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadSignature))?;
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![
+            SignatureScheme::ECDSA_NISTP256_SHA256,
+            SignatureScheme::ECDSA_NISTP384_SHA384,
+            SignatureScheme::ED25519,
+        ]
+    }
+}
+
+impl UpgradeInfo for Security {
+    type Info = &'static str;
+    type InfoIter = std::iter::Once<&'static str>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        std::iter::once("/tls/1.0.0")
+    }
+}
+
+/// The peer whose key signed the certificate of the other side.
+fn peer_of(state: &CommonState) -> io::Result<PeerId> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let Some([certificate]) = state.peer_certificates() else {
+        return Err(invalid("the peer shows no certificate, or several"));
+    };
+    Ok(certificate::parse(certificate).map_err(|e| invalid(&e.to_string()))?.peer_id())
+}
+
+impl<C> InboundConnectionUpgrade<C> for Security
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    type Output = (PeerId, TlsStream<C>);
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Output>>;
+
+    fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
+        async move {
+            let stream = TlsAcceptor::from(self.server).accept(socket).await?;
+            Ok((peer_of(stream.get_ref().1)?, stream.into()))
+        }
+        .boxed()
+    }
+}
+
+impl<C> OutboundConnectionUpgrade<C> for Security
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    type Output = (PeerId, TlsStream<C>);
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Output>>;
+
+    fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
+        // Peers have no names; an address is never sent.
+        let nobody = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        async move {
+            let stream = TlsConnector::from(self.client).connect(nobody, socket).await?;
+            Ok((peer_of(stream.get_ref().1)?, stream.into()))
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    async fn shake(dialler: Security, listener: Security) -> (io::Result<TlsEnd>, io::Result<TlsEnd>) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::join!(
+            dialler.upgrade_outbound(near.compat(), "/tls/1.0.0"),
+            listener.upgrade_inbound(far.compat(), "/tls/1.0.0"),
+        )
+    }
+
+    type TlsEnd = (PeerId, TlsStream<tokio_util::compat::Compat<tokio::io::DuplexStream>>);
+
+    #[tokio::test]
+    async fn both_sides_learn_the_peer_and_take_the_cheap_cipher() {
+        let (a, b) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let (near, far) = shake(Security::new(&a).unwrap(), Security::new(&b).unwrap()).await;
+        let ((seen_by_a, stream), (seen_by_b, _)) = (near.unwrap(), far.unwrap());
+        assert_eq!((seen_by_a, seen_by_b), (b.public().to_peer_id(), a.public().to_peer_id()));
+        let TlsStream::Client(stream) = stream else { panic!("not a client") };
+        let suite = stream.get_ref().1.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, suites(has_aes())[0].suite());
+        assert_ne!(suites(true)[0].suite(), suites(false)[0].suite());
+    }
+
+    #[tokio::test]
+    async fn a_certificate_without_its_key_is_worth_nothing() {
+        let (a, b) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        // An impostor shows the certificate of `b`, which everyone has seen, and signs with a key of its own.
+        let (stolen, _) = certificate::generate(&b).unwrap();
+        let (_, own_key) = certificate::generate(&a).unwrap();
+        let own_key = aws_lc_rs::sign::any_ecdsa_type(&own_key).unwrap();
+        let impostor = Arc::new(CertifiedKey::new(vec![stolen], own_key));
+
+        #[derive(Debug)]
+        struct Always(Arc<CertifiedKey>);
+        impl rustls::server::ResolvesServerCert for Always {
+            fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+                Some(self.0.clone())
+            }
+        }
+        let mut server = tls::make_server_config(&a).unwrap();
+        server.cert_resolver = Arc::new(Always(impostor.clone()));
+        let mut client = client_config(&a).unwrap();
+        client.client_auth_cert_resolver = Arc::new(Own(impostor));
+        let (server, client) = (Arc::new(server), Arc::new(client));
+        let bad = Security { server, client };
+        let good = Security::new(&Keypair::generate_ed25519()).unwrap();
+        assert!(shake(good.clone(), bad.clone()).await.0.is_err(), "as a server");
+        let (_, far) = shake(bad, good).await;
+        assert!(far.is_err(), "as a client");
+    }
+}
