@@ -31,6 +31,9 @@ pub(crate) enum Refusal {
     /// The proxy asked for more names than is sane.
     #[error("more than {MAX_NAMES} names subscribed")]
     TooManyNames,
+    /// The log no longer reaches back to what the proxy has.
+    #[error("too far behind; connect again and say what you have")]
+    TooFarBehind,
 }
 
 /// What a request turned out to be.
@@ -79,7 +82,7 @@ impl Session {
         let kind = ResourceType::from_url(&request.type_url)
             .ok_or_else(|| Refusal::UnknownType(request.type_url.chars().take(200).collect()))?;
         // Changes up to now are read from the log before the subscription looks at the present: none is missed.
-        self.on_change(store).ok();
+        self.on_change(store).map_err(|TooFarBehind| Refusal::TooFarBehind)?;
         let answered = self.on_answer(kind, &request);
         self.subscribe(kind, request, store)?;
         Ok(answered)
@@ -218,5 +221,7 @@ impl Session {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

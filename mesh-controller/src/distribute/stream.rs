@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use super::{
     Shared,
     peer::Peer,
-    session::{Answered, Session},
+    session::{Answered, Refusal, Session},
     sessions::SessionHandle,
 };
 
@@ -97,7 +97,7 @@ impl Stream {
                     published.mark_unchanged();
                     self.session
                         .on_change(&shared.store)
-                        .map_err(|_| Status::aborted("too far behind; connect again and say what you have"))?;
+                        .map_err(|_| Status::aborted(Refusal::TooFarBehind.to_string()))?;
                 }
                 () = &mut expiry => return Err(Status::unauthenticated("node certificate has expired; renew it")),
                 () = drain.stop_accepting() => return Err(Status::unavailable("controller is stopping")),
@@ -120,10 +120,13 @@ impl Stream {
             return Err(Status::invalid_argument("the first request has to name the node"));
         }
         self.handle.identified(request.node.as_ref().map(|n| n.user_agent_name.as_str()));
-        let answered = self
-            .session
-            .on_request(request, &self.shared.store)
-            .map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
+        let answered =
+            self.session.on_request(request, &self.shared.store).map_err(|refusal| match refusal {
+                Refusal::TooFarBehind => Status::aborted(refusal.to_string()),
+                Refusal::UnknownType(_) | Refusal::TooManyNames => {
+                    Status::invalid_argument(refusal.to_string())
+                }
+            })?;
         match answered {
             Answered::Nothing => {}
             Answered::Ack(kind) => {

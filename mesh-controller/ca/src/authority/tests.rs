@@ -144,3 +144,30 @@ fn the_controller_has_its_own_identity() {
     assert!(!shown.contains("BEGIN") && shown.len() < 200, "{shown}");
     assert!(a.issue_controller(&["not a name\u{e9}".to_owned()], NODE_CERT_TTL, NOW).is_err());
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
+
+    #[test]
+    fn no_damaged_request_is_signed(at in 3usize..400, to in proptest::prelude::any::<u8>(), cut in 0usize..400) {
+        static CA: std::sync::LazyLock<(Authority, Vec<u8>, tempfile::TempDir)> = std::sync::LazyLock::new(|| {
+            let (a, dir) = authority();
+            let request = csr(&CertificateParams::default(), &KeyPair::generate().unwrap()).der().to_vec();
+            (a, request, dir)
+        });
+        let (ca, good, _) = &*CA;
+        let node = NodeName::new("n").unwrap();
+        let mut bad = good.clone();
+        // Within what the signature covers; outside, DER has more than one way to say the same.
+        let signed = good.len() - 90;
+        if let Some(b) = bad[..signed].get_mut(at) {
+            *b = to;
+        }
+        if bad != *good {
+            proptest::prop_assert!(ca.sign_node(&node, &bad, NODE_CERT_TTL, NOW).is_err());
+        }
+        if cut < good.len() {
+            proptest::prop_assert!(ca.sign_node(&node, &good[..cut], NODE_CERT_TTL, NOW).is_err());
+        }
+    }
+}

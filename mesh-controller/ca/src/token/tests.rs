@@ -140,3 +140,24 @@ fn old_records_go_when_new_ones_come() {
     let left: Vec<_> = f.store.list().unwrap().into_iter().map(|t| t.node).collect();
     assert_eq!(left, ["edge-b"]);
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_parser_fail_badly(text in ".{0,200}", cut in 0usize..300, flip in 0usize..300) {
+        JoinToken::parse(&text).ok();
+        JoinToken::parse(&format!("{PREFIX}{text}")).ok();
+        JoinToken::parse(&format!("{PREFIX}{}", BASE64.encode(&text))).ok();
+        let token = JoinToken { id: "0123456789abcdef".to_owned(), node: node("a"), ca_sha256: [1; 32], expires: 9,
+            controllers: Vec::new(), secret: [2; 32] };
+        let mut bytes = token.encode().into_bytes();
+        bytes.truncate(cut);
+        if let Some(b) = bytes.get_mut(flip) {
+            *b = b'A';
+        }
+        // A damaged token is refused, or it is another token; it is never the same one.
+        let damaged = String::from_utf8(bytes).unwrap();
+        if damaged != token.encode() && let Ok(other) = JoinToken::parse(&damaged) {
+            proptest::prop_assert_ne!(other, token);
+        }
+    }
+}

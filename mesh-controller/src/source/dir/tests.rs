@@ -156,7 +156,7 @@ fn a_second_write_in_the_same_tick_is_seen() {
 #[test]
 fn an_object_without_a_name_is_said() {
     let mut f = Fixture::new();
-    f.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: yes}\n");
+    f.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: [a]}\n");
     f.write("b.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {}\n");
     assert!(f.scan().is_empty());
     let problems: Vec<_> = f.problems().into_values().collect();

@@ -19,6 +19,9 @@ use super::{Gone, Health, Op, Sync};
 const CRD_POLL: Duration = Duration::from_secs(1);
 /// After a failed discovery.
 const RETRY: Duration = Duration::from_secs(2);
+/// A watch that failed and was resumed says nothing until something changes; no further failure for longer than the
+/// longest pause between two tries means that it works.
+const RECOVERED: Duration = Duration::from_secs(60);
 /// Events taken at once when they are there.
 const CHUNK: usize = 512;
 
@@ -100,7 +103,18 @@ impl Follower {
         let stream = watcher(api, config).default_backoff();
         let mut events = std::pin::pin!(stream.ready_chunks(CHUNK));
         let mut listed = HashSet::new();
-        while let Some(chunk) = events.next().await {
+        let mut failed = false;
+        loop {
+            let next = tokio::time::timeout(if failed { RECOVERED } else { Duration::MAX }, events.next());
+            let chunk = match next.await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return End::NotServed,
+                Err(_quiet) => {
+                    self.health.fine(self.kind.as_str());
+                    failed = false;
+                    continue;
+                }
+            };
             let mut ops = Vec::with_capacity(chunk.len());
             let mut complete = false;
             for event in chunk {
@@ -111,6 +125,7 @@ impl Follower {
                             return End::NotServed;
                         }
                         self.health.problem(self.kind.as_str(), crate::chain(&error));
+                        failed = true;
                     }
                 }
             }
@@ -124,7 +139,6 @@ impl Follower {
                 }
             }
         }
-        End::NotServed
     }
 
     /// Turns an event into operations; `true` when a list is complete.
