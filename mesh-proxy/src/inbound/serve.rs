@@ -281,7 +281,7 @@ struct Line {
 
 impl Line {
     fn write(&self, log: &AccessLog, open: &TunnelOpen, end: &End<'_>) {
-        if !log.enabled() || !log.wants(0.0, 0, end.flags) {
+        if !log.enabled() || !log.wants(rand::random(), 0, end.flags) {
             return;
         }
         let source = open.source.as_ref().and_then(|s| s.address.parse().ok());

@@ -156,3 +156,66 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Marked<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::io::Cursor;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    async fn read_all<S: AsyncRead + AsyncWrite + Unpin>(
+        marked: &mut Marked<S>,
+        step: usize,
+    ) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let mut space = vec![0; step];
+            let mut buf = ReadBuf::new(&mut space);
+            poll_fn(|cx| Pin::new(&mut *marked).poll_read(cx, &mut buf)).await?;
+            if buf.filled().is_empty() {
+                return Ok(all);
+            }
+            all.extend_from_slice(buf.filled());
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_and_the_end_survive_any_cut() {
+        let sent: Vec<u8> = (0..100_000u32).map(|i| (i % 241) as u8).collect();
+        for step in [1, 2, 3, 1000, 70_000] {
+            let (near, far) = tokio::io::duplex(777);
+            let (mut near, mut far) =
+                (Marked::new(near.compat(), Bytes::new()), Marked::new(far.compat(), Bytes::new()));
+            let sending = async {
+                let mut at = 0;
+                while at < sent.len() {
+                    at += poll_fn(|cx| Pin::new(&mut near).poll_write(cx, &sent[at..])).await.unwrap();
+                }
+                poll_fn(|cx| Pin::new(&mut near).poll_shutdown(cx)).await.unwrap();
+                let late = poll_fn(|cx| Pin::new(&mut near).poll_write(cx, b"late")).await;
+                assert_eq!(late.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            };
+            let ((), back) = tokio::join!(sending, read_all(&mut far, step));
+            assert!(back.unwrap() == sent, "step {step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_that_came_early_are_read_first_and_a_missing_end_is_a_reset() {
+        let early = Bytes::from_static(&[0, 5, b'h', b'e']);
+        let rest = |bytes: &'static [u8]| Cursor::new(bytes.to_vec());
+        let mut whole = Marked::new(rest(b"llo\0\x01!\0\0ignored"), early.clone());
+        assert_eq!(read_all(&mut whole, 4).await.unwrap(), b"hello!");
+        for cut in [&b""[..], b"llo", b"llo\0", b"llo\0\x02x"] {
+            let mut torn = Marked::new(rest(cut), early.clone());
+            assert_eq!(
+                read_all(&mut torn, 4).await.unwrap_err().kind(),
+                io::ErrorKind::ConnectionReset,
+                "{cut:?}"
+            );
+        }
+    }
+}

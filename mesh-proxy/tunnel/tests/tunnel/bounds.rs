@@ -339,3 +339,24 @@ async fn a_peer_gets_so_many_connections_and_no_more() {
     assert_eq!(worked, 2);
     server.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_streams_to_one_peer_stay_open_together() {
+    let (a, mut b) = pair(Kind::Tcp).await;
+    let server = serve(b.acceptor.take().unwrap(), echo);
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let opens: FuturesUnordered<_> = (0..1_000).map(|_| a.tunnel.open("b", open())).collect();
+        held.extend(opens.map(Result::unwrap).collect::<Vec<_>>().await);
+    }
+    assert_eq!((a.tunnel.streams(), b.tunnel.streams()), (10_000, 10_000));
+    // One more is as quick as the first.
+    let began = Instant::now();
+    echo_round(&a, "b", 1000).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    for stream in held.iter_mut().step_by(997) {
+        stream.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+    }
+    server.abort();
+}
