@@ -338,10 +338,12 @@ async fn garbage_and_too_many_streams_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_reaches_a_hundred_nodes_within_a_second() {
+async fn a_change_reaches_all_nodes_within_a_second() {
+    // `FLEET=1000` for a figure; each node is a TLS connection with both ends in this process.
+    let fleet: usize = std::env::var("FLEET").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let controller = Controller::start(&[("a.yaml", &client::world())]).await;
     let mut streams = Vec::new();
-    for i in 0..100 {
+    for i in 0..fleet {
         let node = controller.join(&format!("edge-{i}")).await;
         let mut ads = node.ads().await;
         ads.subscribe(ResourceType::Service, &[]).await;
@@ -356,6 +358,6 @@ async fn a_change_reaches_a_hundred_nodes_within_a_second() {
         edited.elapsed()
     }));
     let slowest = took.await.into_iter().max().unwrap();
-    println!("edit to effect on 100 nodes: {slowest:?}");
+    println!("edit to effect on {fleet} nodes: {slowest:?}");
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
