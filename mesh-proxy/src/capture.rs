@@ -32,6 +32,8 @@ const GATHER: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(250);
 /// Time between looks when the kernel does not tell of changes.
 const LOOK_BLIND: Duration = Duration::from_secs(1);
+/// Between the end of the last connection and the end of the rules.
+const LAST_PACKETS: Duration = Duration::from_millis(200);
 /// Pause after a failure, doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -171,6 +173,8 @@ pub async fn start(
         tell.send_replace(true);
         drop(guard);
         drain.cancelled().await;
+        // Connections that are cut off now have their last packets translated too.
+        tokio::time::sleep(LAST_PACKETS).await;
         worker.remove().await;
     });
     Ok(Capture { keep, done })
@@ -300,7 +304,7 @@ impl Worker {
         rules::read(&json).ok_or(NftError::Output)
     }
 
-    /// Captures nothing new. The empty chains stay: without any NAT chain in the namespace the kernel stops
+    /// Captures nothing new. Rules that match nothing stay: without any NAT rule in the namespace the kernel stops
     /// translating the packets of connections that are captured already, and they must be able to finish.
     async fn release(&self) {
         if !self.keep.load(Ordering::Relaxed)

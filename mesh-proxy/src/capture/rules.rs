@@ -101,10 +101,10 @@ impl Rules {
         (!script.is_empty()).then_some(script)
     }
 
-    /// Leaves the chains, without rules.
+    /// Leaves rules that match nothing.
     pub(crate) fn release(&self) -> String {
-        let table = &self.options.table;
-        format!("flush chain inet {table} output\nflush chain inet {table} prerouting\n")
+        let options = CaptureOptions { pod_dns: None, ..self.options.clone() };
+        Self { options }.full(&Vips::default())
     }
 
     /// Removes the table, whether it is there or not.
