@@ -76,18 +76,23 @@ async fn admit(shared: &Arc<Shared>, peer: &Peer, request: JoinRequest) -> Resul
     let shared = shared.clone();
     // Signing and the token store wait for the disk.
     let admitted = tokio::task::spawn_blocking(move || {
-        let now = now();
-        let certificate = shared
-            .issuer
+        let (now, issuer) = (now(), &shared.issuer);
+        // Whoever holds the token and this key pair is who it was meant for; the rest is the token store's.
+        let spent_on = [request.csr_der.as_slice(), &request.peer_public_key].concat();
+        let token = match request.token.as_str() {
+            "" => None,
+            text => Some(JoinToken::parse(text).map_err(|e| Status::invalid_argument(e.to_string()))?),
+        };
+        // Strangers get no signature to compute, and a bad request does not cost the token.
+        if let Some(token) = &token {
+            issuer.tokens.check(token, &node, &spent_on, now).map_err(refused)?;
+        }
+        let certificate = issuer
             .authority
-            .sign_node(&node, &request.csr_der, shared.issuer.ttl, now)
+            .sign_node(&node, &request.csr_der, issuer.ttl, now)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        if !renewal {
-            let token =
-                JoinToken::parse(&request.token).map_err(|e| Status::invalid_argument(e.to_string()))?;
-            // Whoever holds the token and this key pair is who it was meant for; the rest is the token store's.
-            let spent_on = [request.csr_der.as_slice(), &request.peer_public_key].concat();
-            shared.issuer.tokens.spend(&token, &node, &spent_on, now).map_err(refused)?;
+        if let Some(token) = &token {
+            issuer.tokens.spend(token, &node, &spent_on, now).map_err(refused)?;
         }
         shared.registry.joined(node.as_str(), &peer_id, now).map_err(|e| {
             tracing::error!(error = %crate::chain(&e), "node record");

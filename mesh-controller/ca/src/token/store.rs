@@ -125,6 +125,17 @@ impl TokenStore {
         Ok(token)
     }
 
+    /// Whether [`TokenStore::spend`] would accept the token now, without spending it: what it costs to be a stranger.
+    pub fn check(
+        &self,
+        token: &JoinToken,
+        node: &NodeName,
+        request: &[u8],
+        now: u64,
+    ) -> Result<(), UseError> {
+        self.admit(token, node, request, now).map(drop)
+    }
+
     /// Spends a token. `request` identifies what it is spent on (the certificate request): the same request may
     /// come again for a while, since its answer may have been lost on the way and helps nobody but the key's owner.
     pub fn spend(
@@ -135,7 +146,20 @@ impl TokenStore {
         now: u64,
     ) -> Result<(), UseError> {
         let _lock = DirLock::acquire(&self.dir)?;
-        let mut record = self.read(&token.id)?.ok_or(UseError::Unknown)?;
+        let Some(mut record) = self.admit(token, node, request, now)? else { return Ok(()) };
+        record.used = Some(Used { at: now, request_sha256: hash(request) });
+        Ok(self.write(&token.id, &record)?)
+    }
+
+    /// The record of a token that may be spent; `None` when it was spent on this very request a moment ago.
+    fn admit(
+        &self,
+        token: &JoinToken,
+        node: &NodeName,
+        request: &[u8],
+        now: u64,
+    ) -> Result<Option<Record>, UseError> {
+        let record = self.read(&token.id)?.ok_or(UseError::Unknown)?;
         // Comparing hashes: timing tells nothing about the secret.
         if record.secret_sha256 != hash(&token.secret) {
             return Err(UseError::Unknown);
@@ -143,16 +167,15 @@ impl TokenStore {
         if record.node != node.as_str() {
             return Err(UseError::WrongNode { expected: record.node, actual: node.to_string() });
         }
-        let request_sha256 = hash(request);
         if let Some(used) = &record.used {
-            let retry = used.request_sha256 == request_sha256 && now < used.at.saturating_add(RETRY_WINDOW);
-            return if retry { Ok(()) } else { Err(UseError::Replayed) };
+            let same = used.request_sha256 == hash(request);
+            let retry = same && now < used.at.saturating_add(RETRY_WINDOW);
+            return if retry { Ok(None) } else { Err(UseError::Replayed) };
         }
         if now >= record.expires {
             return Err(UseError::Expired { seconds: now - record.expires });
         }
-        record.used = Some(Used { at: now, request_sha256 });
-        Ok(self.write(&token.id, &record)?)
+        Ok(Some(record))
     }
 
     /// All tokens, by time of creation.

@@ -65,7 +65,10 @@ fn each_refusal_is_distinct() {
     assert!(matches!(wrong, Err(UseError::WrongNode { .. })), "{wrong:?}");
     let late = f.store.spend(&token, &node("edge-a"), b"csr", 4600);
     assert!(matches!(late, Err(UseError::Expired { seconds: 0 })), "{late:?}");
+    f.store.check(&token, &node("edge-a"), b"another csr", 1001).unwrap();
     f.store.spend(&token, &node("edge-a"), b"csr", 1001).unwrap();
+    let replay = f.store.check(&token, &node("edge-a"), b"another csr", 1002);
+    assert!(matches!(replay, Err(UseError::Replayed)), "{replay:?}");
     let replay = f.store.spend(&token, &node("edge-a"), b"another csr", 1002);
     assert!(matches!(replay, Err(UseError::Replayed)), "{replay:?}");
     let mut forged = f.token("edge-a");
