@@ -73,9 +73,22 @@ impl Verdict {
     }
 }
 
+/// Annotations with a meaning that users must not ask for here.
+const RESERVED_ANNOTATIONS: [&str; 4] = [
+    "istio.io/dry-run",
+    "internal.istio.io/webhook-always-reject",
+    "internal.istio.io/parent-namespace",
+    "internal.istio.io/parents",
+];
+
 /// Validates one resource.
 pub fn validate(resource: &Resource) -> Verdict {
     let mut verdict = Verdict::default();
+    for name in RESERVED_ANNOTATIONS {
+        if resource.meta().annotations.contains_key(name) {
+            verdict.error(format!("metadata.annotations[{name:?}]"), "must not be set on this kind");
+        }
+    }
     match resource {
         Resource::VirtualService(object) => virtual_service::check(object, &mut verdict),
         Resource::DestinationRule(object) => destination_rule::check(object, &mut verdict),

@@ -11,14 +11,14 @@ pub(super) fn check(object: &DestinationRule, out: &mut Verdict) {
     let spec = &object.spec;
     out.check("spec.host", text::wildcard_domain(&spec.host));
     if let Some(policy) = &spec.traffic_policy {
-        traffic_policy("spec.trafficPolicy", policy, out);
+        traffic_policy("spec.trafficPolicy", policy, &object.meta.namespace, out);
     }
     for (i, s) in spec.subsets.iter().enumerate() {
         let path = format!("spec.subsets[{i}]");
         if spec.subsets[..i].iter().any(|other| other.name == s.name) {
             out.error(format!("{path}.name"), format!("{:?} is there twice", s.name));
         }
-        subset(&path, s, out);
+        subset(&path, s, &object.meta.namespace, out);
     }
     out.export_to(&spec.export_to, &object.meta.namespace, spec.workload_selector.is_some());
     if let Some(selector) = &spec.workload_selector {
@@ -36,15 +36,15 @@ pub(super) fn check(object: &DestinationRule, out: &mut Verdict) {
     }
 }
 
-fn subset(path: &str, s: &Subset, out: &mut Verdict) {
+fn subset(path: &str, s: &Subset, namespace: &str, out: &mut Verdict) {
     out.check(&format!("{path}.name"), text::dns_label(&s.name, "subset name"));
     out.check(&format!("{path}.labels"), text::source_labels(&s.labels));
     if let Some(policy) = &s.traffic_policy {
-        traffic_policy(&format!("{path}.trafficPolicy"), policy, out);
+        traffic_policy(&format!("{path}.trafficPolicy"), policy, namespace, out);
     }
 }
 
-fn traffic_policy(path: &str, p: &TrafficPolicy, out: &mut Verdict) {
+fn traffic_policy(path: &str, p: &TrafficPolicy, namespace: &str, out: &mut Verdict) {
     let blocks = p.load_balancer.is_some()
         || p.connection_pool.is_some()
         || p.outlier_detection.is_some()
@@ -69,10 +69,10 @@ fn traffic_policy(path: &str, p: &TrafficPolicy, out: &mut Verdict) {
         outlier(&format!("{path}.outlierDetection"), o, out);
     }
     if let Some(t) = &p.tls {
-        tls(&format!("{path}.tls"), t, out);
+        tls(&format!("{path}.tls"), t, namespace, out);
     }
     for (i, port) in p.port_level_settings.iter().enumerate() {
-        port_policy(&format!("{path}.portLevelSettings[{i}]"), port, out);
+        port_policy(&format!("{path}.portLevelSettings[{i}]"), port, namespace, out);
     }
     if let Some(t) = &p.tunnel {
         tunnel(&format!("{path}.tunnel"), t, out);
@@ -82,10 +82,13 @@ fn traffic_policy(path: &str, p: &TrafficPolicy, out: &mut Verdict) {
     }
 }
 
-fn port_policy(path: &str, p: &PortTrafficPolicy, out: &mut Verdict) {
+fn port_policy(path: &str, p: &PortTrafficPolicy, namespace: &str, out: &mut Verdict) {
     match &p.port {
         None => out.error(format!("{path}.port"), "is required"),
-        Some(port) => out.check(&format!("{path}.port.number"), text::port(port.number)),
+        Some(port) if port.number == 0 => {
+            out.warn(format!("{path}.port.number"), "0 is no port: this is for none")
+        }
+        Some(_) => {}
     }
     let blocks = p.load_balancer.is_some()
         || p.connection_pool.is_some()
@@ -104,7 +107,7 @@ fn port_policy(path: &str, p: &PortTrafficPolicy, out: &mut Verdict) {
         outlier(&format!("{path}.outlierDetection"), o, out);
     }
     if let Some(t) = &p.tls {
-        tls(&format!("{path}.tls"), t, out);
+        tls(&format!("{path}.tls"), t, namespace, out);
     }
 }
 
@@ -130,7 +133,9 @@ fn tcp_settings(path: &str, tcp: &TcpSettings, out: &mut Verdict) {
     limits(path, &[("maxConnections", tcp.max_connections)], out);
     out.duration(&format!("{path}.connectTimeout"), tcp.connect_timeout.as_ref());
     out.duration(&format!("{path}.maxConnectionDuration"), tcp.max_connection_duration.as_ref());
-    if let Some(idle) = tcp.idle_timeout.as_ref().filter(|d| d.nanos() != Ok(0)) {
+    // Zero, which is everything below a millisecond, means no limit.
+    let is_set = |nanos: i64| nanos.abs() >= 1_000_000;
+    if let Some(idle) = tcp.idle_timeout.as_ref().filter(|d| d.nanos().map_or(true, is_set)) {
         out.check(&format!("{path}.idleTimeout"), text::duration(&idle.0));
     }
     if let Some(k) = &tcp.tcp_keepalive {
@@ -157,6 +162,9 @@ fn http_settings(path: &str, http: &HttpSettings, out: &mut Verdict) {
         if k.interval.is_none() {
             out.error(format!("{path}.interval"), "is required");
         }
+        if k.timeout.is_none() {
+            out.error(format!("{path}.timeout"), "is required");
+        }
         out.duration(&format!("{path}.interval"), k.interval.as_ref());
         out.duration(&format!("{path}.timeout"), k.timeout.as_ref());
     }
@@ -181,7 +189,17 @@ fn outlier(path: &str, o: &OutlierDetection, out: &mut Verdict) {
     }
 }
 
-fn tls(path: &str, t: &ClientTlsSettings, out: &mut Verdict) {
+/// A secret by name, or a config map of the rule's own namespace.
+fn credential(path: &str, name: &str, namespace: &str, out: &mut Verdict) {
+    let Some(name) = name.strip_prefix("configmap://") else { return };
+    let (of, name) = name.split_once('/').unwrap_or((namespace, name));
+    if of != namespace || name.is_empty() || name.contains('/') {
+        out.error(path, "is not a config map of the rule's own namespace");
+    }
+}
+
+fn tls(path: &str, t: &ClientTlsSettings, namespace: &str, out: &mut Verdict) {
+    credential(&format!("{path}.credentialName"), &t.credential_name, namespace, out);
     let mode = t.mode.unwrap_or_default();
     let files = [
         ("clientCertificate", &t.client_certificate),
@@ -212,7 +230,7 @@ fn tls(path: &str, t: &ClientTlsSettings, out: &mut Verdict) {
     }
     if mode == TlsMode::IstioMutual {
         for (name, _) in files.iter().filter(|(_, v)| !v.is_empty()) {
-            out.error(format!("{path}.{name}"), "must not be set for ISTIO_MUTUAL");
+            out.warn(format!("{path}.{name}"), "has no effect for ISTIO_MUTUAL");
         }
     }
 }
@@ -229,7 +247,6 @@ fn tunnel(path: &str, t: &TunnelSettings, out: &mut Verdict) {
 
 fn retry_budget(path: &str, b: &RetryBudget, out: &mut Verdict) {
     if let Some(p) = b.percent.filter(|p| !(0.0..=100.0).contains(p)) {
-        out.error(format!("{path}.percent"), format!("must be from 0 to 100, is {p}"));
+        out.warn(format!("{path}.percent"), format!("{p} is not a percentage"));
     }
-    out.duration(&format!("{path}.budgetInterval"), b.budget_interval.as_ref());
 }

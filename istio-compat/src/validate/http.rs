@@ -71,7 +71,7 @@ fn destinations(path: &str, rule: &HttpRoute, out: &mut Verdict) {
         headers(&format!("{path}[{i}].headers"), entry.headers.as_ref(), out);
         let set = entry.headers.as_ref().and_then(|h| h.request.as_ref()).map_or(0, authorities);
         if set > 1 {
-            out.error(format!("{path}[{i}].headers.request"), "sets the authority more than once");
+            out.warn(format!("{path}[{i}].headers.request"), "sets the authority more than once");
         }
     }
     virtual_service::weights(path, &rule.route.iter().map(|d| d.weight).collect::<Vec<_>>(), out);
@@ -81,9 +81,9 @@ fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// How many values an operation gives to the authority.
+/// How often an operation sets the authority.
 fn authorities(op: &HeaderOperations) -> usize {
-    op.set.iter().chain(&op.add).filter(|(name, value)| is_authority(name) && !value.is_empty()).count()
+    op.set.keys().chain(op.add.keys()).filter(|name| is_authority(name)).count()
 }
 
 /// The authority is set in one place only.

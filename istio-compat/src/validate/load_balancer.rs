@@ -23,9 +23,11 @@ pub(super) fn check(path: &str, lb: &LoadBalancerSettings, outlier: bool, out: &
         locality(&format!("{path}.localityLbSetting"), l, outlier, out);
     }
     if let Some(z) = &lb.zone_aware_lb_setting {
-        failover(&format!("{path}.zoneAwareLbSetting"), &z.failover, out);
+        let path = format!("{path}.zoneAwareLbSetting");
+        topology_labels(&path, &z.failover_priority, out);
+        needs_outlier(&path, z.failover.is_empty() && z.failover_priority.is_empty(), outlier, out);
+        failover(&path, &z.failover, out);
     }
-    out.duration(&format!("{path}.warmupDurationSecs"), lb.warmup_duration_secs.as_ref());
     if let Some(w) = &lb.warmup {
         warmup(&format!("{path}.warmup"), w, out);
     }
@@ -36,11 +38,11 @@ fn warmup(path: &str, w: &WarmupConfiguration, out: &mut Verdict) {
         out.error(format!("{path}.duration"), "is required");
     }
     out.duration(&format!("{path}.duration"), w.duration.as_ref());
-    if let Some(p) = w.minimum_percent.filter(|p| !(0.0..=100.0).contains(p)) {
-        out.error(format!("{path}.minimumPercent"), format!("must be from 0 to 100, is {p}"));
+    if let Some(p) = w.minimum_percent.filter(|p| *p > 100.0) {
+        out.error(format!("{path}.minimumPercent"), format!("must be at most 100, is {p}"));
     }
-    if let Some(a) = w.aggression.filter(|a| *a < 1.0) {
-        out.error(format!("{path}.aggression"), format!("must be at least 1, is {a}"));
+    if let Some(a) = w.aggression.filter(|a| *a <= 0.0) {
+        out.error(format!("{path}.aggression"), format!("must be greater than 0, is {a}"));
     }
 }
 
@@ -59,6 +61,9 @@ fn consistent_hash(path: &str, h: &ConsistentHashLb, out: &mut Verdict) {
     }
     if h.minimum_ring_size != 0 {
         out.warn(format!("{path}.minimumRingSize"), "is deprecated; use ringHash.minimumRingSize");
+        if h.ring_hash.is_some() || h.maglev.is_some() {
+            out.error(format!("{path}.minimumRingSize"), "must not be together with ringHash or maglev");
+        }
     }
     if let Some(c) = &h.http_cookie {
         cookie(&format!("{path}.httpCookie"), c, out);
@@ -75,7 +80,8 @@ fn consistent_hash(path: &str, h: &ConsistentHashLb, out: &mut Verdict) {
 }
 
 fn is_prime(n: u64) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d: u64| !n.is_multiple_of(d))
+    // 1 passes, as in Istio and Envoy.
+    n >= 1 && (2..).take_while(|d| d * d <= n).all(|d: u64| !n.is_multiple_of(d))
 }
 
 fn cookie(path: &str, c: &HttpCookie, out: &mut Verdict) {
@@ -89,7 +95,7 @@ fn cookie(path: &str, c: &HttpCookie, out: &mut Verdict) {
         let path = format!("{path}.attributes[{i}].name");
         if attribute.name.is_empty() {
             out.error(path, "is required");
-        } else if c.attributes[..i].iter().any(|a| a.name.eq_ignore_ascii_case(&attribute.name)) {
+        } else if c.attributes[..i].iter().any(|a| a.name == attribute.name) {
             out.error(path, format!("{:?} is there twice", attribute.name));
         }
     }
@@ -112,9 +118,10 @@ fn locality(path: &str, l: &LocalityLbSetting, outlier: bool, out: &mut Verdict)
         }
         localities(&path, &d.to.keys().map(String::as_str).collect::<Vec<_>>(), out);
     }
-    if (!l.failover.is_empty() || !l.failover_priority.is_empty()) && !outlier {
-        out.warn(path, "has no effect without outlierDetection: failing endpoints are not noticed");
+    if !l.failover.is_empty() {
+        topology_labels(path, &l.failover_priority, out);
     }
+    needs_outlier(path, l.failover.is_empty() && l.failover_priority.is_empty(), outlier, out);
     failover(path, &l.failover, out);
 }
 
@@ -130,26 +137,46 @@ fn failover(path: &str, list: &[LocalityFailover], out: &mut Verdict) {
     }
 }
 
-/// Each is `region/zone/sub-zone` or a part, `*` only at the end, and none is within another.
+fn needs_outlier(path: &str, empty: bool, outlier: bool, out: &mut Verdict) {
+    if !empty && !outlier {
+        out.warn(path, "has no effect without outlierDetection: failing endpoints are not noticed");
+    }
+}
+
+/// Region, zone and sub-zone have an order of their own.
+fn topology_labels(path: &str, priority: &[String], out: &mut Verdict) {
+    const TOPOLOGY: [&str; 3] =
+        ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+    for (i, label) in priority.iter().enumerate().filter(|(_, l)| TOPOLOGY.contains(&l.as_str())) {
+        out.error(format!("{path}.failoverPriority[{i}]"), format!("{label} must not be here"));
+    }
+}
+
+/// Each is `region/zone/sub-zone` or a part, with one `*` at most, at the end, and none is within an earlier one.
 fn localities(path: &str, list: &[&str], out: &mut Verdict) {
     for (i, locality) in list.iter().enumerate() {
-        let parts: Vec<&str> = locality.split('/').collect();
-        let early_star = parts[..parts.len() - 1].iter().any(|p| p.contains('*'));
-        let last_star = parts.last().is_some_and(|p| p.contains('*') && *p != "*");
-        if parts.len() > 3 || parts.iter().any(|p| p.is_empty()) || early_star || last_star {
+        let stars = locality.matches('*').count();
+        let misplaced = stars > 1 || (stars == 1 && !locality.ends_with('*'));
+        if misplaced || locality.splitn(3, '/').any(str::is_empty) {
             out.error(path, format!("{locality:?} is not a locality"));
-            continue;
-        }
-        let plain = |l: &str| l.trim_end_matches('*').trim_end_matches('/').to_owned();
-        let within = |a: &str, b: &str| {
-            a == b || a.is_empty() || b.strip_prefix(a).is_some_and(|r| r.starts_with('/'))
-        };
-        let this = plain(locality);
-        if let Some(other) = list[..i].iter().find(|o| {
-            let other = plain(o);
-            within(&this, &other) || within(&other, &this)
-        }) {
+        } else if let Some(other) =
+            list[..i].iter().find(|other| covers(other, locality) || is_part(locality, other))
+        {
             out.error(path, format!("{locality:?} and {other:?} overlap"));
         }
     }
+}
+
+/// Whether an earlier locality takes in another one.
+fn covers(earlier: &str, locality: &str) -> bool {
+    if earlier == "*" || earlier == locality {
+        return true;
+    }
+    let whole = earlier.strip_suffix("/*").unwrap_or(earlier);
+    locality.strip_prefix(whole).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Whether a plain region or zone comes after a part of it.
+fn is_part(locality: &str, earlier: &str) -> bool {
+    earlier.strip_prefix(locality).is_some_and(|rest| rest.starts_with('/'))
 }

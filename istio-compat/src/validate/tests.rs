@@ -110,7 +110,8 @@ fn hosts_of_one_object_do_not_overlap() {
         )
     };
     assert_eq!(hosts(json!(["a.com", "b.com", "*.c.com"])), [""; 0]);
-    assert_eq!(hosts(json!(["a.com", "A.com"])), ["spec.hosts[1]"]);
+    assert_eq!(hosts(json!(["a.com", "a.com"])), ["spec.hosts[1]"]);
+    assert_eq!(hosts(json!(["a.123"])), ["spec.hosts[0]"]);
     assert_eq!(hosts(json!(["a.b.com", "*.b.com"])), ["spec.hosts[1]"]);
     assert_eq!(hosts(json!(["10.0.0.1"])), [""; 0]);
     assert_eq!(hosts(json!(["*"])), ["spec.hosts[0]"]);
@@ -125,10 +126,9 @@ fn policies_are_checked() {
     assert!(hash(json!({ "maglev": { "tableSize": 65537 } })).is_empty());
     assert!(!hash(json!({ "maglev": { "tableSize": 65536 } })).is_empty());
     assert!(!hash(json!({ "maglev": {} })).is_empty());
-    assert!(
-        !hash(json!({ "httpCookie": { "name": "c", "attributes": [{ "name": "a" }, { "name": "A" }] } }))
-            .is_empty()
-    );
+    let attributes = |list: Value| hash(json!({ "httpCookie": { "name": "c", "attributes": list } }));
+    assert!(!attributes(json!([{ "name": "a" }, { "name": "a" }])).is_empty());
+    assert!(attributes(json!([{ "name": "a" }, { "name": "A" }])).is_empty());
     let distribute = |to: Value| {
         policy(
             json!({ "loadBalancer": { "localityLbSetting": { "distribute": [{ "from": "a/*", "to": to }] } } }),
@@ -154,4 +154,61 @@ fn a_rule_behind_a_catch_all_is_a_warning() {
     let verdict = verdict("VirtualService", json!({ "hosts": ["a"], "http": [rule, rule] }));
     assert!(verdict.is_valid());
     assert_eq!(verdict.warnings[0].path, "spec.http[1]");
+}
+
+#[test]
+fn header_values_have_commands_or_doubled_percent_signs() {
+    for good in
+        ["", "a", "100%%", "%A%", "a %A% b %B%%%", "%A(b c)%", "%A([\"x\", \"y\"])%", "%A( [ \"x\" ] ) %"]
+    {
+        assert_eq!(text::header_value(good), Ok(()), "{good}");
+    }
+    for bad in ["%", "a%b", "%A", "%A(b%", "%A([x])%", "%A([\"x\" \"y\"])%", "%A(b) c%", "a\u{1}"] {
+        assert!(text::header_value(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn header_names_and_claims() {
+    for good in ["x-a", ":method", "@request.auth.claims.a", "@Request.auth.claims[a][b]", "a_b"] {
+        assert_eq!(text::header_name(good), Ok(()), "{good}");
+    }
+    for bad in ["", "a b", ":other", "@request.auth.claims", "@request.auth.claims.", "é"] {
+        assert!(text::header_name(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn localities_do_not_overlap() {
+    let distribute = |from: &[&str]| {
+        let list: Vec<Value> = from.iter().map(|f| json!({ "from": f, "to": { "x": 100 } })).collect();
+        let lb = json!({ "localityLbSetting": { "distribute": list } });
+        paths("DestinationRule", json!({ "host": "a", "trafficPolicy": { "loadBalancer": lb } })).len()
+    };
+    for good in [&["a", "b"][..], &["a/x", "a/y"], &["a/x/1", "a/x/2", "a/y"], &["a/x*"], &["a/x/*", "b/*"]] {
+        assert_eq!(distribute(good), 0, "{good:?}");
+    }
+    for bad in [
+        &["a", "a"][..],
+        &["*", "a"],
+        &["a", "a/x"],
+        &["a/x", "a"],
+        &["a/*", "a/x"],
+        &["a//x"],
+        &["a/*/x"],
+        &["*/*"],
+        &[""],
+    ] {
+        assert_eq!(distribute(bad), 1, "{bad:?}");
+    }
+}
+
+#[test]
+fn a_config_map_is_of_the_own_namespace() {
+    let tls = |name: &str| {
+        let tls = json!({ "mode": "SIMPLE", "credentialName": name });
+        paths("DestinationRule", json!({ "host": "a", "trafficPolicy": { "tls": tls } })).is_empty()
+    };
+    assert!(tls("secret") && tls("configmap://roots") && tls("configmap://shop/roots"));
+    assert!(!tls("configmap://other/roots") && !tls("configmap://"));
 }

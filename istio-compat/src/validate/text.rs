@@ -46,8 +46,12 @@ fn length(name: &str) -> Check {
     require(name.len() <= MAX_NAME, || format!("{name:?} is longer than {MAX_NAME} characters"))
 }
 
-/// Labels of a name; a dot at the end is fine.
+/// Labels of a name; a dot at the end is fine. A number at the end is not: that would be an address.
 fn labels(name: &str) -> Check {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    require(last.is_empty() || !last.bytes().all(|b| b.is_ascii_digit()), || {
+        format!("{name:?} is not a host name: it ends in a number")
+    })?;
     let name = name.strip_suffix('.').unwrap_or(name);
     match name.split('.').find(|l| !is_label(l)) {
         Some(bad) => Err(format!("{name:?} is not a host name: label {bad:?} is not valid")),
@@ -72,14 +76,14 @@ pub(super) fn wildcard_domain(name: &str) -> Check {
     rest.map_or(Ok(()), labels)
 }
 
-/// The name of a host behind a gateway that passes TLS on: `outbound_.port_.subset_.host`.
+/// The name of a host behind a gateway that passes TLS on: `outbound_.80_._.host`.
 pub(super) fn sni_route(name: &str) -> bool {
-    let mut parts = name.splitn(4, '.');
-    let first = parts.next();
-    first == Some("outbound_")
-        && parts.next().is_some()
-        && parts.next().is_some()
-        && parts.next().is_some_and(|h| fqdn(h).is_ok())
+    match name.split('_').collect::<Vec<_>>()[..] {
+        ["outbound", port, _, host, ..] => {
+            port.contains(|c: char| c.is_ascii_digit()) && host.contains(|c: char| c.is_ascii_alphabetic())
+        }
+        _ => false,
+    }
 }
 
 pub(super) fn is_ip(text: &str) -> bool {
@@ -95,23 +99,53 @@ pub(super) fn port(number: u32) -> Check {
     require((1..=65535).contains(&number), || format!("{number} is not a port number (1 to 65535)"))
 }
 
+/// A word of letters, digits and `-_.` that begins and ends with a letter or digit.
+fn is_word(text: &str) -> bool {
+    let b = text.as_bytes();
+    let ends = |c: Option<&u8>| c.is_some_and(u8::is_ascii_alphanumeric);
+    ends(b.first())
+        && ends(b.last())
+        && b.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+}
+
 /// Keys and values as Kubernetes has them.
 pub(super) fn source_labels<'a>(map: impl IntoIterator<Item = (&'a String, &'a String)>) -> Check {
-    let word = |text: &str| {
-        let b = text.as_bytes();
-        let ends = |c: Option<&u8>| c.is_some_and(u8::is_ascii_alphanumeric);
-        b.len() <= MAX_LABEL
-            && ends(b.first())
-            && ends(b.last())
-            && b.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
-    };
     for (key, value) in map {
         let (prefix, name) = key.rsplit_once('/').map_or((None, key.as_str()), |(p, n)| (Some(p), n));
-        let key_ok = word(name) && prefix.is_none_or(|p| fqdn(p).is_ok());
-        require(key_ok, || format!("{key:?} is not a label key"))?;
-        require(value.is_empty() || word(value), || format!("{value:?} is not a label value"))?;
+        let prefix_ok = prefix.is_none_or(|p| p.len() <= 253 && p.split('.').all(is_label));
+        require(prefix_ok && name.len() <= MAX_LABEL && is_word(name), || {
+            format!("{key:?} is not a label key")
+        })?;
+        require(value.is_empty() || is_word(value), || format!("{value:?} is not a label value"))?;
     }
     Ok(())
+}
+
+fn is_token(text: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(token)
+}
+
+/// The name of a header that a rule looks at.
+pub(super) fn header_name(name: &str) -> Check {
+    let pseudo = [":method", ":scheme", ":authority", ":path", ":status"];
+    require(is_token(name) || pseudo.contains(&name) || is_claim(name), || {
+        format!("{name:?} is not a header name")
+    })
+}
+
+/// The name of a header in cross-origin rules; `*` is one of the characters that a name may have.
+pub(super) fn cors_header_name(name: &str) -> Check {
+    require(is_token(name), || format!("{name:?} is not a header name"))
+}
+
+/// A token claim in the place of a header: `@request.auth.claims.a` or `@request.auth.claims[a]`.
+pub(super) fn is_claim(name: &str) -> bool {
+    const PREFIX: &str = "@request.auth.claims";
+    let Some((prefix, rest)) = name.split_at_checked(PREFIX.len()) else { return false };
+    let dotted = rest.len() > 1 && rest.starts_with('.');
+    let bracketed = rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']');
+    prefix.eq_ignore_ascii_case(PREFIX) && (dotted || bracketed)
 }
 
 pub(super) fn regex(text: &str) -> Check {
@@ -136,37 +170,88 @@ pub(super) fn percent(n: i32) -> Check {
 }
 
 pub(super) fn http_status(status: i64) -> Check {
-    require((200..=599).contains(&status), || format!("must be an HTTP status from 200 to 599, is {status}"))
+    // 600 passes, as in Istio.
+    require((200..=600).contains(&status), || format!("must be an HTTP status from 200 to 599, is {status}"))
 }
 
-/// Percent signs of a header value come doubled, or around a command.
+/// A header value: no control characters; percent signs come doubled, or around a command, whose arguments may be a
+/// text or a list of quoted texts in parentheses.
 pub(super) fn header_value(value: &str) -> Check {
-    let mut rest = value;
-    while let Some(at) = rest.find('%') {
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix('%') {
-            rest = after;
+    let control = |b: u8| (b < b' ' && b != b'\t') || b == 0x7f;
+    require(!value.bytes().any(control), || format!("{value:?} has control characters"))?;
+    let mut bytes = value.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' || bytes.next_if_eq(&b'%').is_some() {
             continue;
         }
-        let end = command_end(rest);
-        let Some(end) = end else {
-            return Err(format!("{value:?} has a `%` that begins a command without an end"));
-        };
-        rest = &rest[end..];
+        command(&mut bytes)
+            .ok_or_else(|| format!("{value:?} has a `%` that begins a command without an end"))?;
     }
     Ok(())
 }
 
-/// Where a command ends, behind its `%`. What is in parentheses may hold anything.
-fn command_end(rest: &str) -> Option<usize> {
-    let mut depth = 0_u32;
-    for (at, c) in rest.char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            '%' if depth == 0 => return Some(at + 1),
+type Bytes<'a> = std::iter::Peekable<std::str::Bytes<'a>>;
+
+/// Reads a command to its closing `%`.
+fn command(bytes: &mut Bytes<'_>) -> Option<()> {
+    loop {
+        match bytes.next()? {
+            b'%' => return Some(()),
+            b'(' => break,
             _ => {}
         }
     }
-    None
+    match next_visible(bytes)? {
+        b'[' => quoted_list(bytes)?,
+        // The first character of a plain argument is not looked at.
+        _ => plain_argument(bytes)?,
+    }
+    (next_visible(bytes)? == b'%').then_some(())
+}
+
+fn next_visible(bytes: &mut Bytes<'_>) -> Option<u8> {
+    bytes.find(|b| *b != b' ')
+}
+
+/// `"a", "b"])`
+fn quoted_list(bytes: &mut Bytes<'_>) -> Option<()> {
+    loop {
+        if next_visible(bytes)? != b'"' {
+            return None;
+        }
+        loop {
+            match bytes.next()? {
+                b'\\' => drop(bytes.next()?),
+                b'"' => break,
+                // A parenthesis ends the arguments even inside of quotes.
+                b')' => return Some(()),
+                _ => {}
+            }
+        }
+        match next_visible(bytes)? {
+            b',' => {}
+            b']' => return (next_visible(bytes)? == b')').then_some(()),
+            _ => return None,
+        }
+    }
+}
+
+fn plain_argument(bytes: &mut Bytes<'_>) -> Option<()> {
+    loop {
+        match bytes.next()? {
+            b'\\' => drop(bytes.next()?),
+            b')' => return Some(()),
+            b'"' => return quoted_rest(bytes),
+            _ => {}
+        }
+    }
+}
+
+/// After a quote in a plain argument only the end of a list may follow.
+fn quoted_rest(bytes: &mut Bytes<'_>) -> Option<()> {
+    match next_visible(bytes)? {
+        b',' => quoted_list(bytes),
+        b']' => (next_visible(bytes)? == b')').then_some(()),
+        _ => None,
+    }
 }

@@ -27,12 +27,14 @@ pub(super) fn check(object: &VirtualService, out: &mut Verdict) {
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         out.error("spec", "http, tls or tcp is required");
     }
-    let context = http::Context { delegate, behind_gateway: spec.gateways.iter().any(|g| g != "mesh") };
+    let names_mesh = spec.gateways.iter().any(|g| g == "mesh");
+    let context = http::Context { delegate, behind_gateway: !spec.gateways.is_empty() && !names_mesh };
     for (i, rule) in spec.http.iter().enumerate() {
         http::rule(&format!("spec.http[{i}]"), rule, context, out);
     }
+    let sni = Sni { hosts: &spec.hosts, routes_allowed: !names_mesh };
     for (i, rule) in spec.tls.iter().enumerate() {
-        tls(&format!("spec.tls[{i}]"), rule, &spec.hosts, out);
+        tls(&format!("spec.tls[{i}]"), rule, sni, out);
     }
     for (i, rule) in spec.tcp.iter().enumerate() {
         tcp(&format!("spec.tcp[{i}]"), rule, out);
@@ -52,12 +54,13 @@ fn unused(object: &VirtualService, out: &mut Verdict) {
 fn hosts(object: &VirtualService, out: &mut Verdict) {
     let spec = &object.spec;
     let in_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
+    let by_sni = spec.tls.iter().flat_map(|r| &r.matches).any(|m| !m.sni_hosts.is_empty());
     let mut usable = true;
     for (i, host) in spec.hosts.iter().enumerate() {
         let path = format!("spec.hosts[{i}]");
-        let behind_gateway = !in_mesh && text::sni_route(host);
+        let sni_route = !in_mesh && by_sni && text::sni_route(host);
         match text::wildcard_domain(host) {
-            Err(message) if !text::is_ip(host) && !behind_gateway => {
+            Err(message) if !text::is_ip(host) && !sni_route => {
                 out.error(path, message);
                 usable = false;
             }
@@ -81,10 +84,7 @@ fn hosts(object: &VirtualService, out: &mut Verdict) {
 
 /// Whether one host covers the other.
 fn overlap(a: &str, b: &str) -> bool {
-    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
-    (names::is_wildcard(&a) && names::covers(&a, &b))
-        || (names::is_wildcard(&b) && names::covers(&b, &a))
-        || a == b
+    names::covers(a, b) || names::covers(b, a)
 }
 
 pub(super) fn gateways(path: &str, list: &[String], out: &mut Verdict) {
@@ -97,11 +97,11 @@ pub(super) fn gateways(path: &str, list: &[String], out: &mut Verdict) {
                     out.warn(path.as_str(), format!("is an old spelling; write \"{namespace}/{name}\""));
                 }
                 out.check(&path, text::fqdn(gateway));
+                // What follows a plain name is not looked at, as in Istio.
+                return;
             }
             Some((namespace, name)) => {
-                if namespace != "." {
-                    out.check(&path, text::dns_label(namespace, "namespace"));
-                }
+                out.check(&path, text::dns_label(namespace, "namespace"));
                 out.check(&path, text::dns_label(name, "gateway name"));
             }
         }
@@ -147,17 +147,25 @@ fn destinations(path: &str, list: &[RouteDestination], out: &mut Verdict) {
     weights(path, &list.iter().map(|d| d.weight).collect::<Vec<_>>(), out);
 }
 
-fn tls(path: &str, rule: &TlsRoute, hosts: &[String], out: &mut Verdict) {
+/// What server names of an object are held against.
+#[derive(Clone, Copy)]
+struct Sni<'a> {
+    hosts: &'a [String],
+    /// Names of the form `outbound_.80_._.host` are allowed.
+    routes_allowed: bool,
+}
+
+fn tls(path: &str, rule: &TlsRoute, sni: Sni<'_>, out: &mut Verdict) {
     if rule.matches.is_empty() {
         out.error(format!("{path}.match"), "is required");
     }
     for (i, m) in rule.matches.iter().enumerate() {
-        tls_match(&format!("{path}.match[{i}]"), m, hosts, out);
+        tls_match(&format!("{path}.match[{i}]"), m, sni, out);
     }
     destinations(&format!("{path}.route"), &rule.route, out);
 }
 
-fn tls_match(path: &str, m: &TlsMatchAttributes, hosts: &[String], out: &mut Verdict) {
+fn tls_match(path: &str, m: &TlsMatchAttributes, context: Sni<'_>, out: &mut Verdict) {
     if m.sni_hosts.is_empty() {
         out.error(format!("{path}.sniHosts"), "is required");
     }
@@ -167,9 +175,9 @@ fn tls_match(path: &str, m: &TlsMatchAttributes, hosts: &[String], out: &mut Ver
             out.warn(path, "is an address; clients do not send addresses as server names");
             continue;
         }
-        let covered = hosts.iter().any(|h| names::covers(&h.to_ascii_lowercase(), &sni.to_ascii_lowercase()));
+        let covered = context.hosts.iter().any(|h| names::covers(h, sni));
         match text::wildcard_domain(sni) {
-            Err(message) if !text::sni_route(sni) => out.error(path, message),
+            Err(message) if !(context.routes_allowed && text::sni_route(sni)) => out.error(path, message),
             _ if !covered => {
                 out.error(path, format!("{sni:?} is outside of the hosts of the VirtualService"))
             }
@@ -191,9 +199,6 @@ fn tcp(path: &str, rule: &TcpRoute, out: &mut Verdict) {
         let path = format!("{path}.match[{i}]");
         for (j, subnet) in m.destination_subnets.iter().enumerate() {
             out.check(&format!("{path}.destinationSubnets[{j}]"), text::subnet(subnet));
-        }
-        if !m.source_subnet.is_empty() {
-            out.check(&format!("{path}.sourceSubnet"), text::subnet(&m.source_subnet));
         }
         if m.port != 0 {
             out.check(&format!("{path}.port"), text::port(m.port));

@@ -172,7 +172,6 @@ fn is_registered_status(code: u16) -> bool {
 }
 
 fn delay(path: &str, d: &FaultDelay, out: &mut Verdict) {
-    out.check(&format!("{path}.percent"), text::percent(d.percent));
     if let Some(p) = d.percentage {
         out.check(&format!("{path}.percentage.value"), text::percentage(p));
     }
@@ -197,6 +196,8 @@ fn abort(path: &str, a: &FaultAbort, out: &mut Verdict) {
     }
     if a.http2_error.is_some() {
         out.error(format!("{path}.http2Error"), "is not supported");
+    } else if a.http_status.is_none() && a.grpc_status.is_none() {
+        out.warn(path, "names no status: nothing is aborted");
     }
 }
 
@@ -216,8 +217,8 @@ fn cors(path: &str, c: &CorsPolicy, out: &mut Verdict) {
         }
     }
     for (field, list) in [("allowHeaders", &c.allow_headers), ("exposeHeaders", &c.expose_headers)] {
-        for (i, _) in list.iter().enumerate().filter(|(_, name)| name.is_empty()) {
-            out.error(format!("{path}.{field}[{i}]"), "a header name must not be empty");
+        for (i, name) in list.iter().enumerate() {
+            out.check(&format!("{path}.{field}[{i}]"), text::cors_header_name(name));
         }
     }
     if let Some(age) = &c.max_age {

@@ -12,7 +12,7 @@ pub(super) fn check(path: &str, rule: &HttpRoute, context: Context, out: &mut Ve
     for (i, m) in rule.matches.iter().enumerate() {
         let path = format!("{path}.match[{i}]");
         one(&path, m, out);
-        let claims = m.headers.keys().chain(m.without_headers.keys()).find(|k| is_claim(k));
+        let claims = m.headers.keys().chain(m.without_headers.keys()).find(|k| text::is_claim(k));
         if let Some(claim) = claims.filter(|_| !context.behind_gateway) {
             out.error(format!("{path}.headers"), format!("{claim:?}: token claims are for gateways only"));
         }
@@ -23,14 +23,10 @@ pub(super) fn check(path: &str, rule: &HttpRoute, context: Context, out: &mut Ve
     }
 }
 
-fn is_claim(name: &str) -> bool {
-    name.to_ascii_lowercase().starts_with("@request.auth.claims")
-}
-
 fn one(path: &str, m: &HttpMatchRequest, out: &mut Verdict) {
-    map(&format!("{path}.headers"), &m.headers, true, out);
-    map(&format!("{path}.withoutHeaders"), &m.without_headers, true, out);
-    map(&format!("{path}.queryParams"), &m.query_params, false, out);
+    map(&format!("{path}.headers"), &m.headers, Map::Headers, out);
+    map(&format!("{path}.withoutHeaders"), &m.without_headers, Map::Without, out);
+    map(&format!("{path}.queryParams"), &m.query_params, Map::Parameters, out);
     if let Some(uri) = &m.uri {
         string(&format!("{path}.uri"), uri, true, out);
     }
@@ -49,16 +45,24 @@ fn one(path: &str, m: &HttpMatchRequest, out: &mut Verdict) {
     }
 }
 
-fn map(path: &str, map: &BTreeMap<String, Option<StringMatch>>, headers: bool, out: &mut Verdict) {
+#[derive(Clone, Copy, PartialEq)]
+enum Map {
+    Headers,
+    Without,
+    Parameters,
+}
+
+fn map(path: &str, map: &BTreeMap<String, Option<StringMatch>>, kind: Map, out: &mut Verdict) {
     for (name, m) in map {
         let path = format!("{path}[{name:?}]");
-        if headers && name.is_empty() {
-            out.error(path.as_str(), "a header name must not be empty");
+        if kind != Map::Parameters {
+            out.check(&path, text::header_name(name));
         }
         match m {
-            None => out.error(path, "must not be null; `{}` asks for presence"),
-            // How some spell presence; only here, where an empty match cannot say it.
-            Some(m) if path.contains(".withoutHeaders[") && m.regex.as_deref() == Some("*") => {}
+            None if kind == Map::Headers => out.error(path, "must not be null; `{}` asks for presence"),
+            None => {}
+            // How some spell presence; it is no regular expression.
+            Some(m) if kind == Map::Without && m.regex.as_deref() == Some("*") => {}
             Some(m) => string(&path, m, false, out),
         }
     }
