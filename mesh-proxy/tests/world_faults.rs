@@ -42,8 +42,19 @@ fn loads(mesh: &Mesh) -> Vec<(&'static str, Load)> {
 }
 
 /// Every load ran all the time, and no call of it failed.
-fn none_failed(loads: Vec<(&'static str, Load)>, least: u64) {
-    let reports: Vec<(&str, Report)> = loads.into_iter().map(|(what, load)| (what, load.finish().unwrap())).collect();
+fn none_failed(mesh: &Mesh, loads: Vec<(&'static str, Load)>, least: u64) {
+    let reports: Vec<(&str, Report)> =
+        loads.into_iter().map(|(what, load)| (what, load.finish().unwrap())).collect();
+    if reports.iter().any(|(_, r)| r.failed > 0) {
+        // Why the proxies say that calls failed.
+        for node in mesh.nodes() {
+            let text = mesh.metrics(&node).unwrap_or_default();
+            let odd = |l: &&str| {
+                l.starts_with("istio_") && l.contains("_total{") && !l.contains("response_flags=\"-\"")
+            };
+            text.lines().filter(odd).for_each(|l| eprintln!("{node}: {l}"));
+        }
+    }
     for (what, report) in &reports {
         assert_eq!(report.failed, 0, "{what}: {report:?}");
         assert!(report.sent >= least, "{what} made only {} calls: {report:?}", report.sent);
@@ -66,7 +77,10 @@ fn a_black_hole_among_three_endpoints_slows_nobody() {
             let report = call(&mesh, &url, &["-n", "120", "-c", "4", "--no-keep-alive"]);
             assert!(report.latency_ms.p99 < 1_000.0, "{what} {url}: {report:?}");
             assert!(!report.by_name.contains_key(pod), "{report:?}");
-            eprintln!("black hole {what}, {url}: p50 {:.0} p99 {:.0} ms", report.latency_ms.p50, report.latency_ms.p99);
+            eprintln!(
+                "black hole {what}, {url}: p50 {:.0} p99 {:.0} ms",
+                report.latency_ms.p50, report.latency_ms.p99
+            );
         }
         let other = other.finish().unwrap();
         assert_eq!(other.failed, 0, "{other:?}");
@@ -111,7 +125,7 @@ fn the_controller_may_die_come_back_and_talk_garbage() {
     mesh.world.cut("cloud", None).unwrap();
     pause(2_000);
     mesh.world.heal().unwrap();
-    none_failed(running, 100);
+    none_failed(&mesh, running, 100);
     // The proxies find it again, and new rules arrive.
     let rule = r#"{"apiVersion":"networking.istio.io/v1","kind":"VirtualService","metadata":{"name":"far"},"spec":{"hosts":["far"],"http":[{"directResponse":{"status":418}}]}}"#;
     mesh.apply("teapot.yaml", rule).unwrap();
@@ -136,7 +150,7 @@ fn a_second_proxy_takes_over_without_a_refused_connection() {
         assert!(status.success(), "{status:?}\n{}", old.tail());
         pause(500);
     }
-    none_failed(running, 30);
+    none_failed(&mesh, running, 30);
 }
 
 #[test]
@@ -145,7 +159,11 @@ fn sigterm_lets_running_requests_end() {
     for node in ["a", "b"] {
         let slow = mesh.load("client", "http://far:8080/?x-echo-delay-ms=1500", &["-n", "1"]).unwrap();
         let stream = mesh
-            .load("client", "http://far:8080/?x-echo-bytes=1600&x-echo-chunks=10&x-echo-chunk-delay-ms=150", &["-n", "1"])
+            .load(
+                "client",
+                "http://far:8080/?x-echo-bytes=1600&x-echo-chunks=10&x-echo-chunk-delay-ms=150",
+                &["-n", "1"],
+            )
             .unwrap();
         pause(500);
         let mut proxy = mesh.procs.remove(node).unwrap();
@@ -207,7 +225,10 @@ fn without_capture_applications_use_the_proxy_on_loopback() {
     assert!(node.info().pods.is_some());
     // A process of the node itself (not of a pod), absolute form, then CONNECT.
     for (request, expect) in [
-        ("GET http://far:8080/abs HTTP/1.1\r\nHost: far:8080\r\nConnection: close\r\n\r\n", "\"path\":\"/abs\""),
+        (
+            "GET http://far:8080/abs HTTP/1.1\r\nHost: far:8080\r\nConnection: close\r\n\r\n",
+            "\"path\":\"/abs\"",
+        ),
         ("CONNECT far:9000 HTTP/1.1\r\nHost: far:9000\r\n\r\n", "HTTP/1.1 200"),
     ] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -102,7 +102,9 @@ fn expect_100_continue_is_answered_before_the_body() {
     run(async {
         for host in BOTH {
             let mut wire = connect(mesh(), "client", &format!("{host}:8080"));
-            let head = format!("POST /c HTTP/1.1\r\nHost: {host}:8080\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+            let head = format!(
+                "POST /c HTTP/1.1\r\nHost: {host}:8080\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+            );
             wire.io.write_all(head.as_bytes()).await.unwrap();
             wire.io.flush().await.unwrap();
             let first = read_until(&mut wire.io, "\r\n\r\n").await;
@@ -139,7 +141,11 @@ fn chunked_bodies_stream_both_ways() {
             read_until(&mut wire.io, "0123456789abcdef").await;
             let start = Instant::now();
             read_until(&mut wire.io, "\r\n0\r\n\r\n").await;
-            assert!(start.elapsed() > Duration::from_millis(500), "{host}: held back until {:?}", start.elapsed());
+            assert!(
+                start.elapsed() > Duration::from_millis(500),
+                "{host}: held back until {:?}",
+                start.elapsed()
+            );
         }
     });
 }
@@ -159,12 +165,20 @@ fn ten_megabytes_pass_both_ways() {
             args.extend(extra);
             let report = call(mesh(), &url, &args);
             let body = received(report.last_body.as_bytes());
-            assert_eq!((body["bodyBytes"].as_u64(), body["bodySha256"].as_str()), (Some(size as u64), Some(&*hash)));
+            assert_eq!(
+                (body["bodyBytes"].as_u64(), body["bodySha256"].as_str()),
+                (Some(size as u64), Some(&*hash))
+            );
             let header = format!("x-echo-bytes: {bytes}");
-            let report = call(mesh(), &url, &[vec!["-H", &header, "--timeout", "15"], extra.into_iter().collect()].concat());
+            let report = call(
+                mesh(),
+                &url,
+                &[vec!["-H", &header, "--timeout", "15"], extra.into_iter().collect()].concat(),
+            );
             assert_eq!(report.last_body.len(), size);
         }
-        let report = call(mesh(), &format!("tcp://{host}:9000"), &["--body-bytes", &bytes, "--timeout", "15"]);
+        let report =
+            call(mesh(), &format!("tcp://{host}:9000"), &["--body-bytes", &bytes, "--timeout", "15"]);
         assert!(report.last_body.starts_with(&format!("@end {bytes} {hash}")), "{}", report.last_body);
     }
 }
@@ -199,7 +213,9 @@ fn http2_requests_of_one_connection_do_not_wait_for_each_other() {
         for host in BOTH {
             let wire = connect(mesh(), "client", &format!("{host}:8081"));
             let (sender, connection) =
-                http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(wire.io)).await.unwrap();
+                http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(wire.io))
+                    .await
+                    .unwrap();
             let requests = async {
                 let start = Instant::now();
                 let calls = (0..40).map(|i| {
@@ -208,7 +224,8 @@ fn http2_requests_of_one_connection_do_not_wait_for_each_other() {
                     let request = Request::get(format!("http://{host}:8081/{i}?x-echo-delay-ms={delay}"));
                     async move {
                         sender.ready().await.unwrap();
-                        let answer = sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+                        let answer =
+                            sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
                         assert_eq!(answer.status(), 200);
                         answer.into_body().collect().await.unwrap();
                         start.elapsed()
@@ -267,7 +284,10 @@ fn grpc_streams_message_by_message_and_keeps_its_trailers() {
                 let mut reader = grpc(&sender, host, "Unary", body).await;
                 assert!(reader.next::<EchoReply>().await.unwrap().is_none());
                 let trailers = reader.trailers.unwrap();
-                assert_eq!((&trailers["grpc-status"], &trailers["grpc-message"]), (&"5".parse().unwrap(), &"as asked".parse().unwrap()));
+                assert_eq!(
+                    (&trailers["grpc-status"], &trailers["grpc-message"]),
+                    (&"5".parse().unwrap(), &"as asked".parse().unwrap())
+                );
             };
             tokio::select! { () = calls => {}, r = connection => panic!("{host}: the connection ended: {r:?}") }
         }

@@ -135,31 +135,31 @@ impl Caller {
             Mode::Udp => return self.udp().await,
             _ => {}
         }
-        let mut connect = None;
-        if self.connection.as_ref().is_none_or(Connection::is_closed) {
-            let start = Instant::now();
-            self.connection = Some(self.establish().await?);
-            connect = Some(start.elapsed());
+        loop {
+            let mut connect = None;
+            if self.connection.as_ref().is_none_or(Connection::is_closed) {
+                let start = Instant::now();
+                self.connection = Some(self.establish().await?);
+                connect = Some(start.elapsed());
+            }
+            let target = Arc::clone(&self.target);
+            let sent = match &mut self.connection {
+                Some(Connection::Ws(socket)) => {
+                    let outcome = websocket(socket).await?;
+                    return Ok(Outcome { connect, ..outcome });
+                }
+                Some(Connection::H1(sender)) => send1(sender, request(&target, false)?).await,
+                Some(Connection::H2(sender)) => send2(sender, request(&target, true)?).await,
+                None => return Err("no connection".to_owned()),
+            };
+            match sent {
+                Ok(response) => return Ok(Outcome { connect, ..finish(response, target.mode).await? }),
+                // The server closed a kept connection before anything of this request was sent: as every client
+                // does, again on a new one.
+                Err(e) if (e.is_canceled() || e.is_closed()) && connect.is_none() => self.connection = None,
+                Err(e) => return Err(describe(&e)),
+            }
         }
-        let target = Arc::clone(&self.target);
-        let mut outcome = match &mut self.connection {
-            Some(Connection::Ws(socket)) => websocket(socket).await?,
-            Some(Connection::H1(sender)) => {
-                sender.ready().await.map_err(|e| describe(&e))?;
-                let response =
-                    sender.send_request(request(&target, false)?).await.map_err(|e| describe(&e))?;
-                finish(response, target.mode).await?
-            }
-            Some(Connection::H2(sender)) => {
-                sender.ready().await.map_err(|e| describe(&e))?;
-                let response =
-                    sender.send_request(request(&target, true)?).await.map_err(|e| describe(&e))?;
-                finish(response, target.mode).await?
-            }
-            None => return Err("no connection".to_owned()),
-        };
-        outcome.connect = connect;
-        Ok(outcome)
     }
 
     fn host_port(&self) -> Result<(String, u16), String> {
@@ -291,6 +291,22 @@ async fn bulk(io: Io, bytes: usize, identity: Identity) -> Result<Outcome, Strin
         return Err(format!("tcp: {} bytes came back of {bytes}", back.len()));
     }
     Ok(Outcome { status: 200, identity, body: back.split_off(bytes).into(), ..Outcome::default() })
+}
+
+async fn send1(
+    sender: &mut http1::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<Response<Incoming>> {
+    sender.ready().await?;
+    sender.send_request(request).await
+}
+
+async fn send2(
+    sender: &mut http2::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> hyper::Result<Response<Incoming>> {
+    sender.ready().await?;
+    sender.send_request(request).await
 }
 
 impl Connection {

@@ -73,11 +73,15 @@ pub fn enter_main(enter: &Enter) -> Result<i32, LabError> {
         let written = fs::write(&new, pid.to_string()).and_then(|()| fs::rename(&new, path));
         written.map_err(LabError::file("write", path))?;
     }
-    wait_for(Pid::from_raw(pid), &set)
+    let terminal = std::io::stdin().is_terminal();
+    for standard in [0, 1] {
+        // The command's alone: whoever reads its output sees the end when the command closes it.
+        let _not_open = nix::unistd::close(standard);
+    }
+    wait_for(Pid::from_raw(pid), &set, terminal)
 }
 
-fn wait_for(child: Pid, set: &SigSet) -> Result<i32, LabError> {
-    let terminal = std::io::stdin().is_terminal();
+fn wait_for(child: Pid, set: &SigSet, terminal: bool) -> Result<i32, LabError> {
     loop {
         match set.wait() {
             Ok(Signal::SIGCHLD) => match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
