@@ -121,8 +121,7 @@ impl Capture {
         self.keep.store(true, Ordering::Relaxed);
     }
 
-    /// Resolves when the rules are gone (or kept) after the drain has begun: only then may the
-    /// listener stop accepting.
+    /// Resolves when nothing new is captured (or the rules are kept) after the drain has begun.
     pub async fn removed(&mut self) {
         let _ended = self.done.wait_for(|done| *done).await;
     }
@@ -162,16 +161,16 @@ pub async fn start(
     worker.write_all().await.map_err(CaptureError::Rules)?;
     let (tell, done) = watch::channel(false);
     let drain = tasks.drain().clone();
-    // The drain waits until nothing new is captured.
-    let guard = drain.guard();
-    tasks.spawn_critical("capture", async move {
+    // The listener accepts until nothing new is captured.
+    let hold = drain.hold_accepting();
+    tasks.spawn_last("capture", async move {
         tokio::select! {
             () = worker.follow(updates, watch) => {}
             () = drain.reached(Stage::NotReady) => {}
         }
         worker.release().await;
         tell.send_replace(true);
-        drop(guard);
+        drop(hold);
         drain.cancelled().await;
         // Connections that are cut off now have their last packets translated too.
         tokio::time::sleep(LAST_PACKETS).await;

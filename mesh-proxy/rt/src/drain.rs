@@ -10,6 +10,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{Readiness, Tasks};
 
+/// Longest time that listeners accept because traffic is still led to them.
+const HOLD: Duration = Duration::from_secs(5);
+
 /// How far the end of the process has come. Later stages compare greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -60,7 +63,8 @@ impl fmt::Display for Reason {
 /// How long each stage may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainConfig {
-    /// Between "not ready" and "stop accepting", so that balancers notice.
+    /// Between "not ready" and "stop accepting", so that balancers notice. Longer while somebody
+    /// holds [`Drain::hold_accepting`], up to 5 s more.
     pub not_ready_for: Duration,
     /// Between "stop accepting" and "cancel"; less when everything has finished before.
     pub drain_for: Duration,
@@ -95,6 +99,8 @@ struct Inner {
     asked: watch::Sender<Option<Reason>>,
     forced: watch::Sender<bool>,
     work: TaskTracker,
+    /// What has to happen before listeners may stop.
+    senders: TaskTracker,
     first: Mutex<bool>,
 }
 
@@ -124,6 +130,7 @@ impl Drain {
             asked: watch::channel(None).0,
             forced: watch::channel(false).0,
             work: TaskTracker::new(),
+            senders: TaskTracker::new(),
             first: Mutex::new(true),
         };
         Self { inner: Arc::new(inner) }
@@ -185,6 +192,12 @@ impl Drain {
         DrainGuard { _token: self.inner.work.token() }
     }
 
+    /// Keeps listeners accepting after the end was asked for, until the guard is dropped: held by
+    /// what leads traffic to them and has to take it away first.
+    pub fn hold_accepting(&self) -> DrainGuard {
+        DrainGuard { _token: self.inner.senders.token() }
+    }
+
     /// Pieces of work in flight.
     pub fn in_flight(&self) -> usize {
         self.inner.work.len()
@@ -195,7 +208,14 @@ impl Drain {
         let reason = self.begun().await;
         readiness.set_draining();
         self.enter(Stage::NotReady);
-        self.unless_forced(tokio::time::sleep(config.not_ready_for)).await;
+        self.inner.senders.close();
+        self.unless_forced(async {
+            tokio::time::sleep(config.not_ready_for).await;
+            if tokio::time::timeout(HOLD, self.inner.senders.wait()).await.is_err() {
+                tracing::warn!("traffic is still led to listeners that now stop");
+            }
+        })
+        .await;
 
         self.enter(Stage::StopAccepting);
         self.inner.work.close();

@@ -15,6 +15,8 @@ use crate::{Drain, Reason};
 enum Kind {
     Ordinary,
     Critical,
+    /// Critical, and not dropped when the drain cancels.
+    Last,
 }
 
 struct Inner {
@@ -85,6 +87,15 @@ impl Tasks {
         self.start(name, Kind::Critical, future)
     }
 
+    /// As [`Tasks::spawn_critical`], but it is not dropped when the drain cancels: it has something
+    /// to do then, and [`Tasks::join`] waits for it.
+    pub fn spawn_last<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.start(name, Kind::Last, future)
+    }
+
     /// Counts so far, for metrics and the admin page.
     pub fn stats(&self) -> TasksStats {
         TasksStats {
@@ -112,7 +123,7 @@ impl Tasks {
             let mut watch = watch;
             tokio::select! {
                 () = future => watch.ended = true,
-                () = watch.inner.drain.cancelled() => {}
+                () = watch.inner.drain.cancelled(), if watch.kind != Kind::Last => {}
             }
         });
         match &self.handle {
@@ -155,7 +166,7 @@ impl Drop for Watch {
             self.inner.panicked.fetch_add(1, Ordering::Relaxed);
             tracing::error!(task = self.name, "task panicked");
         }
-        if self.kind == Kind::Critical {
+        if self.kind != Kind::Ordinary {
             if panicked {
                 self.inner.drain.begin(Reason::TaskPanicked(self.name));
             } else if self.ended {

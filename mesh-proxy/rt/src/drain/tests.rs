@@ -89,3 +89,40 @@ async fn a_critical_task_that_returns_early_ends_the_process_but_not_after_the_d
     let report = drain.run(config(Duration::from_secs(3600)), &Readiness::new(), &tasks).await;
     assert_eq!(report.reason, Reason::Signal("SIGTERM"));
 }
+
+#[tokio::test]
+async fn listeners_accept_until_traffic_is_no_longer_led_to_them() {
+    let drain = Drain::new();
+    let tasks = Tasks::new(drain.clone());
+    let hold = drain.hold_accepting();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (watcher, noted) = (drain.clone(), Arc::clone(&seen));
+    tasks.spawn("capture", async move {
+        watcher.reached(Stage::NotReady).await;
+        // Time for the drain to go on, if it did not wait.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        noted.lock().unwrap().push(watcher.stage());
+        drop(hold);
+    });
+    drain.begin(Reason::Signal("SIGTERM"));
+    let report = drain.run(config(Duration::from_secs(3600)), &Readiness::new(), &tasks).await;
+    assert_eq!(*seen.lock().unwrap(), [Stage::NotReady]);
+    assert_eq!(report.cut_off, 0);
+}
+
+#[tokio::test]
+async fn a_last_task_finishes_after_everything_else_was_cancelled() {
+    let drain = Drain::new();
+    let tasks = Tasks::new(drain.clone());
+    let done = Arc::new(AtomicBool::new(false));
+    let (watcher, finished) = (drain.clone(), Arc::clone(&done));
+    tasks.spawn_last("rules", async move {
+        watcher.cancelled().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        finished.store(true, Ordering::SeqCst);
+    });
+    drain.begin(Reason::Signal("SIGTERM"));
+    let report = drain.run(config(Duration::ZERO), &Readiness::new(), &tasks).await;
+    assert!(done.load(Ordering::SeqCst));
+    assert_eq!((report.reason, report.stuck.len()), (Reason::Signal("SIGTERM"), 0));
+}
