@@ -265,6 +265,10 @@ impl Driver {
             }
             Err(error) => {
                 tracing::info!(peer = %event.peer, %error, "peer does not answer: connection is closed");
+                if let Some(conn) = self.shared.table.find(event.peer, event.connection) {
+                    // No stream takes it while it closes.
+                    conn.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
                 self.swarm.close_connection(event.connection);
             }
         }

@@ -86,3 +86,37 @@ async fn under_load_every_worker_has_its_own_connection_on_both_sides() {
     assert!(status.iter().all(|s| s.streams >= 16), "streams are not spread: {status:?}");
     assert!(accepted.iter().all(|n| n.load(Ordering::Relaxed) >= 16), "{accepted:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_stops_answering_is_let_go() {
+    let far = worker();
+    let mut config = TunnelConfig::new(NodeKey::generate(), 0);
+    config.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+    config.timeouts.ping = Duration::from_millis(100);
+    config.timeouts.ping_timeout = Duration::from_millis(300);
+    let (a, _) = Tunnel::start(config.clone(), Executors::current(), &Registry::new()).await.unwrap();
+    config.key = NodeKey::generate();
+    let starting = far
+        .spawn(async move { Tunnel::start(config, Executors::current(), &Registry::new()).await.unwrap() });
+    let (b, mut acceptors) = starting.await.unwrap();
+    let peer = |node: &str, t: &Tunnel| Peer {
+        node: node.into(),
+        peer_id: t.peer_id(),
+        addresses: t.addresses().borrow().clone(),
+    };
+    a.set_peers(&[peer("b", &b)]).await;
+    b.set_peers(&[peer("a", &a)]).await;
+    let owner = async { acceptors[0].accept().await.unwrap().accept().await.unwrap() };
+    let (near, _far) = tokio::join!(a.open("b", open()), owner);
+    let mut near = near.unwrap();
+    // The whole of `b` stands still, as a machine does that has lost power: nothing closes its sockets.
+    let (release, blocked) = sync_channel::<()>(0);
+    far.spawn(async move {
+        let _ = blocked.recv();
+    });
+    let error =
+        tokio::time::timeout(Duration::from_secs(10), near.read(&mut [0])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    eventually("the connection is forgotten", Duration::from_secs(5), || a.status().is_empty()).await;
+    drop(release);
+}
