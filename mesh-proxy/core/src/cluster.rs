@@ -1,6 +1,9 @@
 //! The endpoints behind one destination, with the policy that applies to them.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     endpoint::{EndpointEntry, EndpointSet},
@@ -68,7 +71,7 @@ pub struct Cluster {
     /// Endpoints that take new connections.
     pub endpoints: Box<[ClusterEndpoint]>,
     /// How to treat them.
-    pub policy: EffectivePolicy,
+    pub policy: Arc<EffectivePolicy>,
     /// The name behind an ExternalName service: it has no endpoints, the name is to be resolved.
     pub external_name: Option<Arc<str>>,
     /// All weights are equal.
@@ -156,9 +159,15 @@ fn compile_one(
         equal_weights: endpoints.iter().all(|e| e.weight == first),
         total_weight: endpoints.iter().map(|e| u64::from(e.weight)).sum(),
         endpoints,
-        policy: policy.map(|p| p.effective(subset, port.number)).unwrap_or_default(),
+        policy: policy.map_or_else(no_policy, |p| Arc::new(p.effective(subset, port.number))),
         external_name: def.external_name.clone(),
     }
+}
+
+/// What applies where no rule does: one for all.
+fn no_policy() -> Arc<EffectivePolicy> {
+    static NONE: OnceLock<Arc<EffectivePolicy>> = OnceLock::new();
+    NONE.get_or_init(Arc::default).clone()
 }
 
 fn select(

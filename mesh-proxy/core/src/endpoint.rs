@@ -113,33 +113,53 @@ pub struct EndpointSet {
 }
 
 impl EndpointSet {
-    /// Entries whose address does not parse are left out; `mesh_api::check` refuses such a resource before.
-    pub(crate) fn compile(m: &model::Endpoints) -> Self {
-        let mut names = Names::default();
-        let endpoints = m.endpoints.iter().filter_map(|e| compile_endpoint(e, &mut names)).collect();
+    /// Entries whose address does not parse are left out; `mesh_api::check` refuses such a resource before. `known`
+    /// gives what is remembered of the workload with an address: an equal one is shared.
+    pub(crate) fn compile<'a>(
+        m: &model::Endpoints,
+        known: &dyn Fn(IpAddr) -> Option<&'a Arc<WorkloadEntry>>,
+    ) -> Self {
+        let mut seen = Seen::default();
+        let endpoints = m.endpoints.iter().filter_map(|e| compile_endpoint(e, &mut seen, known)).collect();
         Self { endpoints }
     }
 }
 
-/// Node names repeat for every endpoint of a node: one copy is kept per resource.
+/// Node names and places repeat for every endpoint of a node: one copy is kept per resource.
 #[derive(Default)]
-struct Names(BTreeMap<Box<str>, Arc<str>>);
+struct Seen {
+    names: BTreeMap<Box<str>, Arc<str>>,
+    locality: Arc<Locality>,
+}
 
-impl Names {
-    fn get(&mut self, name: &str) -> Arc<str> {
-        if let Some(n) = self.0.get(name) {
+impl Seen {
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(n) = self.names.get(name) {
             return n.clone();
         }
         let n: Arc<str> = name.into();
-        self.0.insert(name.into(), n.clone());
+        self.names.insert(name.into(), n.clone());
         n
+    }
+
+    fn locality(&mut self, m: Option<&model::Locality>) -> Arc<Locality> {
+        let locality = Locality::compile(m);
+        if *self.locality != locality {
+            self.locality = Arc::new(locality);
+        }
+        self.locality.clone()
     }
 }
 
-fn compile_endpoint(e: &model::Endpoint, names: &mut Names) -> Option<Arc<EndpointEntry>> {
+fn compile_endpoint<'a>(
+    e: &model::Endpoint,
+    seen: &mut Seen,
+    known: &dyn Fn(IpAddr) -> Option<&'a Arc<WorkloadEntry>>,
+) -> Option<Arc<EndpointEntry>> {
     let address: IpAddr = e.address.parse().ok()?;
-    let node = names.get(&e.node);
-    let workload = e.workload.clone().unwrap_or_default();
+    let node = seen.name(&e.node);
+    let nobody = model::Workload::default();
+    let workload = WorkloadEntry::compile(address, &node, e.workload.as_ref().unwrap_or(&nobody));
     let ports = e
         .ports
         .iter()
@@ -148,12 +168,12 @@ fn compile_endpoint(e: &model::Endpoint, names: &mut Names) -> Option<Arc<Endpoi
     Some(Arc::new(EndpointEntry {
         address,
         ports,
-        workload: Arc::new(WorkloadEntry::compile(address, &node, &workload)),
+        workload: known(address).filter(|w| ***w == workload).cloned().unwrap_or_else(|| Arc::new(workload)),
         node: (!node.is_empty()).then_some(node),
         ready: e.ready,
         terminating: e.terminating,
         hostname: (!e.hostname.is_empty()).then(|| e.hostname.to_ascii_lowercase().into()),
-        locality: Arc::new(Locality::compile(e.locality.as_ref())),
+        locality: seen.locality(e.locality.as_ref()),
         weight: e.weight.max(1),
     }))
 }

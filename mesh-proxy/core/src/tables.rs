@@ -299,7 +299,7 @@ impl Work {
                 Err(e) => self.reject(kind, &name, e.to_string()),
             },
             Resource::Endpoints(e) => {
-                let set = Arc::new(EndpointSet::compile(&e));
+                let set = Arc::new(EndpointSet::compile(&e, &|ip| self.tables.workload(ip)));
                 let host: Arc<str> = e.host.as_str().into();
                 self.set_endpoints(&host, Some(set));
             }
@@ -380,11 +380,14 @@ impl Work {
 
     fn set_workloads(&mut self, m: &model::NodeWorkloads) {
         let node: Arc<str> = m.node.as_str().into();
-        let new: Arc<[Arc<WorkloadEntry>]> = m
-            .workloads
-            .iter()
-            .filter_map(|w| Some(Arc::new(WorkloadEntry::compile(w.address.parse().ok()?, &node, w))))
-            .collect();
+        let compile = |w: &model::Workload| {
+            let new = WorkloadEntry::compile(w.address.parse().ok()?, &node, w);
+            // Endpoints know most workloads already.
+            let known =
+                self.tables.endpoints_at(new.address).map(|e| &e.workload).find(|w| ***w == new).cloned();
+            Some(known.unwrap_or_else(|| Arc::new(new)))
+        };
+        let new: Arc<[Arc<WorkloadEntry>]> = m.workloads.iter().filter_map(compile).collect();
         if self.tables.node_workloads.get(&*node).is_some_and(|old| *old == new) {
             return;
         }

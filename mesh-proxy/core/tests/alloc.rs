@@ -20,6 +20,11 @@ struct Counting;
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+}
+
+fn live(change: isize) {
+    LIVE.with(|l| l.set(l.get() + change));
 }
 
 // SAFETY: every call goes to the system's allocator unchanged; counting touches a thread-local without destructor.
@@ -27,15 +32,18 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|c| c.set(c.get() + 1));
+        live(layout.size() as isize);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        live(-(layout.size() as isize));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(at, layout) }
     }
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         COUNT.with(|c| c.set(c.get() + 1));
+        live(size as isize - layout.size() as isize);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -243,4 +251,65 @@ fn a_thousand_routes_cost_no_more_than_a_few() {
     // Without optimisation, walking the routes in order takes over 100 µs.
     let limit = if cfg!(debug_assertions) { Duration::from_micros(60) } else { Duration::from_micros(2) };
     assert!(best < limit, "{best:?}");
+}
+
+/// A mesh of 1,000 services with two pods each, as a controller sends it.
+#[test]
+fn a_service_takes_little_memory() {
+    let workload = |i: usize, j: usize| model::Workload {
+        address: format!("10.{}.{}.{}", 1 + j, i / 250, i % 250 + 1),
+        namespace: "default".into(),
+        name: format!("s{i}-v{j}-5d4f8b9c7-abcde"),
+        owner: format!("s{i}-v{j}"),
+        labels: [
+            ("app", format!("s{i}")),
+            ("version", format!("v{j}")),
+            ("pod-template-hash", "5d4f8b9c7".into()),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into(),
+        service_account: format!("s{i}"),
+        ..Default::default()
+    };
+    let service = |i: usize| model::Service {
+        host: format!("s{i}.default.svc.cluster.local"),
+        namespace: "default".into(),
+        name: format!("s{i}"),
+        kind: model::service::Kind::ClusterIp as i32,
+        vips: vec![format!("10.96.{}.{}", i / 250, i % 250 + 1)],
+        ports: vec![model::Port { number: 80, name: "http".into(), protocol: model::Protocol::Http as i32 }],
+        ..Default::default()
+    };
+    let endpoints = |i: usize| model::Endpoints {
+        host: format!("s{i}.default.svc.cluster.local"),
+        endpoints: (0..2)
+            .map(|j| model::Endpoint {
+                address: workload(i, j).address,
+                ports: vec![model::PortMap { service_port: 80, target_port: 8080 }],
+                node: format!("edge-{j}"),
+                workload: Some(workload(i, j)),
+                ready: true,
+                locality: Some(model::Locality {
+                    region: "eu".into(),
+                    zone: "eu-1".into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+            .collect(),
+    };
+    let node = |j: usize| model::NodeWorkloads {
+        node: format!("edge-{j}"),
+        workloads: (0..1000).map(|i| workload(i, j)).collect(),
+    };
+    let before = LIVE.with(Cell::get);
+    let tables = {
+        let mut changes: Vec<_> = (0..2).map(|j| Change::Set(Resource::NodeWorkloads(node(j)))).collect();
+        changes.extend((0..1000).map(|i| Change::Set(Resource::Service(service(i)))));
+        changes.extend((0..1000).map(|i| Change::Set(Resource::Endpoints(endpoints(i)))));
+        Tables::new().apply(changes).0
+    };
+    let bytes = (LIVE.with(Cell::get) - before) as usize;
+    println!("a service with two pods: {} bytes", bytes / tables.service_count());
+    assert!(bytes / tables.service_count() < 4 << 10);
 }

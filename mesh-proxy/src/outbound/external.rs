@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_core::{
-    Cluster, ClusterEndpoint, ClusterKey, EffectivePolicy, EndpointEntry, Locality, PortEntry, Protocol,
+    Cluster, ClusterEndpoint, ClusterKey, EndpointEntry, Locality, PortEntry, Protocol,
     WorkloadEntry,
 };
 
@@ -114,7 +114,7 @@ fn synthetic(addr: SocketAddr) -> Cluster {
         service_namespace: "unknown".into(),
         port: PortEntry { number: addr.port(), name: none, protocol: Protocol::Detect },
         endpoints: [outside(addr)].into(),
-        policy: EffectivePolicy::default(),
+        policy: Arc::default(),
         external_name: None,
         equal_weights: true,
         total_weight: 1,
