@@ -71,4 +71,12 @@ mod tests {
         assert_eq!(parse("a: 1", false).unwrap_err(), "document 1: has no kind");
         assert!(parse("{\"kind\": ", true).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_stops_the_reader(text in "[ -~\n]{0,300}", json in proptest::prelude::any::<bool>()) {
+            parse(&text, json).ok();
+            parse(&format!("kind: A\n{text}\n---\n{text}"), json).ok();
+        }
+    }
 }

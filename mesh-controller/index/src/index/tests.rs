@@ -1,3 +1,4 @@
+mod garbage;
 mod incremental;
 
 use std::collections::HashMap;
