@@ -6,7 +6,7 @@ use std::net::IpAddr;
 /// written. Lower case, no trailing dot.
 pub fn resolve(host: &str, namespace: &str, cluster_domain: &str) -> String {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    if host.is_empty() || host.contains('.') || host.contains('*') || host.parse::<IpAddr>().is_ok() {
+    if host.is_empty() || host == "*" || host.contains('.') || host.parse::<IpAddr>().is_ok() {
         return host;
     }
     service_host(&host, namespace, cluster_domain)
@@ -50,6 +50,7 @@ mod tests {
         assert_eq!(full("Reviews.Example.com."), "reviews.example.com");
         assert_eq!(full("*"), "*");
         assert_eq!(full("*.example.com"), "*.example.com");
+        assert_eq!(full("*-a"), "*-a.prod.svc.cluster.local");
         assert_eq!(full("10.0.0.1"), "10.0.0.1");
         assert_eq!(full("fd00::1"), "fd00::1");
     }

@@ -6,7 +6,7 @@ use mesh_api::model;
 
 use super::{
     Delegates, http,
-    route::{Scope, Visibility},
+    route::{Scope, Visibility, gateways},
 };
 use crate::types::{Delegate, HttpMatchRequest, HttpRoute, Meta, StringMatch};
 
@@ -29,28 +29,34 @@ pub(super) fn rules(
     }
     // Names in the delegate are relative to the delegate's namespace; what comes from the root, to the root's.
     let leaf_scope = Scope { meta: &leaf.meta, ctx: scope.ctx };
+    let root_matches = with_full_gateways(&root.matches, scope);
+    let root = with_full_mirrors(root, scope);
     let mut out = Vec::new();
     for rule in leaf.spec.http.iter().filter(|r| r.delegate.is_none()) {
-        let Some(matches) = merge_matches(&root.matches, &rule.matches) else { continue };
-        let matches = matches.iter().map(|m| http::http_match(m, scope)).collect();
-        let mut merged = merge_rule(root, rule);
-        let root_mirrors = rule.mirror.is_none() && rule.mirrors.is_empty();
-        if root_mirrors {
-            (merged.mirror, merged.mirrors) = (root.mirror.clone(), root.mirrors.clone());
-            qualify_mirrors(&mut merged, scope);
-        }
-        out.extend(http::actions(&merged, index, matches, leaf_scope));
+        let leaf_matches = with_full_gateways(&rule.matches, leaf_scope);
+        let Some(matches) = merge_matches(&root_matches, &leaf_matches) else { continue };
+        let matches = matches.iter().map(|m| http::http_match(m, leaf_scope)).collect();
+        out.extend(http::actions(&merge_rule(&root, rule), index, matches, leaf_scope));
     }
     out
 }
 
-/// Makes mirror hosts of the root absolute before they are read in the delegate's namespace.
-fn qualify_mirrors(rule: &mut HttpRoute, scope: Scope<'_>) {
+/// Conditions whose gateways have their full names, so that those of both sides compare.
+fn with_full_gateways(matches: &[HttpMatchRequest], scope: Scope<'_>) -> Vec<HttpMatchRequest> {
+    let full =
+        |m: &HttpMatchRequest| HttpMatchRequest { gateways: gateways(&m.gateways, scope.meta), ..m.clone() };
+    matches.iter().map(full).collect()
+}
+
+/// The rule with mirrors by their full names, before they are read in the delegate's namespace.
+fn with_full_mirrors(rule: &HttpRoute, scope: Scope<'_>) -> HttpRoute {
+    let mut rule = rule.clone();
     let own = rule.mirror.iter_mut();
     let list = rule.mirrors.iter_mut().filter_map(|m| m.destination.as_mut());
     for destination in own.chain(list) {
         destination.host = scope.host(&destination.host);
     }
+    rule
 }
 
 /// The delegate's value as a whole where it has one, else the root's.
@@ -69,8 +75,8 @@ fn merge_rule(root: &HttpRoute, leaf: &HttpRoute) -> HttpRoute {
         timeout: either(&leaf.timeout, &root.timeout),
         retries: either(&leaf.retries, &root.retries),
         fault: either(&leaf.fault, &root.fault),
-        mirror: leaf.mirror.clone(),
-        mirrors: leaf.mirrors.clone(),
+        mirror: either(&leaf.mirror, &root.mirror),
+        mirrors: if leaf.mirrors.is_empty() { root.mirrors.clone() } else { leaf.mirrors.clone() },
         mirror_percent: either(&leaf.mirror_percent, &root.mirror_percent),
         mirror_percentage: either(&leaf.mirror_percentage, &root.mirror_percentage),
         cors_policy: either(&leaf.cors_policy, &root.cors_policy),
@@ -140,8 +146,8 @@ fn conflict(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> bool {
         || (!root.source_namespace.is_empty() && root.source_namespace != leaf.source_namespace)
         || root.source_labels.iter().any(|(k, v)| leaf.source_labels.get(k).is_some_and(|l| l != v))
         || (!root.gateways.is_empty()
-            && !leaf.gateways.is_empty()
-            && leaf.gateways.iter().any(|g| !root.gateways.contains(g)))
+            && (leaf.gateways.len() > root.gateways.len()
+                || leaf.gateways.iter().any(|g| !root.gateways.contains(g))))
         || strings_conflict(root.uri.as_ref(), leaf.uri.as_ref())
         || strings_conflict(root.scheme.as_ref(), leaf.scheme.as_ref())
         || strings_conflict(root.method.as_ref(), leaf.method.as_ref())
@@ -158,16 +164,21 @@ fn maps_conflict(
     root.iter().any(|(k, r)| leaf.get(k).is_some_and(|l| strings_conflict(r.as_ref(), l.as_ref())))
 }
 
-/// Whether two conditions on one string cannot be told to hold together.
+/// Whether two conditions on one string cannot be told to hold together. An empty condition conflicts with any, as in
+/// Istio.
 fn strings_conflict(root: Option<&StringMatch>, leaf: Option<&StringMatch>) -> bool {
+    fn set(value: &Option<String>) -> Option<&str> {
+        value.as_deref().filter(|v| !v.is_empty())
+    }
     let (Some(root), Some(leaf)) = (root, leaf) else { return false };
-    if root.regex.is_some() || leaf.regex.is_some() {
+    if set(&root.regex).is_some() || set(&leaf.regex).is_some() {
         return true;
     }
-    match (&root.exact, &root.prefix, &leaf.exact, &leaf.prefix) {
-        (Some(r), _, Some(l), _) => r != l,
-        (Some(_), _, None, Some(_)) => true,
-        (None, Some(r), Some(l), _) | (None, Some(r), None, Some(l)) => !l.starts_with(r.as_str()),
-        _ => false,
+    match (set(&root.exact), set(&root.prefix)) {
+        (Some(exact), _) => set(&leaf.prefix).is_some() || set(&leaf.exact) != Some(exact),
+        (None, Some(prefix)) => {
+            set(&leaf.prefix).or(set(&leaf.exact)).is_none_or(|value| !value.starts_with(prefix))
+        }
+        (None, None) => true,
     }
 }

@@ -278,18 +278,18 @@ fn mirrors(rule: &HttpRoute, scope: Scope<'_>) -> Vec<model::Mirror> {
         (parts > 0)
             .then(|| model::Mirror { destination: Some(destination(d, scope)), parts_per_million: parts })
     };
-    if let Some(d) = &rule.mirror {
-        let parts = match (rule.mirror_percentage, rule.mirror_percent) {
-            (Some(p), _) => parts_per_million(p),
-            (None, Some(p)) => whole_percent(p),
-            (None, None) => MILLION,
-        };
-        return one(d, parts).into_iter().collect();
-    }
-    rule.mirrors
+    let parts = match (rule.mirror_percentage, rule.mirror_percent) {
+        (Some(p), _) => parts_per_million(p),
+        (None, Some(p)) => whole_percent(p),
+        (None, None) => MILLION,
+    };
+    let single = rule.mirror.as_ref().and_then(|d| one(d, parts));
+    // Both are there only when a delegate brings one and its root the other.
+    let list = rule
+        .mirrors
         .iter()
-        .filter_map(|m| one(m.destination.as_ref()?, m.percentage.map_or(MILLION, parts_per_million)))
-        .collect()
+        .filter_map(|m| one(m.destination.as_ref()?, m.percentage.map_or(MILLION, parts_per_million)));
+    single.into_iter().chain(list).collect()
 }
 
 fn cors(c: &CorsPolicy) -> model::Cors {

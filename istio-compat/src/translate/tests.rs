@@ -263,3 +263,46 @@ fn retries_replace_the_default_conditions() {
     );
     assert_eq!(policy("{attempts: 0}").attempts, 0);
 }
+
+#[test]
+fn conditions_of_root_and_delegate_conflict_as_in_istio() {
+    let root_and_leaf = |root: &str, leaf: &str| {
+        let (list, _) = objects(&format!(
+            "{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: root, namespace: shop}}, \
+             spec: {{hosts: [reviews], http: [{{match: [{root}], delegate: {{name: leaf, namespace: team}}}}]}}}}\n---\n\
+             {{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: leaf, namespace: team}}, \
+             spec: {{http: [{{match: [{leaf}], route: [{{destination: {{host: backend}}}}]}}]}}}}"
+        ));
+        let find = |_: &str, name: &str| list.iter().find(|v| v.meta.name == name);
+        virtual_service(&list[0], &Context::default(), &find).remove(0).1.http.len() == 1
+    };
+    for (root, leaf) in [
+        ("{uri: {prefix: /a}}", "{uri: {prefix: /a/b}}"),
+        ("{uri: {prefix: /a}}", "{uri: {exact: /ab}}"),
+        ("{uri: {exact: /a}}", "{uri: {exact: /a}}"),
+        ("{uri: {prefix: /a}}", "{headers: {x: {}}}"),
+        ("{headers: {x: {exact: a}}}", "{headers: {y: {regex: a}}}"),
+        ("{gateways: [mesh, other/edge]}", "{gateways: [mesh]}"),
+        ("{gateways: [team/edge]}", "{gateways: [edge]}"),
+        ("{port: 80}", "{sourceLabels: {app: a}}"),
+        ("{sourceNamespace: a}", "{sourceNamespace: a}"),
+    ] {
+        assert!(root_and_leaf(root, leaf), "{root} and {leaf}");
+    }
+    for (root, leaf) in [
+        ("{uri: {prefix: /a/b}}", "{uri: {prefix: /a}}"),
+        ("{uri: {exact: /a}}", "{uri: {prefix: /a}}"),
+        ("{uri: {regex: /a}}", "{uri: {prefix: /a}}"),
+        ("{uri: {prefix: /a}}", "{uri: {regex: /a}}"),
+        ("{uri: {prefix: \"\"}}", "{uri: {prefix: /a}}"),
+        ("{headers: {x: {}}}", "{headers: {x: {exact: a}}}"),
+        ("{uri: {prefix: /a}, ignoreUriCase: true}", "{uri: {prefix: /a}}"),
+        ("{port: 80}", "{port: 81}"),
+        ("{sourceNamespace: a}", "{}"),
+        ("{sourceLabels: {app: a}}", "{sourceLabels: {app: b}}"),
+        ("{gateways: [mesh]}", "{gateways: [other/edge]}"),
+        ("{gateways: [edge]}", "{gateways: [edge]}"),
+    ] {
+        assert!(!root_and_leaf(root, leaf), "{root} and {leaf}");
+    }
+}
