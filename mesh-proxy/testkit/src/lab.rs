@@ -20,10 +20,10 @@ pub mod world;
 pub use enter::enter_main;
 pub use faults::Fault;
 pub use keeper::{keep_main, world_main};
+pub use nix::sys::signal::Signal;
 pub use plan::{Kind, PlaceInfo};
 pub use process::Proc;
 pub use spec::{Nat, NodeSpec, PodSpec, SiteSpec, Spec};
-pub use nix::sys::signal::Signal;
 pub use world::{Place, World};
 
 /// What can go wrong with a world, named by what was attempted.

@@ -154,6 +154,36 @@ fn cuts_loss_and_rate_bite_and_heal() {
 }
 
 #[test]
+fn delay_makes_links_longer() {
+    let world = World::up(&two_sites("delay")).unwrap();
+    let _servers = [
+        serve(world.node("cloud").unwrap(), &[]),
+        serve(world.node("b").unwrap(), &[]),
+        serve(world.node("a").unwrap(), &[]),
+    ];
+    let a = world.node("a").unwrap();
+    // A kept connection: each call is one round trip.
+    let millis = |to: &str| {
+        let url = format!("http://{}:8080/", world.node(to).unwrap().address());
+        let report = call(a, &url, &["-n", "10"]);
+        assert_eq!(report.failed, 0, "{report:?}");
+        report.latency_ms.p50
+    };
+    assert!(millis("cloud") < 30.0);
+    world.delay("shop", 30).unwrap();
+    world.check_closed().unwrap();
+    assert!((60.0..120.0).contains(&millis("cloud")), "{}", millis("cloud"));
+    // Two long links add up; the routed site's nodes are behind its link.
+    world.delay("mast", 40).unwrap();
+    assert!((140.0..220.0).contains(&millis("b")), "{}", millis("b"));
+    world.delay("shop", 0).unwrap();
+    assert!((80.0..140.0).contains(&millis("b")), "{}", millis("b"));
+    world.heal().unwrap();
+    assert!(millis("b") < 30.0);
+    assert!(matches!(world.delay("a", 10), Err(LabError::Invalid(_))));
+}
+
+#[test]
 fn a_world_without_root_works_the_same() {
     let options = Options { unprivileged: true, ..Options::default() };
     let world = World::up_with(&two_sites("user"), options).unwrap();

@@ -27,8 +27,8 @@ pub const PORTS: [(&str, u16, &str); 8] = [
 ];
 
 const SERVE: [&str; 14] = [
-    "--http", "8080", "--http", "8081", "--http", "8082", "--http", "8083", "--http", "8084", "--tls", "8443", "--tcp",
-    "9000",
+    "--http", "8080", "--http", "8081", "--http", "8082", "--http", "8083", "--http", "8084", "--tls",
+    "8443", "--tcp", "9000",
 ];
 
 /// Two nodes, a client on the first, `near` on the same node, `far` on the other, `trio` on both.

@@ -83,7 +83,8 @@ impl Screen {
     /// What can be done with a world that is left up.
     pub(super) fn keep_help(&self, world: &World) {
         let name = &world.spec().name;
-        let program = |name: &str| bins::find(name).map_or_else(|_| name.to_owned(), |p| p.display().to_string());
+        let program =
+            |name: &str| bins::find(name).map_or_else(|_| name.to_owned(), |p| p.display().to_string());
         let (lab, echo) = (program("lab"), program("echo"));
         Self::print(&format!("\n{}", self.paint("1;36", "The world stays up")));
         for line in [

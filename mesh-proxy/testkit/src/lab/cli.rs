@@ -14,6 +14,7 @@ use super::{
     Kind, LabError, Spec, World,
     enter::{Enter, enter_main, run_main},
     keeper::{keep_main, world_main},
+    relay,
     state,
     world::Options,
 };
@@ -133,6 +134,8 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
+    #[command(name = "__delay", hide = true)]
+    DelayRelay { device: String, ms: u64 },
     #[command(name = "__run", hide = true)]
     Run {
         dir: PathBuf,
@@ -167,6 +170,9 @@ fn run(cli: Cli) -> Result<i32, LabError> {
         Verb::Keep { dir, user, detached } => keep_main(&dir, user, detached).map(|()| 0),
         Verb::World { dir, host_net, detached } => world_main(&dir, host_net, detached).map(|()| 0),
         Verb::Enter { dir, at, pid_file, command } => enter_main(&Enter { dir, at, pid_file, argv: command }),
+        Verb::DelayRelay { device, ms } => {
+            relay::delay_main(&device, std::time::Duration::from_millis(ms)).map(|()| 0)
+        }
         Verb::Run { dir, at, keeper, command } => run_main(&dir, &at, keeper, &command),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lab", &mut std::io::stdout());

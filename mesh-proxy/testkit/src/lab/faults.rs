@@ -211,7 +211,8 @@ impl World {
                 Ok(Some((self.uplink(at)?, [vec![String::new()], vec![String::new()]])))
             }
             Fault::Cut { at, to: Some(to) } => self.cut_between(at, to).map(Some),
-            Fault::Rate { at, .. } | Fault::Delay { at, .. } => self.uplink(at).map(|_| None),
+            Fault::Rate { at, .. } => self.uplink(at).map(|_| None),
+            Fault::Delay { at, .. } => relay::link_of(self, at).map(|_| None),
         }
     }
 
