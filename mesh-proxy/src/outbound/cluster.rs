@@ -13,13 +13,14 @@ use std::{
 };
 
 use mesh_core::{
-    Cluster,
+    Cluster, WorkloadEntry,
     balance::{Balancer, Pick},
     budget::RetryBudget,
     outlier::Exchange,
 };
 
 use super::{endpoint::Endpoint, worker::WorkerState};
+use crate::telemetry::local::Held;
 
 /// Share of requests that may be retried, in percent.
 const RETRY_PERCENT: u32 = 20;
@@ -29,7 +30,9 @@ const RETRY_MINIMUM: u32 = 100;
 
 /// A cluster as one worker runs it.
 pub(crate) struct ClusterState {
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) cluster: Rc<Held<Cluster>>,
+    /// The workloads of the endpoints, in their order.
+    pub(crate) workloads: Box<[Rc<Held<WorkloadEntry>>]>,
     /// In the order of the cluster's endpoints.
     pub(crate) endpoints: Box<[Rc<Endpoint>]>,
     /// Outlives this state when only the endpoints change.
@@ -47,7 +50,7 @@ pub(crate) type Tried = Vec<SocketAddr>;
 
 impl ClusterState {
     /// The state for a cluster; connections to endpoints that were there before are kept.
-    pub(crate) fn new(cluster: Arc<Cluster>, old: Option<&Self>, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(cluster: &Arc<Cluster>, old: Option<&Self>, limits: Arc<Limits>) -> Self {
         let known: HashMap<_, _> = old
             .into_iter()
             .flat_map(|o| o.endpoints.iter())
@@ -73,7 +76,8 @@ impl ClusterState {
             },
             |o| Rc::clone(&o.health),
         );
-        Self { cluster, endpoints, health, limits }
+        let workloads = cluster.endpoints.iter().map(|e| Held::new(&e.endpoint.workload)).collect();
+        Self { cluster: Held::new(cluster), workloads, endpoints, health, limits }
     }
 
     /// The endpoint for the next try. Those in `tried` come again only if `again` allows it and nothing else is left.

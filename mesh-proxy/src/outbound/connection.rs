@@ -1,6 +1,6 @@
 //! The path of one accepted connection: what was called, what is spoken, and which of the two paths it takes.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use mesh_core::{Client, Protocol, Tables, WorkloadEntry};
 use mesh_net::{
@@ -10,7 +10,12 @@ use mesh_net::{
 };
 use tokio::net::TcpStream;
 
-use super::{http, l4, target::Target, worker::WorkerState};
+use super::{
+    http, l4,
+    target::Target,
+    worker::{Ticket, WorkerState},
+};
+use crate::telemetry::local::Held;
 
 /// The client's side of a connection.
 pub(crate) type ClientStream = Prefixed<TcpStream>;
@@ -24,12 +29,29 @@ pub(crate) struct Connection {
     pub(crate) target: Target,
     /// Each request names its own target: the client uses the proxy port.
     pub(crate) proxy: bool,
+    caller: RefCell<Option<Rc<Held<WorkloadEntry>>>>,
+    _ticket: Ticket,
 }
 
 impl Connection {
+    /// A connection of a client to a target.
+    pub(crate) fn new(worker: Rc<WorkerState>, client: SocketAddr, target: Target, ticket: Ticket) -> Self {
+        let caller = RefCell::default();
+        Self { worker, client: unmap(client), target, proxy: false, caller, _ticket: ticket }
+    }
+
     /// The calling workload, if the mesh knows it.
-    pub(crate) fn source<'t>(&self, tables: &'t Tables) -> Option<&'t Arc<WorkloadEntry>> {
-        tables.workload(self.client.ip().to_canonical())
+    pub(crate) fn source(&self, tables: &Tables) -> Option<Rc<Held<WorkloadEntry>>> {
+        let entry = tables.workload(self.client.ip().to_canonical())?;
+        let mut held = self.caller.borrow_mut();
+        if let Some(held) = &*held
+            && held.is(entry)
+        {
+            return Some(Rc::clone(held));
+        }
+        let new = Held::new(entry);
+        *held = Some(Rc::clone(&new));
+        Some(new)
     }
 
     /// The caller as rules look at it.
@@ -43,26 +65,33 @@ impl Connection {
 }
 
 /// A connection that capture sent here.
-pub(crate) async fn captured(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr) {
+pub(crate) async fn captured(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, ticket: Ticket) {
     let Some(to) = original_dst(&stream) else {
         // Somebody dialled the capture port itself: passing it on would come back here for ever.
         worker.shared.telemetry.edges.loops.inc();
         tracing::debug!(%client, "connection to the capture port itself");
         return;
     };
-    fixed(worker, stream, client, unmap(to)).await;
+    fixed(worker, stream, client, unmap(to), ticket).await;
 }
 
 /// A connection to a known destination.
-pub(crate) async fn fixed(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, to: SocketAddr) {
-    let connection = Connection { worker, client: unmap(client), target: Target::address(to), proxy: false };
+pub(crate) async fn fixed(
+    worker: Rc<WorkerState>,
+    stream: TcpStream,
+    client: SocketAddr,
+    to: SocketAddr,
+    ticket: Ticket,
+) {
+    let connection = Connection::new(worker, client, Target::address(to), ticket);
     serve(connection, stream.into()).await;
 }
 
 /// Serves a connection whose target is known.
 pub(crate) async fn serve(connection: Connection, stream: ClientStream) {
     let tables = connection.worker.tables();
-    let namespace = connection.caller(connection.source(&tables).map(|s| &**s)).namespace.to_owned();
+    let source = connection.source(&tables);
+    let namespace = connection.caller(source.as_ref().map(|s| s.get())).namespace.to_owned();
     let declared = match connection.target.find(&tables, &namespace).vip() {
         Some(vip) => vip.port.protocol,
         None => Protocol::Detect,
@@ -87,10 +116,13 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream) {
         (Protocol::Tls, _) | (Protocol::Detect, Detected::Opaque | Detected::ServerFirst) => {
             l4::serve(connection, stream, None).await;
         }
-        (_, Detected::Http2) => http::serve(connection, stream, http::Version::Http2).await,
+        // A task of its own, so that what was needed to find out is gone while requests come.
+        (_, Detected::Http2) => {
+            tokio::task::spawn_local(http::serve(connection, stream, http::Version::Http2));
+        }
         // On a declared HTTP port whatever is not HTTP/2 is for the HTTP/1 parser to refuse.
         (_, Detected::Http1 | Detected::Opaque | Detected::Tls(_) | Detected::ServerFirst) => {
-            http::serve(connection, stream, http::Version::Http1).await;
+            tokio::task::spawn_local(http::serve(connection, stream, http::Version::Http1));
         }
     }
 }

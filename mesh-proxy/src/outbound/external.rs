@@ -9,8 +9,7 @@ use std::{
 };
 
 use mesh_core::{
-    Cluster, ClusterEndpoint, ClusterKey, EndpointEntry, Locality, PortEntry, Protocol,
-    WorkloadEntry,
+    Cluster, ClusterEndpoint, ClusterKey, EndpointEntry, Locality, PortEntry, Protocol, WorkloadEntry,
 };
 
 /// Most addresses that are remembered; more push out the ones not used for longest.

@@ -24,7 +24,7 @@ use super::{
     connection::{self, Connection},
     http,
     target::{Target, by_name},
-    worker::WorkerState,
+    worker::{Ticket, WorkerState},
 };
 use parse::{Head, SocksError};
 
@@ -36,16 +36,17 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_ALIASES: usize = 4;
 
 /// Serves one connection to the proxy port.
-pub(crate) async fn serve(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr) {
-    let client = unmap(client);
-    if !client.ip().is_loopback() {
+pub(crate) async fn serve(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, ticket: Ticket) {
+    if !unmap(client).ip().is_loopback() {
         tracing::warn!(%client, "refused: only this host may use the proxy port");
         return;
     }
+    let nowhere = Target { addr: None, name: None, port: 80 };
+    let connection = Connection::new(worker, client, nowhere, ticket);
     let mut buffer = BytesMut::with_capacity(1024);
     match timeout(PATIENCE, first_bytes(stream, &mut buffer)).await {
-        Ok(Some(stream)) if buffer[0] == parse::SOCKS5 => socks(worker, stream, client, buffer).await,
-        Ok(Some(stream)) => http_proxy(worker, stream, client, buffer).await,
+        Ok(Some(stream)) if buffer[0] == parse::SOCKS5 => socks(connection, stream, buffer).await,
+        Ok(Some(stream)) => http_proxy(connection, stream, buffer).await,
         Ok(None) | Err(_) => {}
     }
 }
@@ -55,12 +56,8 @@ async fn first_bytes(mut stream: TcpStream, buffer: &mut BytesMut) -> Option<Tcp
 }
 
 /// CONNECT, or requests in absolute form.
-async fn http_proxy(
-    worker: Rc<WorkerState>,
-    mut stream: TcpStream,
-    client: SocketAddr,
-    mut buffer: BytesMut,
-) {
+async fn http_proxy(mut connection: Connection, mut stream: TcpStream, mut buffer: BytesMut) {
+    let worker = Rc::clone(&connection.worker);
     let read = timeout(PATIENCE, async {
         loop {
             match parse::head(&buffer) {
@@ -80,16 +77,16 @@ async fn http_proxy(
                     return;
                 }
                 let rest = buffer.split_off(length).freeze();
-                let connection = Connection { worker, client, target: to, proxy: false };
+                connection.target = to;
                 return connection::serve(connection, Prefixed::new(rest, stream)).await;
             }
             None => b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         },
         Ok(Some(Head::Absolute)) => {
-            let nowhere = Target { addr: None, name: None, port: 80 };
-            let connection = Connection { worker, client, target: nowhere, proxy: true };
+            connection.proxy = true;
             let stream = Prefixed::new(buffer.freeze(), stream);
-            return http::serve(connection, stream, http::Version::Http1).await;
+            tokio::task::spawn_local(http::serve(connection, stream, http::Version::Http1));
+            return;
         }
         Ok(Some(Head::Invalid | Head::Incomplete)) => {
             b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -101,16 +98,17 @@ async fn http_proxy(
 }
 
 /// SOCKS5 without authentication; CONNECT only.
-async fn socks(worker: Rc<WorkerState>, mut stream: TcpStream, client: SocketAddr, mut buffer: BytesMut) {
+async fn socks(mut connection: Connection, mut stream: TcpStream, mut buffer: BytesMut) {
+    let worker = Rc::clone(&connection.worker);
     let result = timeout(PATIENCE, handshake(&worker, &mut stream, &mut buffer)).await;
     match result {
         Ok(Ok(to)) => {
             let rest: Bytes = buffer.freeze();
-            let connection = Connection { worker, client, target: to, proxy: false };
+            connection.target = to;
             connection::serve(connection, Prefixed::new(rest, stream)).await;
         }
         Ok(Err(e)) => {
-            tracing::debug!(%client, error = %e, "SOCKS request refused");
+            tracing::debug!(client = %connection.client, error = %e, "SOCKS request refused");
             if let Some(reply) = e.reply() {
                 let _gone = stream.write_all(&reply).await;
             }

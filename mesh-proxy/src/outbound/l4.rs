@@ -31,8 +31,8 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
 
     // 1. Who calls, and where do the rules send it?
     let tables = connection.worker.tables();
-    let source = connection.source(&tables).cloned();
-    let caller = connection.caller(source.as_deref());
+    let source = connection.source(&tables);
+    let caller = connection.caller(source.as_ref().map(|s| s.get()));
     log.parties.source = source.clone();
     let routed = route(&connection, &tables, &caller, sni.as_deref());
     let (cluster, pinned) = match routed {
@@ -46,7 +46,7 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
         Ok(state) => state,
         Err(class) => return log.failed(class),
     };
-    log.parties.cluster = Some(Arc::clone(&state.cluster));
+    log.parties.cluster = Some(Rc::clone(&state.cluster));
     let max = state.cluster.policy.pool.max_connections;
     let Ok(_permit) = state.limits.take(Limit::Connections, max) else {
         return log.failed(FailureClass::Overflow);
@@ -55,7 +55,8 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     // 3. Connect to one of its endpoints.
     let key = &state.cluster.key;
     let kind = Kind::Tcp;
-    let purpose = Purpose { source: source.as_deref(), host: &key.host, subset: &key.subset, kind };
+    let purpose =
+        Purpose { source: source.as_ref().map(|s| s.get()), host: &key.host, subset: &key.subset, kind };
     let wanted = Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None };
     let connected = Box::pin(connect::connect(wanted, &mut Vec::new())).await;
     let (index, upstream) = match connected {
@@ -67,7 +68,7 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     };
     let _load = state.endpoints[index].busy();
     let endpoint = &state.cluster.endpoints[index];
-    log.parties.destination = Some(Arc::clone(&endpoint.endpoint.workload));
+    log.parties.destination = Some(Rc::clone(&state.workloads[index]));
     log.upstream(endpoint.addr);
 
     // 4. Copy until both sides are done.

@@ -16,7 +16,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_core::{Cluster, Dice, DiceKind, Tables};
 use mesh_net::listen::{AcceptErrors, accept};
-use node_rt::Drain;
+use node_rt::{Drain, DrainGuard};
 use tokio::net::TcpListener;
 
 use super::{
@@ -117,17 +117,32 @@ impl Worker {
         }
         let every = worker.shared.config.sweep();
         let mut sweep = tokio::time::interval(every);
+        let flushing = flush(&worker);
+        tokio::pin!(flushing);
         sweep.tick().await;
         loop {
             tokio::select! {
                 _ = sweep.tick() => worker.sweep(every),
+                never = &mut flushing => match never {},
                 () = drain.stop_accepting() => break,
             }
         }
         worker.watches.close();
         worker.clusters.borrow().values().for_each(|c| c.close_idle());
         // What is left ends by itself; the drain cancels this future when time is over.
-        std::future::pending::<()>().await;
+        match flushing.await {}
+    }
+}
+
+/// How long what a worker counts may stay unseen.
+const FLUSH: Duration = Duration::from_millis(250);
+
+/// Makes visible what the worker counted, soon after it did. Sleeps while nothing happens.
+async fn flush(worker: &WorkerState) -> std::convert::Infallible {
+    loop {
+        worker.telemetry.changed.notified().await;
+        tokio::time::sleep(FLUSH).await;
+        worker.telemetry.flush();
     }
 }
 
@@ -153,18 +168,26 @@ async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drai
             worker.shared.telemetry.edges.refused_connections.inc();
             continue;
         }
-        let open = Open::new(&worker);
-        let guard = drain.guard();
+        let ticket = Ticket { _open: Open::new(&worker), _guard: drain.guard() };
         let worker = Rc::clone(&worker);
-        tokio::task::spawn_local(async move {
-            match entry {
-                Entry::Captured => connection::captured(worker, stream, peer).await,
-                Entry::Fixed(to) => connection::fixed(worker, stream, peer, to).await,
-                Entry::Proxy => forward_proxy::serve(worker, stream, peer).await,
+        match entry {
+            Entry::Captured => {
+                tokio::task::spawn_local(connection::captured(worker, stream, peer, ticket));
             }
-            drop((open, guard));
-        });
+            Entry::Fixed(to) => {
+                tokio::task::spawn_local(connection::fixed(worker, stream, peer, to, ticket));
+            }
+            Entry::Proxy => {
+                tokio::task::spawn_local(forward_proxy::serve(worker, stream, peer, ticket));
+            }
+        }
     }
+}
+
+/// Held by a connection as long as it lives, whatever it becomes: it counts as open, and the drain waits for it.
+pub(crate) struct Ticket {
+    _open: Open,
+    _guard: DrainGuard,
 }
 
 /// Counts one open connection of a worker.
@@ -268,12 +291,12 @@ impl WorkerState {
         let mut all = self.clusters.borrow_mut();
         let old = all.get(&cluster.id);
         if let Some(state) = old
-            && Arc::ptr_eq(&state.cluster, cluster)
+            && state.cluster.is(cluster)
         {
             return Rc::clone(state);
         }
         let limits = old.map_or_else(|| self.shared.limits.get(cluster.id), |o| Arc::clone(&o.limits));
-        let new = Rc::new(ClusterState::new(Arc::clone(cluster), old.map(|o| &**o), limits));
+        let new = Rc::new(ClusterState::new(cluster, old.map(|o| &**o), limits));
         all.insert(cluster.id, Rc::clone(&new));
         new
     }

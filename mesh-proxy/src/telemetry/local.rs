@@ -3,9 +3,16 @@
 //! Keys are the addresses of the table entries involved. Each cached entry holds those entries, so an address is
 //! not reused while it is a key. A cache that is full is emptied: what is still in use comes back at its next call.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    ops::Deref,
+    rc::Rc,
+    sync::Arc,
+};
 
 use mesh_core::{Cluster, WorkloadEntry};
+use prometheus::local::{LocalHistogram, LocalIntCounter};
 
 use super::{
     flags::Flags,
@@ -16,15 +23,43 @@ use super::{
 /// Most series that one worker keeps at hand.
 const CAPACITY: usize = 4096;
 
+/// An entry of the tables, held by one worker. Its copies count on this thread only: the counter inside the `Arc` is
+/// shared by all threads, and touching it for each request costs more than what a request looks up.
+#[derive(Debug)]
+pub(crate) struct Held<T>(Arc<T>);
+
+impl<T> Held<T> {
+    pub(crate) fn new(entry: &Arc<T>) -> Rc<Self> {
+        Rc::new(Self(Arc::clone(entry)))
+    }
+
+    /// The entry.
+    pub(crate) fn get(&self) -> &T {
+        &self.0
+    }
+
+    /// Whether this holds that very entry.
+    pub(crate) fn is(&self, entry: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.0, entry)
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = Arc<T>;
+    fn deref(&self) -> &Arc<T> {
+        &self.0
+    }
+}
+
 /// The two sides of a call as table entries.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Parties {
     /// Who called.
-    pub(crate) source: Option<Arc<WorkloadEntry>>,
+    pub(crate) source: Option<Rc<Held<WorkloadEntry>>>,
     /// The destination; none = passthrough.
-    pub(crate) cluster: Option<Arc<Cluster>>,
+    pub(crate) cluster: Option<Rc<Held<Cluster>>>,
     /// The endpoint that was chosen.
-    pub(crate) destination: Option<Arc<WorkloadEntry>>,
+    pub(crate) destination: Option<Rc<Held<WorkloadEntry>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,8 +67,8 @@ struct PartyKey(usize, usize, usize);
 
 impl Parties {
     fn key(&self) -> PartyKey {
-        fn address<T>(arc: Option<&Arc<T>>) -> usize {
-            arc.map_or(0, |a| Arc::as_ptr(a) as usize)
+        fn address<T>(held: Option<&Rc<Held<T>>>) -> usize {
+            held.map_or(0, |h| Arc::as_ptr(h) as usize)
         }
         PartyKey(
             address(self.source.as_ref()),
@@ -58,25 +93,102 @@ struct Cached<T> {
     _parties: Parties,
 }
 
-/// One worker's view of the metrics.
+/// What a worker counts of one kind of request, until it is added to what all workers count.
+pub(crate) struct LocalRequests {
+    total: LocalIntCounter,
+    duration_ms: LocalHistogram,
+    request_bytes: LocalHistogram,
+    response_bytes: LocalHistogram,
+    dirty: Cell<bool>,
+}
+
+impl LocalRequests {
+    fn new(shared: &RequestSeries) -> Self {
+        Self {
+            total: shared.total.local(),
+            duration_ms: shared.duration_ms.local(),
+            request_bytes: shared.request_bytes.local(),
+            response_bytes: shared.response_bytes.local(),
+            dirty: Cell::new(false),
+        }
+    }
+
+    fn flush(&self) {
+        self.dirty.set(false);
+        self.total.flush();
+        self.duration_ms.flush();
+        self.request_bytes.flush();
+        self.response_bytes.flush();
+    }
+}
+
+/// Sizes and time of a request that ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    pub(crate) elapsed: std::time::Duration,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+}
+
+/// One worker's view of the metrics. What it counts becomes visible when it is flushed.
 pub(crate) struct Local {
     shared: Arc<Telemetry>,
-    requests: RefCell<HashMap<(PartyKey, RequestEnd), Cached<RequestSeries>>>,
+    requests: RefCell<HashMap<(PartyKey, RequestEnd), Cached<LocalRequests>>>,
     tcp: RefCell<HashMap<(PartyKey, Flags), Cached<TcpSeries>>>,
+    dirty: RefCell<Vec<Rc<LocalRequests>>>,
+    /// Something waits to be flushed.
+    pub(crate) changed: tokio::sync::Notify,
 }
 
 impl Local {
     pub(crate) fn new(shared: Arc<Telemetry>) -> Self {
-        Self { shared, requests: RefCell::default(), tcp: RefCell::default() }
+        Self {
+            shared,
+            requests: RefCell::default(),
+            tcp: RefCell::default(),
+            dirty: RefCell::default(),
+            changed: tokio::sync::Notify::new(),
+        }
     }
 
-    /// The counters for a request that ended like this. None only if the metrics library refuses the labels.
+    /// Counts a request that ended like this. Not counted only if the metrics library refuses the labels.
     pub(crate) fn request(
         &self,
         parties: &Parties,
         end: RequestEnd,
+        measured: Measured,
         trust_domain: impl FnOnce() -> Arc<str>,
-    ) -> Option<Rc<RequestSeries>> {
+    ) {
+        let Some(series) = self.requests_of(parties, end, trust_domain) else { return };
+        series.total.inc();
+        series.duration_ms.observe(measured.elapsed.as_secs_f64() * 1000.0);
+        #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
+        {
+            series.request_bytes.observe(measured.received as f64);
+            series.response_bytes.observe(measured.sent as f64);
+        }
+        if !series.dirty.replace(true) {
+            let mut dirty = self.dirty.borrow_mut();
+            dirty.push(series);
+            if dirty.len() == 1 {
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// Adds what was counted here to what everybody sees.
+    pub(crate) fn flush(&self) {
+        for series in self.dirty.borrow_mut().drain(..) {
+            series.flush();
+        }
+    }
+
+    fn requests_of(
+        &self,
+        parties: &Parties,
+        end: RequestEnd,
+        trust_domain: impl FnOnce() -> Arc<str>,
+    ) -> Option<Rc<LocalRequests>> {
         let key = (parties.key(), end);
         let mut cache = self.requests.borrow_mut();
         if let Some(hit) = cache.get(&key) {
@@ -85,7 +197,7 @@ impl Local {
         let labels = Labels::of(parties, &trust_domain(), self.shared.cluster());
         let series =
             self.shared.request_series(&labels.call(), end.protocol, end.flags, end.code, end.grpc_status);
-        let series = Rc::new(series.ok()?);
+        let series = Rc::new(LocalRequests::new(&series.ok()?));
         if cache.len() >= CAPACITY {
             cache.clear();
         }
@@ -115,6 +227,12 @@ impl Local {
     }
 }
 
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 struct Labels {
     source: Peer,
     destination: Peer,
@@ -123,7 +241,7 @@ struct Labels {
 
 impl Labels {
     fn of(parties: &Parties, trust_domain: &str, cluster: &str) -> Self {
-        let peer = |w: Option<&Arc<WorkloadEntry>>| {
+        let peer = |w: Option<&Rc<Held<WorkloadEntry>>>| {
             w.map_or_else(Peer::unknown, |w| Peer::of(w, trust_domain, cluster))
         };
         let service = parties.cluster.as_ref().map_or_else(Destination::passthrough, |c| Destination {

@@ -4,7 +4,6 @@ use std::{
     error::Error,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,18 +25,21 @@ use super::{
     H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, LocalExec,
     body::{BodyError, RequestBody},
 };
+use crate::telemetry::local::Held;
 
 /// A destination as one request uses it.
 pub(crate) struct Upstreams {
     pub(crate) worker: Rc<WorkerState>,
     pub(crate) state: Rc<ClusterState>,
-    pub(crate) source: Option<Arc<WorkloadEntry>>,
+    pub(crate) source: Option<Rc<Held<WorkloadEntry>>>,
     /// The only endpoint that may be used.
     pub(crate) pinned: Option<SocketAddr>,
     /// Speak HTTP/2 to the endpoint.
     pub(crate) h2: bool,
     /// Endpoints that this request has tried.
     pub(crate) tried: Tried,
+    /// The position of the last of them.
+    pub(crate) last: Option<usize>,
     /// When the request came: near enough to now for judging idle connections.
     pub(crate) now: Instant,
 }
@@ -97,6 +99,7 @@ impl Upstreams {
             None => self.state.pick(&self.worker, &self.tried, true),
         };
         let index = index.ok_or(ConnectError::NoEndpoint)?;
+        self.last = Some(index);
         let endpoint = Rc::clone(&self.state.endpoints[index]);
         let pooled = |owner: Owner| {
             if self.h2 {
@@ -139,7 +142,7 @@ impl Upstreams {
     async fn dial(&mut self, index: usize, permit: Option<Permit>) -> Result<Lease, ConnectError> {
         let key = &self.state.cluster.key;
         let purpose = Purpose {
-            source: self.source.as_deref(),
+            source: self.source.as_ref().map(|s| s.get()),
             host: &key.host,
             subset: &key.subset,
             kind: Kind::Http,
@@ -152,6 +155,7 @@ impl Upstreams {
             first: Some(index),
         };
         let (index, stream) = connect::connect(wanted, &mut self.tried).await?;
+        self.last = Some(index);
         let endpoint = &self.state.endpoints[index];
         let owner = self.owner(endpoint);
         if self.h2 {

@@ -16,6 +16,7 @@ use super::{
     body::{Replay, RequestBody},
     client::Upstreams,
 };
+use crate::telemetry::local::Held;
 
 /// Most copies that one worker has under way.
 const AT_ONCE: u32 = 256;
@@ -26,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub(crate) struct Copies {
     worker: Rc<WorkerState>,
     clusters: Vec<Arc<Cluster>>,
-    source: Option<Arc<WorkloadEntry>>,
+    source: Option<Rc<Held<WorkloadEntry>>>,
     head: http::request::Parts,
     h2: bool,
 }
@@ -36,7 +37,7 @@ impl Copies {
     pub(crate) fn of<B>(
         worker: &Rc<WorkerState>,
         clusters: Vec<Arc<Cluster>>,
-        source: Option<&Arc<WorkloadEntry>>,
+        source: Option<&Rc<Held<WorkloadEntry>>>,
         request: &http::Request<B>,
         h2: bool,
     ) -> Option<Self> {
@@ -92,14 +93,15 @@ impl Copies {
 async fn send(
     worker: Rc<WorkerState>,
     cluster: Arc<Cluster>,
-    source: Option<Arc<WorkloadEntry>>,
+    source: Option<Rc<Held<WorkloadEntry>>>,
     request: Request,
     h2: bool,
 ) {
     let Ok(state) = l4::resolve(&worker, &cluster).await else { return };
     let max = state.cluster.policy.pool.max_requests_per_connection;
     let now = Instant::now();
-    let mut upstreams = Upstreams { worker, state, source, pinned: None, h2, tried: Vec::new(), now };
+    let mut upstreams =
+        Upstreams { worker, state, source, pinned: None, h2, tried: Vec::new(), last: None, now };
     let Ok((response, lease)) = upstreams.call(request).await else { return };
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {

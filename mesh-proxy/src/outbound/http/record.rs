@@ -11,7 +11,7 @@ use super::{HttpConnection, body::Meter};
 use crate::telemetry::{
     Flags, RequestProtocol,
     access_log::Entry,
-    local::{Parties, RequestEnd},
+    local::{Measured, Parties, RequestEnd},
 };
 
 /// Collects over the life of a request; counts when it is dropped, so that a cancelled request counts too.
@@ -88,15 +88,8 @@ impl Record {
         let elapsed = self.start.elapsed();
         let worker = &self.conn.connection.worker;
         let trust_domain = || worker.trust_domain();
-        if let Some(series) = worker.telemetry.request(&self.parties, end, trust_domain) {
-            series.total.inc();
-            series.duration_ms.observe(elapsed.as_secs_f64() * 1000.0);
-            #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
-            {
-                series.request_bytes.observe(self.received.bytes.get() as f64);
-                series.response_bytes.observe(self.sent as f64);
-            }
-        }
+        let measured = Measured { elapsed, received: self.received.bytes.get(), sent: self.sent };
+        worker.telemetry.request(&self.parties, end, measured, trust_domain);
         if let Some(mut entry) = self.entry.take()
             && worker.shared.access_log.wants(self.dice, self.code, self.flags)
         {

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use mesh_core::{
-    Client, Cluster, HttpDecision, HttpOutcome, HttpRule, Protocol, Tables, WorkloadEntry,
-    actions::CorsOutcome, retry::RetryPolicy, route::WeightedDestination,
+    Client, Cluster, HttpDecision, HttpOutcome, HttpRule, Protocol, Tables, actions::CorsOutcome,
+    retry::RetryPolicy, route::WeightedDestination,
 };
 
 use super::{
@@ -90,8 +90,8 @@ async fn exchange(
     };
     let tables = worker.tables();
     let source = conn.connection.source(&tables);
-    record.parties.source = source.cloned();
-    let caller = conn.connection.caller(source.map(|s| &**s));
+    record.parties.source.clone_from(&source);
+    let caller = conn.connection.caller(source.as_ref().map(|s| s.get()));
     let found = target.find(&tables, caller.namespace);
     let vip = found.vip();
     let port = vip.map_or(target.port, |v| v.port.number);
@@ -131,7 +131,7 @@ async fn exchange(
         Ok(state) => state,
         Err(class) => return reply::failed(class, record),
     };
-    record.parties.cluster = Some(Arc::clone(&state.cluster));
+    record.parties.cluster = Some(Rc::clone(&state.cluster));
     let max = state.cluster.policy.pool.max_requests;
     let Ok(permit) = state.limits.take(Limit::Requests, max) else {
         return reply::failed(FailureClass::Overflow, record);
@@ -139,10 +139,11 @@ async fn exchange(
     let forwarding = Forwarding {
         upstreams: Upstreams {
             worker: Rc::clone(worker),
-            source: record.parties.source.clone(),
+            source: source.clone(),
             pinned: found.pinned(&cluster, to.is_some()),
             h2: speaks_h2(&cluster, conn.version),
             tried: Vec::new(),
+            last: None,
             now: record.start(),
             state,
         },
@@ -208,17 +209,17 @@ impl<'t> Route<'t, '_> {
         &self,
         conn: &HttpConnection,
         target: &Target,
-    ) -> Result<(Option<&'t WeightedDestination>, Arc<Cluster>), Answer<'t>> {
+    ) -> Result<(Option<&'t WeightedDestination>, Cow<'t, Arc<Cluster>>), Answer<'t>> {
         let worker = &conn.connection.worker;
         match &self.decision.outcome {
-            HttpOutcome::Forward { destination, cluster } => Ok((*destination, Arc::clone(cluster))),
-            HttpOutcome::Passthrough(Some(cluster)) => Ok((None, Arc::clone(cluster))),
+            HttpOutcome::Forward { destination, cluster } => Ok((*destination, Cow::Borrowed(*cluster))),
+            HttpOutcome::Passthrough(Some(cluster)) => Ok((None, Cow::Borrowed(*cluster))),
             HttpOutcome::Passthrough(None) => match target.addr {
                 Some(addr) if worker.connector.is_own(addr) => {
                     Err(Answer::Failed(FailureClass::ConnectFailure))
                 }
                 Some(addr) if !self.tables.is_vip(addr.ip()) => {
-                    Ok((None, worker.externals.passthrough(addr)))
+                    Ok((None, Cow::Owned(worker.externals.passthrough(addr))))
                 }
                 Some(_) | None => Err(Answer::Failed(FailureClass::NoRoute)),
             },
@@ -377,10 +378,7 @@ impl Forwarding {
     /// Says in record and log which endpoint it was.
     fn note(&self, record: &mut Record, addr: std::net::SocketAddr) {
         let state = &self.upstreams.state;
-        if let Some(at) = state.position(addr) {
-            let workload: &Arc<WorkloadEntry> = &state.cluster.endpoints[at].endpoint.workload;
-            record.parties.destination = Some(Arc::clone(workload));
-        }
+        record.parties.destination = self.upstreams.last.map(|at| Rc::clone(&state.workloads[at]));
         let elapsed = record.entry.is_some().then(|| record.elapsed());
         if let Some(entry) = &mut record.entry {
             entry.upstream = Some(addr);
