@@ -9,6 +9,7 @@ use mesh_core::Change;
 use mesh_net::connect::{ConnectOptions, connect};
 use mesh_net::original_dst::original_dst;
 use node_rt::{Drain, DrainConfig, Readiness, Reason};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -20,7 +21,7 @@ const VIP: &str = "10.96.0.10:80";
 /// Runs `body` in a network namespace of its own, as root in it.
 fn in_namespace(name: &str, flags: &str, body: impl AsyncFnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
-        sh("ip link set lo up; ip route replace default dev lo").ok();
+        sh("ip link set lo up; ip address add 10.9.9.9/32 dev lo; ip route replace default dev lo src 10.9.9.9").ok();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         return runtime.block_on(body());
     }
@@ -253,6 +254,49 @@ fn five_thousand_services_take_less_than_two_seconds() {
         assert!(
             full < Duration::from_secs(2) && added < Duration::from_secs(2) && one < Duration::from_secs(2)
         );
+    });
+}
+
+#[test]
+fn captured_connections_outlive_repairs_and_the_release() {
+    in_namespace("captured_connections_outlive_repairs_and_the_release", "-Urn", async || {
+        let world = World::new().await;
+        world.vip("reviews", "10.96.0.10");
+        let mut capture = world.start().await;
+        let options = ConnectOptions::default();
+        let (client, accepted) =
+            tokio::join!(connect(VIP.parse().unwrap(), &options), world.outbound.accept());
+        let (mut client, (mut server, _)) = (client.unwrap(), accepted.unwrap());
+        let mut talk = async |when: &str| {
+            let mut byte = [0];
+            let exchange = async {
+                client.write_all(b"q").await.unwrap();
+                server.read_exact(&mut byte).await.unwrap();
+                server.write_all(b"a").await.unwrap();
+                client.read_exact(&mut byte).await.unwrap();
+            };
+            let done = tokio::time::timeout(Duration::from_secs(5), exchange).await;
+            assert!(done.is_ok(), "the connection is dead {when}");
+        };
+        talk("before anything").await;
+        for breakage in ["nft flush set inet selvage vip4", "nft flush chain inet selvage output"] {
+            sh(breakage).unwrap();
+            world.until(VIP, true).await;
+            talk("after a repair").await;
+        }
+        // A connection in flight keeps the drain, and is served to its end.
+        let guard = world.tasks.drain().guard();
+        let tasks = world.tasks.clone();
+        let drain = world.drain();
+        let finish = async {
+            capture.removed().await;
+            talk("after the release").await;
+            tasks.drain().stop_accepting().await;
+            talk("after listeners have stopped").await;
+            drop(guard);
+        };
+        tokio::join!(drain, finish);
+        assert_eq!(sh("nft list ruleset").unwrap(), "");
     });
 }
 
