@@ -55,6 +55,22 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// Whether the controller answered that it will not do this, rather than that it cannot now.
+    pub fn is_refusal(&self) -> bool {
+        use tonic::Code;
+        match self {
+            Self::Refused { status, .. } => {
+                matches!(
+                    status.code(),
+                    Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition
+                )
+            }
+            Self::Connect { .. } | Self::Address { .. } => false,
+        }
+    }
+}
+
 /// Connects to one controller.
 pub async fn connect(address: &str, tls: Arc<ClientConfig>) -> Result<Channel, CallError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))

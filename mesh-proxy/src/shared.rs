@@ -74,3 +74,6 @@ impl Shared {
         applied
     }
 }
+
+#[cfg(test)]
+mod tests;

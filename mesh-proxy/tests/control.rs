@@ -169,6 +169,33 @@ async fn a_certificate_is_renewed_before_it_ends() {
     proxy.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_certificate_has_ended_joins_again_with_a_new_token() {
+    let (_, controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted.clone()).await;
+    proxy.ready(SOON).await;
+    proxy.stop().await;
+    // As after a long time in a drawer.
+    let ended = controller.certificate("edge-a", -7 * 86_400);
+    std::fs::write(state.path().join("identity.pem"), &ended).unwrap();
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    let joined = async {
+        while std::fs::read_to_string(state.path().join("identity.pem")).unwrap() == ended {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, joined).await.expect("joined again");
+    controller.write("rule.yaml", &only("v2"));
+    proxy
+        .until("a rule", |t| !t.service("web.default.svc.cluster.local").unwrap().virtual_hosts.is_empty())
+        .await;
+    proxy.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn another_process_takes_over_without_a_refused_connection() {
     let (_, controller) = world().await;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_api::model::JoinRequest;
+use mesh_api::model::{JoinRequest, JoinResponse};
 use mesh_ca::JoinToken;
 use mesh_net::tls::{self, Credentials, Expect, NodeTls, TlsError};
 use mesh_tunnel::NodeKey;
@@ -13,7 +13,10 @@ use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 
-use super::{Identity, IdentityError, files::StateFiles};
+use super::{
+    Identity, IdentityError,
+    files::{Request, StateFiles},
+};
 use crate::{
     config::Config,
     controller::{self, ALPN},
@@ -124,49 +127,65 @@ impl Keeper {
         due_in(from, to, SystemTime::now()).max(RENEW_AT_LEAST_AFTER)
     }
 
+    /// Renews with the certificate that holds; joins with the token when there is none, or when the controller does
+    /// not know the certificate any more.
     async fn obtain(&self) -> Result<(), IdentityError> {
         let current = self.tls.borrow().clone();
-        let token = match &current {
-            Some(_) => None,
-            None => Some(self.token()?),
+        let holds = |tls: &NodeTls| tls.validity().1 > SystemTime::now();
+        let Some(tls) = current.as_ref().filter(|t| holds(t)) else {
+            return self.join(&current).await;
         };
-        let client = match (&current, &token) {
-            (Some(tls), _) => tls.client_config(Expect::Controller, ALPN)?,
-            (None, Some((_, token))) => self.pinned(token)?,
-            (None, None) => return Err(IdentityError::NoToken),
-        };
+        let client = tls.client_config(Expect::Controller, ALPN)?;
+        match self.ask(&client, String::new()).await {
+            Ok((request, answer)) => self.take(&current, &request, answer, None),
+            Err(IdentityError::Call(error)) if error.is_refusal() && self.has_token() => {
+                tracing::warn!(error = %crate::chain(&error), "certificate is not renewed: joining again");
+                self.join(&current).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn join(&self, current: &Option<NodeTls>) -> Result<(), IdentityError> {
+        let (text, token) = self.token()?;
+        let client = self.pinned(&token)?;
+        let (request, answer) = self.ask(&client, text).await?;
+        self.take(current, &request, answer, Some(&token))?;
+        self.files.save_controllers(&super::controllers(&self.config, &self.files))
+    }
+
+    async fn ask(
+        &self,
+        client: &Arc<ClientConfig>,
+        token: String,
+    ) -> Result<(Request, JoinResponse), IdentityError> {
         let addresses = super::controllers(&self.config, &self.files);
         let request = self.files.request()?;
-        let signature = self
-            .tunnel_key
-            .sign_join(&request.csr)
-            .map_err(|source| IdentityError::Key { path: "tunnel.key".into(), source })?;
+        let key = |source| IdentityError::Key { path: "tunnel.key".into(), source };
         let call = JoinRequest {
             node: self.config.node.clone(),
-            token: token.as_ref().map(|(text, _)| text.clone()).unwrap_or_default(),
+            token,
             csr_der: request.csr.clone(),
             peer_public_key: self.tunnel_key.public_protobuf(),
-            peer_signature: signature,
+            peer_signature: self.tunnel_key.sign_join(&request.csr).map_err(key)?,
         };
-        let answer = first_answer(&addresses, &client, &call).await?;
-        let ca = CertificateDer::from(answer.ca_der);
-        if token.is_some_and(|(_, t)| tls::fingerprint(&ca) != t.ca_sha256) {
-            return Err(IdentityError::WrongCa);
-        }
-        if current.is_none() {
-            self.files.save_controllers(&addresses)?;
-        }
-        let leaf = CertificateDer::from(answer.certificate_der);
-        self.take(&current, request.key.serialized_der(), leaf, ca)
+        let answer = first_answer(&addresses, client, &call).await?;
+        Ok((request, answer))
     }
 
     fn take(
         &self,
         current: &Option<NodeTls>,
-        key: &[u8],
-        leaf: CertificateDer<'static>,
-        ca: CertificateDer<'static>,
+        request: &Request,
+        answer: JoinResponse,
+        token: Option<&JoinToken>,
     ) -> Result<(), IdentityError> {
+        let key = request.key.serialized_der();
+        let ca = CertificateDer::from(answer.ca_der);
+        if token.is_some_and(|t| tls::fingerprint(&ca) != t.ca_sha256) {
+            return Err(IdentityError::WrongCa);
+        }
+        let leaf = CertificateDer::from(answer.certificate_der);
         let found = tls::identity_of(&leaf).map_err(TlsError::Identity)?;
         if found.node() != Some(self.config.node.as_str()) {
             let found = found.node().map(str::to_owned);
@@ -189,6 +208,10 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    fn has_token(&self) -> bool {
+        token_text(&self.config).is_ok_and(|t| !t.is_empty())
     }
 
     fn token(&self) -> Result<(String, JoinToken), IdentityError> {
@@ -234,7 +257,7 @@ async fn first_answer(
     addresses: &[String],
     client: &Arc<ClientConfig>,
     call: &JoinRequest,
-) -> Result<mesh_api::model::JoinResponse, IdentityError> {
+) -> Result<JoinResponse, IdentityError> {
     let mut last = IdentityError::NoController;
     for address in addresses {
         let attempt = async {

@@ -95,6 +95,26 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// A node's identity file, with a certificate issued `seconds` from now.
+    pub(crate) fn certificate(&self, node: &str, seconds: i64) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let then = now.checked_add_signed(seconds).unwrap();
+        let state = StateDir::new(&self.config.state_dir);
+        let authority = state.authority(&TrustDomain::new("cluster.local").unwrap(), now).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+        let node = NodeName::new(node).unwrap();
+        let leaf = authority.sign_node(&node, csr.der(), Duration::from_secs(3600), then).unwrap();
+        let pem = |label: &str, der: &[u8]| {
+            use base64::Engine;
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+        };
+        key.serialize_pem() + &pem("CERTIFICATE", &leaf) + &pem("CERTIFICATE", authority.certificate())
+    }
+}
+
 /// A free port of loopback, for listeners that must come back at the same one.
 pub(crate) fn free_port() -> SocketAddr {
     std::net::TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap()
