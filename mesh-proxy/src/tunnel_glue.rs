@@ -78,7 +78,12 @@ pub fn peers(tables: &Tables, own: &str) -> Vec<Peer> {
 }
 
 /// Keeps the tunnel's view of peers equal to the tables' nodes. `changed` moves whenever some node is another one.
-pub async fn follow_nodes(tunnel: Tunnel, tables: Arc<ArcSwap<Tables>>, node: Arc<str>, mut changed: watch::Receiver<u64>) {
+pub async fn follow_nodes(
+    tunnel: Tunnel,
+    tables: Arc<ArcSwap<Tables>>,
+    node: Arc<str>,
+    mut changed: watch::Receiver<u64>,
+) {
     let mut view = Vec::new();
     loop {
         let now = peers(&tables.load(), &node);
@@ -175,11 +180,7 @@ mod tests {
         .map(str::to_owned);
         assert_eq!(
             reported(&listening, &[], 15008),
-            [
-                "/ip4/10.0.0.4/tcp/15008",
-                "/ip6/2001:db8::1/tcp/15008",
-                "/ip4/10.0.0.4/udp/15008/quic-v1"
-            ]
+            ["/ip4/10.0.0.4/tcp/15008", "/ip6/2001:db8::1/tcp/15008", "/ip4/10.0.0.4/udp/15008/quic-v1"]
         );
         assert_eq!(
             reported(&listening, &["203.0.113.7".parse().unwrap()], 15008),
