@@ -4,6 +4,7 @@
 mod destination_rule;
 mod http;
 mod load_balancer;
+mod reach;
 mod text;
 mod virtual_service;
 

@@ -1,6 +1,6 @@
 //! VirtualServices: hosts, gateways, and the rules for TLS and TCP.
 
-use super::{Verdict, http, text};
+use super::{Verdict, http, reach, text};
 use crate::{
     names,
     types::{Destination, RouteDestination, TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService},
@@ -40,15 +40,7 @@ pub(super) fn check(object: &VirtualService, out: &mut Verdict) {
         tcp(&format!("spec.tcp[{i}]"), rule, out);
     }
     out.export_to(&spec.export_to, &object.meta.namespace, false);
-    unused(object, out);
-}
-
-/// Rules behind one that takes everything.
-fn unused(object: &VirtualService, out: &mut Verdict) {
-    let end = object.spec.http.iter().position(|r| r.matches.is_empty());
-    for i in end.map_or(object.spec.http.len(), |e| e + 1)..object.spec.http.len() {
-        out.warn(format!("spec.http[{i}]"), "is never used: an earlier rule takes every request");
-    }
+    reach::check(&spec.http, out);
 }
 
 fn hosts(object: &VirtualService, out: &mut Verdict) {
