@@ -24,6 +24,15 @@ const MAX_STREAMS: u32 = 100;
 /// Servers give up connections that were idle for seconds; within this time nobody does.
 const RESTED: Duration = Duration::from_millis(100);
 
+/// How long a connection through the tunnel takes new requests. Nobody tells us that its owner drains; connections
+/// that are left in this time, well below the time a drain lasts, are never cut off with a request under way. A new
+/// one costs no round trip.
+const TUNNELLED: Duration = Duration::from_secs(8);
+
+fn takes_requests(owner: Owner, born: Instant, now: Instant) -> bool {
+    owner.is_none() || now.saturating_duration_since(born) < TUNNELLED
+}
+
 pub(crate) type Request = http::Request<RequestBody>;
 pub(crate) type Response = http::Response<Incoming>;
 
@@ -48,6 +57,7 @@ struct IdleH1 {
     sender: http1::SendRequest<RequestBody>,
     owner: Owner,
     served: u32,
+    born: Instant,
     since: Instant,
 }
 
@@ -57,6 +67,7 @@ pub(crate) struct H2 {
     owner: Owner,
     in_flight: Cell<u32>,
     served: Cell<u32>,
+    born: Instant,
     idle_since: Cell<Instant>,
 }
 
@@ -80,18 +91,21 @@ impl Endpoint {
     /// A pooled HTTP/1 connection, the most recently used first.
     pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain_mut(|c| !c.sender.is_closed());
+        idle.retain_mut(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now));
         let at = idle.iter().rposition(|c| c.owner == owner)?;
         let c = idle.remove(at);
         drop(idle);
         let rested = now.saturating_duration_since(c.since) > RESTED;
-        Some(Lease { rested, ..Lease::h1(self, c.sender, owner, c.served) })
+        let kind = LeaseKind::H1 { sender: c.sender, served: c.served, born: c.born };
+        Some(Lease { busy: self.busy(), owner, reused: c.served > 0, rested, kind })
     }
 
     /// A pooled HTTP/2 connection with room for one more stream.
     pub(crate) fn take_h2(self: &Rc<Self>, owner: Owner, max_requests: Option<u32>) -> Option<Lease> {
         let mut all = self.h2.borrow_mut();
-        all.retain(|c| !c.sender.is_closed());
+        let now = Instant::now();
+        // One that is left here ends with its last stream.
+        all.retain(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now));
         let max = max_requests.unwrap_or(u32::MAX);
         let found = all
             .iter()
@@ -108,6 +122,7 @@ impl Endpoint {
             owner,
             in_flight: Cell::new(0),
             served: Cell::new(0),
+            born: Instant::now(),
             idle_since: Cell::new(Instant::now()),
         });
         self.h2.borrow_mut().push(Rc::clone(&c));
@@ -117,7 +132,9 @@ impl Endpoint {
     /// Closes connections that have been idle for too long, and forgets closed ones.
     pub(crate) fn sweep(&self, now: Instant, idle_timeout: Duration) {
         let fresh = |since: Instant| now.saturating_duration_since(since) < idle_timeout;
-        self.idle.borrow_mut().retain(|c| !c.sender.is_closed() && fresh(c.since));
+        self.idle.borrow_mut().retain(|c| {
+            !c.sender.is_closed() && fresh(c.since) && takes_requests(c.owner, c.born, now)
+        });
         self.h2
             .borrow_mut()
             .retain(|c| !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get())));
@@ -163,7 +180,7 @@ pub(crate) struct Lease {
 }
 
 enum LeaseKind {
-    H1 { sender: http1::SendRequest<RequestBody>, served: u32 },
+    H1 { sender: http1::SendRequest<RequestBody>, served: u32, born: Instant },
     H2(Stream),
 }
 
@@ -191,7 +208,7 @@ impl Lease {
         owner: Owner,
         served: u32,
     ) -> Self {
-        let kind = LeaseKind::H1 { sender, served };
+        let kind = LeaseKind::H1 { sender, served, born: Instant::now() };
         Self { busy: endpoint.busy(), owner, reused: served > 0, rested: false, kind }
     }
 
@@ -232,14 +249,14 @@ impl Lease {
 
     /// The exchange is over and whole: the connection may serve the next request, unless it served enough.
     pub(crate) fn release(self, max_requests: Option<u32>) {
-        let LeaseKind::H1 { sender, served } = self.kind else { return };
+        let LeaseKind::H1 { sender, served, born } = self.kind else { return };
         let served = served + 1;
         if sender.is_closed() || max_requests.is_some_and(|max| served >= max) {
             return;
         }
         let mut idle = self.busy.endpoint().idle.borrow_mut();
         if idle.len() < MAX_IDLE {
-            idle.push(IdleH1 { sender, owner: self.owner, served, since: Instant::now() });
+            idle.push(IdleH1 { sender, owner: self.owner, served, born, since: Instant::now() });
         }
     }
 }
