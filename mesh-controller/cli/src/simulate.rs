@@ -8,9 +8,9 @@ mod policy;
 mod why;
 mod world;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use mesh_core::{Dice, DiceKind, RequestView};
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,6 +72,9 @@ enum OneOrMany {
 }
 
 pub(crate) fn run(args: &args::Simulate) -> Result<Outcome> {
+    if args.request == Path::new("-") && args.files.files.contains(&args.request) {
+        bail!("objects and request cannot both come from standard input");
+    }
     let objects = input::objects(&args.files.files)?;
     let text = input::text(&args.request)?;
     // The two shapes are told apart first, so that a mistake inside is named and not "fits no variant".

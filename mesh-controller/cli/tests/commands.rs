@@ -103,6 +103,7 @@ fn unreadable_input_and_wrong_usage_have_their_own_code() {
         (&["validate", "-f", "-"][..], "a: [\n"),
         (&["validate"][..], ""),
         (&["simulate", "-f", "-", "--request", "/does/not/exist"][..], MESH),
+        (&["simulate", "-f", "-", "--request", "-"][..], MESH),
         (&["proxy", "status", "--admin", "http://127.0.0.1:1"][..], ""),
         (&["no-such-command"][..], ""),
     ] {
