@@ -1,5 +1,6 @@
 //! The program log: text or JSON on standard error, its filter changeable while running.
 
+use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -65,7 +66,11 @@ pub fn init_logging(format: LogFormat, filter: &str) -> Result<LogControl, LogEr
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(layer);
     match format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Text => {
+            // Colours are for people at a terminal, not for files and collectors.
+            let lines = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+            registry.with(lines).try_init()
+        }
         LogFormat::Json => {
             let lines = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
             registry.with(lines).try_init()
