@@ -9,7 +9,7 @@ mod session;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use mesh_api::ResourceType;
+use mesh_api::{Resource, ResourceType};
 use mesh_core::Change;
 use mesh_net::tls::{Expect, NodeTls};
 use node_rt::ReadyGuard;
@@ -19,12 +19,15 @@ use crate::{
     controller::{self, ALPN},
     identity::keeper::Backoff,
     shared::Shared,
-    store::{Loaded, Store},
+    store::{Loaded, Store, Stored},
 };
 use session::Session;
 
 /// A stream that lived this long was a good one: the next attempt comes soon.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// Stored resources that are decoded at a time.
+const RESTORE_PART: usize = 256;
 
 /// Versions of the resources that are in force, by type and name.
 pub(crate) type Versions = BTreeMap<ResourceType, BTreeMap<String, String>>;
@@ -109,32 +112,45 @@ impl Discovery {
     }
 
     fn restore(&mut self, loaded: Loaded) {
-        let mut changes = Vec::with_capacity(loaded.resources.len());
-        for stored in loaded.resources {
-            let name = stored.resource.name().to_owned();
-            self.versions.entry(stored.resource.kind()).or_default().insert(name, stored.version);
-            changes.push(Change::Set(stored.resource));
-        }
-        let count = changes.len();
-        let applied = self.shared.apply(changes);
-        for r in &applied.rejected {
-            // Written by an older program, perhaps: the controller sends it again.
-            tracing::warn!(
-                kind = r.kind.as_str(),
-                name = r.name,
-                reason = r.reason,
-                "stored resource is refused"
-            );
-            if let Some(v) = self.versions.get_mut(&r.kind) {
-                v.remove(&r.name);
+        let count = loaded.resources.len();
+        let mut stored = loaded.resources.into_iter().peekable();
+        // A part at a time: what a part was decoded to is dropped before the next one is.
+        while stored.peek().is_some() {
+            let part = stored.by_ref().take(RESTORE_PART);
+            let changes = part.filter_map(|s| self.restored(s)).collect();
+            for r in self.shared.apply(changes).rejected {
+                self.not_restored(r.kind, &r.name, &r.reason);
             }
         }
         self.count();
         if count > 0 {
             tracing::info!(resources = count, complete = loaded.complete, "snapshot loaded");
+            mesh_net::memory::release_unused();
         }
         if loaded.complete {
             self.on_complete();
+        }
+    }
+
+    fn restored(&mut self, stored: Stored) -> Option<Change> {
+        let Stored { kind, name, version, value } = stored;
+        match Resource::decode(kind, &name, &value) {
+            Ok(resource) => {
+                self.versions.entry(kind).or_default().insert(name, version);
+                Some(Change::Set(resource))
+            }
+            Err(error) => {
+                self.not_restored(kind, &name, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Written by another version of this program, perhaps: the controller sends it again.
+    fn not_restored(&mut self, kind: ResourceType, name: &str, reason: &str) {
+        tracing::warn!(kind = kind.as_str(), name, reason, "stored resource is refused");
+        if let Some(versions) = self.versions.get_mut(&kind) {
+            versions.remove(name);
         }
     }
 

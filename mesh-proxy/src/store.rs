@@ -8,7 +8,7 @@ mod database;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use mesh_api::{Resource, ResourceType};
+use mesh_api::ResourceType;
 use tokio::sync::{mpsc, oneshot};
 
 pub use database::{Database, StoreError};
@@ -30,12 +30,16 @@ pub struct Write {
 }
 
 /// One stored resource.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
+    /// Its type.
+    pub kind: ResourceType,
+    /// Its name.
+    pub name: String,
     /// Its version, as the controller gave it.
     pub version: String,
-    /// Its content.
-    pub resource: Resource,
+    /// Its content, byte for byte as it was written.
+    pub value: Vec<u8>,
 }
 
 /// What was found at start.

@@ -196,6 +196,101 @@ async fn a_node_whose_certificate_has_ended_joins_again_with_a_new_token() {
     proxy.stop().await;
 }
 
+/// Calls without end, on connections of their own, that must all be answered.
+struct Load {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    callers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(entrance: std::net::SocketAddr, callers: usize) -> Self {
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let one = |_| {
+            let (stop, served) = (stop.clone(), served.clone());
+            #[allow(clippy::disallowed_methods, reason = "joined in end()")]
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let (status, body) =
+                        get_by(entrance, WEB).await.expect("no connection is refused or cut");
+                    assert_eq!(status, 200, "{body}");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let callers = (0..callers).map(one).collect();
+        Self { stop, served, callers }
+    }
+
+    /// Waits for `n` more calls: whatever has happened, calls go on.
+    async fn goes_on(&self, n: usize, what: &str) {
+        let from = self.served.load(Ordering::Relaxed);
+        let more = async {
+            while self.served.load(Ordering::Relaxed) < from + n {
+                assert!(
+                    !self.callers.iter().any(tokio::task::JoinHandle::is_finished),
+                    "a call failed: {what}"
+                );
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(SOON, more).await.is_ok(), "calls stopped: {what}");
+    }
+
+    async fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        for c in self.callers {
+            c.await.unwrap();
+        }
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_call_fails_whatever_happens_to_the_controller() {
+    let (text, mut controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    proxy.ready(SOON).await;
+    let load = Load::start(proxy.running.addresses.proxy.unwrap(), 2);
+    load.goes_on(20, "at first").await;
+
+    controller.write("world.yaml", "kind: [ broken\n\u{1}");
+    controller.write("rule.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nspec: 7\n");
+    load.goes_on(100, "broken files").await;
+
+    controller.down().await;
+    load.goes_on(100, "the controller is down").await;
+
+    // Something else answers at its address, first with noise, then not at all.
+    let noise = tokio::net::TcpListener::bind(controller.address()).await.unwrap();
+    let heard = async {
+        for _ in 0..2 {
+            let (mut stream, _) = noise.accept().await.unwrap();
+            let junk: Vec<u8> = (0..4096u32).map(|i| (i * 31 % 251) as u8).collect();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &junk).await.ok();
+        }
+        noise.accept().await.unwrap()
+    };
+    let silent = tokio::time::timeout(SOON, heard).await.expect("the proxy tries again and again");
+    load.goes_on(100, "garbage instead of a controller").await;
+    drop((silent, noise));
+
+    controller.write("world.yaml", &text);
+    controller.write("rule.yaml", &only("v1"));
+    controller.up().await;
+    proxy
+        .until("the rule of the controller that came back", |t| {
+            !t.service("web.default.svc.cluster.local").unwrap().virtual_hosts.is_empty()
+        })
+        .await;
+    load.goes_on(100, "the controller is back").await;
+    println!("{} calls, none failed", load.end().await);
+    proxy.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn another_process_takes_over_without_a_refused_connection() {
     let (_, controller) = world().await;
@@ -205,40 +300,19 @@ async fn another_process_takes_over_without_a_refused_connection() {
     let entrance = free_port();
     wanted.listen.proxy = Some(entrance);
     wanted.listen.tunnel = free_port();
-    let first = Proxy::start(wanted.clone()).await;
-    first.ready(SOON).await;
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let served = Arc::new(AtomicUsize::new(0));
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let (stop, served) = (stop.clone(), served.clone());
-            #[allow(clippy::disallowed_methods, reason = "joined below")]
-            tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    let (status, body) = get_by(entrance, WEB).await.expect("no connection is refused");
-                    assert_eq!(status, 200, "{body}");
-                    served.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        })
-        .collect();
-    let mut running = first;
+    let mut running = Proxy::start(wanted.clone()).await;
+    running.ready(SOON).await;
+    let load = Load::start(entrance, 4);
     for round in 0..2 {
-        let before = served.load(Ordering::Relaxed);
+        load.goes_on(20, "before").await;
         let next = Proxy::start(wanted.clone()).await;
         next.ready(Duration::from_secs(2)).await;
         // The one before drains because it was told so, not because we ask.
         let reason = running.running.until_drained(&running.tasks, &running.readiness).await;
         assert!(reason.to_string().contains("hot restart"), "round {round}: {reason}");
-        assert!(served.load(Ordering::Relaxed) > before, "calls went on in round {round}");
+        load.goes_on(20, "after").await;
         running = next;
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    stop.store(true, Ordering::Relaxed);
-    for c in callers {
-        c.await.unwrap();
-    }
-    println!("{} calls over two hot restarts, none failed", served.load(Ordering::Relaxed));
+    println!("{} calls over two hot restarts, none failed", load.end().await);
     running.stop().await;
 }

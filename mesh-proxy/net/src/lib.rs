@@ -7,6 +7,7 @@ pub mod copy;
 pub mod detect;
 pub mod handover;
 pub mod listen;
+pub mod memory;
 pub mod nfwatch;
 pub mod original_dst;
 mod prefixed;

@@ -91,6 +91,7 @@ impl Session {
                 }
                 () = tokio::time::sleep(QUIET), if waits_for_quiet => {
                     settled = true;
+                    mesh_net::memory::release_unused();
                     discovery.store.write(Vec::new(), true).await;
                     if !discovery.complete {
                         discovery.on_complete();

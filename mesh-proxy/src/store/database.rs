@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_api::{Resource, ResourceType, resource::version_of};
+use mesh_api::{ResourceType, resource::version_of};
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::{Loaded, Stored, Write};
@@ -178,8 +178,7 @@ impl Database {
                 if version_of(&value) != sum {
                     return Err(corrupt(format!("{} {name} is not what was written", kind.as_str())));
                 }
-                let resource = Resource::decode(kind, &name, &value).map_err(|e| corrupt(e.to_string()))?;
-                out.resources.push(Stored { version, resource });
+                out.resources.push(Stored { kind, name, version, value });
             }
         }
         let complete =

@@ -1,4 +1,4 @@
-use mesh_api::model;
+use mesh_api::{Resource, model};
 
 use super::*;
 
@@ -33,8 +33,9 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     // Another process reads the file while the first one has it open: as after a kill.
     let (_other, loaded) = open(dir.path());
     assert!(loaded.complete);
-    let seen: Vec<_> = loaded.resources.iter().map(|s| (s.resource.name(), s.version.as_str())).collect();
+    let seen: Vec<_> = loaded.resources.iter().map(|s| (s.name.as_str(), s.version.as_str())).collect();
     assert_eq!(seen, [("edge-a", "1"), (a.name(), "2")], "nodes come before services");
+    assert_eq!(loaded.resources[1].value, a.encode());
 }
 
 #[tokio::test]
