@@ -55,6 +55,10 @@ struct DialJob {
     /// When the next group starts even though attempts are under way.
     next: Instant,
     reasons: Vec<String>,
+    began: Instant,
+    /// All addresses once more, for a first round that fails quickly: a process that is replaced resets connections
+    /// that it has not accepted, and its successor takes the next ones.
+    again: VecDeque<Vec<Multiaddr>>,
 }
 
 pub(crate) struct Driver {
@@ -67,6 +71,9 @@ pub(crate) struct Driver {
     attempts: HashMap<ConnectionId, PeerId>,
 }
 
+/// A first round that fails within this time is followed by a second one after a pause.
+const QUICK_FAILURE: Duration = Duration::from_secs(1);
+const SECOND_ROUND: Duration = Duration::from_millis(100);
 /// Addresses of one group that are tried at once.
 const DIAL_CONCURRENCY: NonZeroU8 = match NonZeroU8::new(8) {
     Some(n) => n,
@@ -146,8 +153,9 @@ impl Driver {
         if known.addresses.is_empty() {
             return self.end_dial(peer, Err("peer has no addresses".into()));
         }
-        let groups = known.addresses.iter().cloned().collect();
-        let job = DialJob { attempts: Vec::new(), groups, next: Instant::now(), reasons: Vec::new() };
+        let groups: VecDeque<_> = known.addresses.iter().cloned().collect();
+        let (began, again) = (Instant::now(), groups.clone());
+        let job = DialJob { attempts: Vec::new(), groups, next: began, reasons: Vec::new(), began, again };
         self.jobs.insert(peer, job);
         self.start_group(peer);
     }
@@ -182,11 +190,19 @@ impl Driver {
                 Err(e) => job.reasons.push(describe(&e)),
             }
         }
-        if job.attempts.is_empty() {
-            let reason = job.reasons.join("; ").into();
-            self.jobs.remove(&peer);
-            self.end_dial(peer, Err(reason));
+        if !job.attempts.is_empty() {
+            return;
         }
+        let again = std::mem::take(&mut job.again);
+        if !again.is_empty() && job.began.elapsed() < QUICK_FAILURE {
+            job.groups = again;
+            job.next = Instant::now() + SECOND_ROUND;
+            job.reasons.clear();
+            return;
+        }
+        let reason = job.reasons.join("; ").into();
+        self.jobs.remove(&peer);
+        self.end_dial(peer, Err(reason));
     }
 
     fn end_dial(&mut self, peer: PeerId, end: Result<(), Arc<str>>) {
