@@ -78,7 +78,10 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].delegate", ""),
     yes("http[].rewrite", "`uri`, `uriRegexRewrite`, `authority`"),
     yes("http[].timeout", ""),
-    yes("http[].retries", ""),
+    yes(
+        "http[].retries",
+        "a budget guards against storms: a node's worker retries at most 20 % of its requests, or 100 in ten seconds",
+    ),
     partly(
         "http[].retries.retryOn",
         "`http3-post-connect-failure` and `retriable-headers` never hold",
@@ -134,8 +137,8 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     no("trafficPolicy.connectionPool.http.useClientProtocol", "the protocol of the port is used"),
     no("trafficPolicy.connectionPool.http.maxConcurrentStreams", "the endpoint's own limit holds"),
     no("trafficPolicy.connectionPool.http.http2KeepAlive", "no pings are sent"),
-    yes("trafficPolicy.outlierDetection.consecutive5xxErrors", ""),
-    yes("trafficPolicy.outlierDetection.consecutiveGatewayErrors", ""),
+    yes("trafficPolicy.outlierDetection.consecutive5xxErrors", "each worker of a node counts for itself"),
+    yes("trafficPolicy.outlierDetection.consecutiveGatewayErrors", "each worker of a node counts for itself"),
     yes("trafficPolicy.outlierDetection.interval", ""),
     yes("trafficPolicy.outlierDetection.baseEjectionTime", ""),
     yes("trafficPolicy.outlierDetection.maxEjectionPercent", ""),
@@ -166,5 +169,5 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     no("trafficPolicy.tls.caCrl", "the mesh does not open TLS towards the endpoint itself"),
     no("trafficPolicy.tunnel", "connections are not tunnelled through HTTP proxies"),
     no("trafficPolicy.proxyProtocol", "no PROXY header is sent"),
-    no("trafficPolicy.retryBudget", "`connectionPool.http.maxRetries` limits concurrent retries"),
+    no("trafficPolicy.retryBudget", "the budget is built in: 20 %, or 100 in ten seconds"),
 ];
