@@ -140,22 +140,31 @@ where
     }
 }
 
-/// How long a connection without a request gets, once its worker closes, for one that is on its way: hyper would close
-/// it at once, and the request that the client has just sent would be lost.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long a connection gets, once its worker closes, for one more request, which is told that it is the last: hyper
+/// would close an idle connection at once, and a request that the client has just sent would be lost.
+const NEXT_REQUEST: Duration = Duration::from_secs(1);
 
 /// A connection that finishes what it does when its worker closes.
 struct Draining<C> {
     connection: Pin<Box<C>>,
     http: Rc<HttpConnection>,
     registered: bool,
+    /// Requests when the worker closed.
+    served: Option<u64>,
     grace: Option<Pin<Box<tokio::time::Sleep>>>,
     finishing: bool,
 }
 
 impl<C: Finish> Draining<C> {
     fn new(connection: C, http: Rc<HttpConnection>) -> Self {
-        Self { connection: Box::pin(connection), http, registered: false, grace: None, finishing: false }
+        Self {
+            connection: Box::pin(connection),
+            http,
+            registered: false,
+            served: None,
+            grace: None,
+            finishing: false,
+        }
     }
 
     /// Tells the connection to finish, if it is time to.
@@ -171,8 +180,9 @@ impl<C: Finish> Draining<C> {
         if !watches.is_closed() {
             return;
         }
-        if self.http.watch.requests.get() == 0 {
-            let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(FIRST_REQUEST)));
+        let requests = self.http.watch.requests.get();
+        if requests == *self.served.get_or_insert(requests) {
+            let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(NEXT_REQUEST)));
             if grace.as_mut().poll(cx).is_pending() {
                 return;
             }
