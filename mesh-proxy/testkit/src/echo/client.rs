@@ -156,7 +156,7 @@ impl Caller {
                 Ok(response) => return Ok(Outcome { connect, ..finish(response, target.mode).await? }),
                 // The server closed a kept connection before anything of this request was sent: as every client
                 // does, again on a new one.
-                Err(e) if (e.is_canceled() || e.is_closed()) && connect.is_none() => self.connection = None,
+                Err(e) if is_unsent(&e) && connect.is_none() => self.connection = None,
                 Err(e) => return Err(describe(&e)),
             }
         }
@@ -407,6 +407,11 @@ fn identity_of(body: &[u8]) -> Identity {
     let value: Value = serde_json::from_slice(body.trim_ascii_end()).unwrap_or_default();
     let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     Identity { name: text("name"), version: text("version"), node: text("node") }
+}
+
+/// Whether nobody has acted on the request: it was never sent, or came after the server's polite goodbye.
+fn is_unsent(error: &hyper::Error) -> bool {
+    error.is_canceled() || error.is_closed() || describe(error).ends_with("not a result of an error")
 }
 
 fn kind(error: &std::io::Error) -> String {
