@@ -48,8 +48,7 @@ pub async fn connect(address: SocketAddr, options: &ConnectOptions) -> io::Resul
     Ok(stream)
 }
 
-/// Sets `SO_MARK` on any socket of ours that must not be captured.
-pub fn set_mark(socket: &impl std::os::fd::AsFd, mark: u32) -> io::Result<()> {
+fn set_mark(socket: &impl std::os::fd::AsFd, mark: u32) -> io::Result<()> {
     SockRef::from(socket).set_mark(mark)
 }
 

@@ -10,12 +10,17 @@ use std::time::Duration;
 /// How long the writer gathers lines before it writes: fewer wake-ups and fewer system calls.
 const GATHER: Duration = Duration::from_millis(10);
 
+/// Longest wait for the output when the log ends.
+const LAST: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 struct State {
     buffer: Vec<u8>,
     /// The writer holds lines that it has not written yet.
     writing: bool,
     closed: bool,
+    /// The writer has ended.
+    done: bool,
 }
 
 struct Shared {
@@ -30,7 +35,8 @@ struct Owner {
     shared: Arc<Shared>,
 }
 
-/// Handle to write lines. Cheap to clone; the thread ends when the last clone is dropped.
+/// Handle to write lines. Cheap to clone; dropping the last clone writes what is left, for a second
+/// at most, and ends the thread.
 #[derive(Clone)]
 pub struct AccessLog {
     owner: Arc<Owner>,
@@ -47,7 +53,11 @@ impl AccessLog {
             written: AtomicU64::new(0),
         });
         let theirs = Arc::clone(&shared);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || theirs.write_all(output))?;
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            theirs.write_all(output);
+            theirs.lock().done = true;
+            theirs.changed.notify_all();
+        })?;
         Ok(Self { owner: Arc::new(Owner { shared }) })
     }
 
@@ -129,8 +139,11 @@ impl Shared {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        let mut state = self.shared.lock();
+        state.closed = true;
         self.shared.changed.notify_all();
+        // The process is about to end, and its last lines say why.
+        let _late = self.shared.changed.wait_timeout_while(state, LAST, |state| !state.done);
     }
 }
 
@@ -183,6 +196,16 @@ mod tests {
         let expected: String = (0..1000).map(|n| format!("line {n}\n")).collect();
         assert_eq!(gate.text(), expected);
         assert_eq!((log.dropped(), log.written()), (0, expected.len() as u64));
+    }
+
+    #[test]
+    fn the_last_lines_are_written_before_the_log_is_gone() {
+        let gate = Gate::default();
+        gate.open();
+        let log = AccessLog::new(gate.clone(), 1 << 20).unwrap();
+        log.line(|line| line.extend_from_slice(b"last"));
+        drop(log);
+        assert_eq!(gate.text(), "last\n");
     }
 
     #[test]
