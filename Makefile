@@ -40,7 +40,7 @@ test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when
 	@echo "test: the Kubernetes programs (built once, then cached)"
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log; .ci/count.sh test $(LOGS)/test.log
+	SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log; .ci/count.sh test $(LOGS)/test.log
 
 .PHONY: test-unit
 test-unit: ## what needs neither namespaces nor other programs
@@ -58,7 +58,7 @@ kube-test: ## the mesh on a real kube-apiserver, with kubectl and real EndpointS
 	@mkdir -p $(LOGS)
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	$(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log; .ci/count.sh kube-test $(LOGS)/kube-test.log
+	SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log; .ci/count.sh kube-test $(LOGS)/kube-test.log
 
 .PHONY: lint
 lint: ## format, clippy, dependency arrows, licences, stale generated files
