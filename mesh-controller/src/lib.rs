@@ -16,13 +16,16 @@ pub mod peer_id;
 mod registry;
 pub mod source;
 
-/// An error with its causes, on one line.
+/// An error with its causes, on one line. Some libraries repeat the cause in their own text; it is said once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
         source = cause.source();
     }
     text
