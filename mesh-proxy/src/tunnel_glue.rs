@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     io::Write,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
@@ -23,9 +23,14 @@ use crate::outbound::{Stream, TunnelError, TunnelOpener};
 /// File in the state directory that holds the tunnel key.
 const KEY_FILE: &str = "tunnel.key";
 
-/// Multiaddrs that a tunnel on `address` listens on.
+/// Multiaddrs that a tunnel on `address` listens on. `0.0.0.0` means every address of the host, so those of IPv6 too if
+/// the host has any.
 pub fn listen_on(address: SocketAddr) -> Vec<String> {
-    both_transports(address.ip(), address.port()).into()
+    let mut all = Vec::from(both_transports(address.ip(), address.port()));
+    if address.ip() == Ipv4Addr::UNSPECIFIED && UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        all.extend(both_transports(Ipv6Addr::UNSPECIFIED.into(), address.port()));
+    }
+    all
 }
 
 /// TCP first: it moves bulk at less cost.

@@ -36,6 +36,10 @@ pub(crate) fn build(
         .authenticate(security)
         .multiplex(muxer)
         .timeout(timeouts.dial);
+    if std::env::var_os("SSLKEYLOGFILE").is_some() {
+        // Ours is off; the one inside libp2p-quic cannot be switched off from here.
+        tracing::error!("SSLKEYLOGFILE is set: keys of QUIC connections are written there");
+    }
     let quic = quic::tokio::Transport::new(quic_config(key, limits, timeouts.dial));
     let both = OrTransport::new(
         quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))),

@@ -127,7 +127,7 @@ const ATTEMPTS: usize = 3;
 /// Commands that wait for the driver.
 const COMMAND_QUEUE: usize = 1024;
 /// Time that listeners get to say their addresses.
-const LISTEN_WAIT: Duration = Duration::from_secs(2);
+const LISTEN_WAIT: Duration = Duration::from_millis(500);
 
 impl Tunnel {
     /// Starts the swarm and listens. There is one acceptor for each worker, at least one.
