@@ -51,8 +51,19 @@ pub struct Loaded {
     pub complete: bool,
 }
 
+/// What became of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// They are on the disk.
+    Durable,
+    /// They could not be written, and will be when that works again.
+    Kept,
+    /// The file was damaged and is empty now: everything has to be written again.
+    Lost,
+}
+
 enum Command {
-    Write(Vec<Write>, bool, oneshot::Sender<bool>),
+    Write(Vec<Write>, bool, oneshot::Sender<Written>),
     Close(oneshot::Sender<()>),
 }
 
@@ -121,12 +132,14 @@ impl Store {
         Ok((Self { commands, metrics }, loaded))
     }
 
-    /// Writes changes; returns when they are on the disk (true), or kept in memory because they cannot be (false).
-    /// `complete` says that with them everything that the controller knows is stored.
-    pub async fn write(&self, writes: Vec<Write>, complete: bool) -> bool {
+    /// Writes changes; returns when they are on the disk, or cannot be. `complete` says that with them everything that
+    /// the controller knows is stored.
+    pub async fn write(&self, writes: Vec<Write>, complete: bool) -> Written {
         let (done, wait) = oneshot::channel();
-        let sent = self.commands.send(Command::Write(writes, complete, done)).await.is_ok();
-        sent && wait.await.unwrap_or(false)
+        if self.commands.send(Command::Write(writes, complete, done)).await.is_err() {
+            return Written::Kept;
+        }
+        wait.await.unwrap_or(Written::Kept)
     }
 
     /// Waits until everything sent so far has been tried and the file is closed. What is sent later is not written.
@@ -186,9 +199,9 @@ impl Writer {
         self.write();
     }
 
-    fn write(&mut self) -> bool {
+    fn write(&mut self) -> Written {
         if self.pending.is_empty() {
-            return self.metrics.degraded.get() == 0;
+            return if self.metrics.degraded.get() == 0 { Written::Durable } else { Written::Kept };
         }
         if self.database.is_none() {
             self.database = Database::open_or_replace(&self.path).ok().map(|o| o.database);
@@ -198,28 +211,32 @@ impl Writer {
             None => Err(StoreError::Unavailable),
         };
         let was_degraded = self.metrics.degraded.get() != 0;
-        match result {
-            Ok(()) => {
-                if was_degraded {
-                    tracing::info!("snapshot store works again");
-                }
-                self.metrics.degraded.set(0);
+        let Err(error) = result else {
+            if was_degraded {
+                tracing::info!("snapshot store works again");
+            }
+            self.metrics.degraded.set(0);
+            self.pending.clear();
+            return Written::Durable;
+        };
+        self.metrics.failures.inc();
+        if error.is_corrupt() {
+            tracing::error!(%error, "snapshot cannot be written");
+            // Closed before it is renamed.
+            self.database = None;
+            self.metrics.set_aside.inc();
+            if let Ok(new) = Database::replace(&self.path) {
+                self.database = Some(new);
+                // A part of the whole is of no use: whoever writes starts again.
                 self.pending.clear();
-                true
+                self.metrics.degraded.set(0);
+                return Written::Lost;
             }
-            Err(error) => {
-                self.metrics.failures.inc();
-                self.metrics.degraded.set(1);
-                if !was_degraded {
-                    tracing::error!(%error, "snapshot cannot be written: going on from memory, trying again");
-                }
-                if error.is_corrupt() {
-                    // What is in it is not worth keeping: the next attempt sets it aside.
-                    self.database = None;
-                }
-                false
-            }
+        } else if !was_degraded {
+            tracing::error!(%error, "snapshot cannot be written: going on from memory, trying again");
         }
+        self.metrics.degraded.set(1);
+        Written::Kept
     }
 }
 

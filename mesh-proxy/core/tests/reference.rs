@@ -205,7 +205,7 @@ fn tables(rules: &[model::HttpRule]) -> Tables {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_index_finds_what_a_walk_finds(rules in rules(), requests in prop::collection::vec(request(), 1..20)) {

@@ -17,7 +17,10 @@ use tonic::{Streaming, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
 
 use super::{Discovery, Versions};
-use crate::{controller, store::Write};
+use crate::{
+    controller,
+    store::{Write, Written},
+};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -92,7 +95,7 @@ impl Session {
                 () = tokio::time::sleep(QUIET), if waits_for_quiet => {
                     settled = true;
                     mesh_net::memory::release_unused();
-                    discovery.store.write(Vec::new(), true).await;
+                    self.keep(discovery, Vec::new(), true).await?;
                     if !discovery.complete {
                         discovery.on_complete();
                     }
@@ -112,9 +115,18 @@ impl Session {
             return self.answer(response.type_url, response.nonce, Some(reason)).await;
         };
         let (refused, writes) = discovery.take(kind, response.resources, response.removed_resources);
-        discovery.store.write(writes, false).await;
+        self.keep(discovery, writes, false).await?;
         self.answer(response.type_url, response.nonce, refused).await?;
         self.unanswered.remove(&kind);
+        Ok(())
+    }
+
+    /// Stores what is in force. A store that has lost everything is refilled by a new stream that has nothing yet.
+    async fn keep(&self, discovery: &mut Discovery, writes: Vec<Write>, complete: bool) -> Result<(), Error> {
+        if discovery.store.write(writes, complete).await == Written::Lost {
+            discovery.versions.clear();
+            return Err("the snapshot store has to be refilled".into());
+        }
         Ok(())
     }
 

@@ -111,13 +111,18 @@ impl Database {
         });
         match opened {
             Err(error) if error.is_corrupt() => {
-                let aside = set_aside(path)?;
-                tracing::error!(%error, kept_as = %aside.display(), "snapshot is damaged: set aside, to be refilled");
-                let database = Self::open(path)?;
-                Ok(Opened { database, loaded: Loaded::default(), set_aside: true })
+                tracing::error!(%error, "snapshot cannot be used");
+                Ok(Opened { database: Self::replace(path)?, loaded: Loaded::default(), set_aside: true })
             }
             other => other,
         }
+    }
+
+    /// A new, empty file in the place of a damaged one.
+    pub(crate) fn replace(path: &Path) -> Result<Self, StoreError> {
+        let aside = set_aside(path)?;
+        tracing::error!(kept_as = %aside.display(), "snapshot is damaged: set aside, to be refilled");
+        Self::open(path)
     }
 
     fn open(path: &Path) -> Result<Self, StoreError> {
@@ -164,6 +169,13 @@ impl Database {
 
     fn load(&self) -> Result<Loaded, StoreError> {
         let mut out = Loaded::default();
+        // A damaged page may hide rows without an error, and refuse the next write.
+        let check = self.connection.pragma_query_value(None, "quick_check", |r| r.get::<_, String>(0));
+        let verdict = self.sql("check", check)?;
+        if verdict != "ok" {
+            let reason = verdict.lines().take(3).collect::<Vec<_>>().join("; ");
+            return Err(StoreError::Corrupt { path: self.path.clone(), reason });
+        }
         let mut query = self.sql(
             "read",
             self.connection.prepare("SELECT name, version, sum, value FROM resource WHERE type = ?1"),

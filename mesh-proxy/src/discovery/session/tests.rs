@@ -4,7 +4,10 @@ use mesh_api::{model, xds};
 use node_rt::Readiness;
 
 use super::*;
-use crate::{Config, Shared, store::Store};
+use crate::{
+    Config, Shared,
+    store::{Store, Written},
+};
 
 fn discovery(dir: &std::path::Path) -> (Discovery, Readiness) {
     let config = Config { node: "edge-a".into(), ..Config::default() };
@@ -70,12 +73,12 @@ async fn a_complete_snapshot_makes_ready_without_a_controller() {
     let (mut d, readiness) = discovery(dir.path());
     let s = service("s", "10.0.0.1");
     let (_, writes) = d.take(ResourceType::Service, vec![sent(&s, "7")], vec![]);
-    assert!(d.store.write(writes, false).await);
+    assert_eq!(d.store.write(writes, false).await, Written::Durable);
     assert!(!readiness.is_ready());
     drop(d);
     let (d, readiness) = discovery(dir.path());
     assert!(!readiness.is_ready(), "nobody said that this was all");
-    assert!(d.store.write(Vec::new(), true).await);
+    assert_eq!(d.store.write(Vec::new(), true).await, Written::Durable);
     drop(d);
     let (d, readiness) = discovery(dir.path());
     assert!(readiness.is_ready());
