@@ -11,11 +11,12 @@ use std::{
 
 use super::KubeError;
 
-/// Runs `"$@"` in the background, and kills it when standard input ends. Its exit status is the program's.
+/// Runs `"$@"` in the background as a process group of its own, and kills that group when standard input ends. Its exit
+/// status is the program's.
 const GUARD: &str = r#"exec 3<&0
-"$@" </dev/null 3<&- &
+setsid "$@" </dev/null 3<&- &
 child=$!
-{ cat <&3 >/dev/null 2>&1; kill -KILL "$child" 2>/dev/null; } &
+{ cat <&3 >/dev/null 2>&1; kill -KILL "-$child" 2>/dev/null; } &
 exec 3<&-
 wait "$child""#;
 

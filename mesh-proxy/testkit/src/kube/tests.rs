@@ -10,7 +10,8 @@ fn a_daemon_ends_with_its_owner() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let mut command = Command::new("sh");
-    command.args(["-c", "echo $$; exec sleep 1000"]);
+    // A worker of its own, as nginx has: it must go too.
+    command.args(["-c", "sleep 1000 & echo $!; wait"]);
     let daemon = Daemon::spawn("sleeper", &Wrap::none(), command, &log).unwrap();
     let mut pid = 0;
     eventually(Duration::from_secs(10), Duration::from_millis(10), || {
@@ -19,7 +20,9 @@ fn a_daemon_ends_with_its_owner() {
     })
     .unwrap();
     assert!(alive(pid));
+    let start = Instant::now();
     drop(daemon);
+    assert!(start.elapsed() < Duration::from_secs(30), "it ended by itself");
     eventually(Duration::from_secs(10), Duration::from_millis(10), || {
         if alive(pid) { Err("alive") } else { Ok(()) }
     })
