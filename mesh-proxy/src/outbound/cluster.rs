@@ -1,7 +1,7 @@
 //! A cluster as one worker runs it: its endpoints' state, its balancer, and the limits it shares with other workers.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
@@ -38,6 +38,8 @@ pub(crate) struct ClusterState {
     /// Outlives this state when only the endpoints change.
     health: Rc<RefCell<Health>>,
     pub(crate) limits: Arc<Limits>,
+    /// Who waits for a connection in this worker.
+    waiting: Cell<u32>,
 }
 
 struct Health {
@@ -77,7 +79,7 @@ impl ClusterState {
             |o| Rc::clone(&o.health),
         );
         let workloads = cluster.endpoints.iter().map(|e| Held::new(&e.endpoint.workload)).collect();
-        Self { cluster: Held::new(cluster), workloads, endpoints, health, limits }
+        Self { cluster: Held::new(cluster), workloads, endpoints, health, limits, waiting: Cell::new(0) }
     }
 
     /// The endpoint for the next try. Those in `tried` come again only if `again` allows it and nothing else is left.
@@ -126,6 +128,53 @@ impl ClusterState {
         self.health.borrow_mut().budget.try_retry(Instant::now())
     }
 
+    /// A place for one more connection, or what `pooled` finds meanwhile. Waits for as long as connecting may take, if
+    /// so many may wait.
+    pub(crate) async fn place<T>(&self, pooled: impl Fn() -> Option<T>) -> Result<Place<T>, Full> {
+        let pool = &self.cluster.policy.pool;
+        if pool.max_connections.is_none() {
+            return Ok(Place::New(None));
+        }
+        let late = tokio::time::sleep(pool.connect_timeout);
+        tokio::pin!(late);
+        let mut queued = None;
+        loop {
+            // Listens before it looks, so that nothing is missed between the two.
+            let freed = self.limits.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if let Ok(permit) = self.limits.take(Limit::Connections, pool.max_connections) {
+                return Ok(Place::New(permit));
+            }
+            if let Some(found) = pooled() {
+                return Ok(Place::Pooled(found));
+            }
+            if queued.is_none() {
+                let permit = self.limits.take(Limit::Pending, pool.max_pending_requests)?;
+                queued = Some((permit, Waiting::new(self)));
+            }
+            // An idle connection to another endpoint takes the place that this one needs.
+            let _closed = self.endpoints.iter().any(|e| e.close_one_idle());
+            tokio::select! {
+                () = &mut freed => {}
+                () = &mut late => return Err(Full),
+            }
+        }
+    }
+
+    /// An exchange is over: whether its connection may stay open. Not if it takes the place that another worker waits
+    /// for, as nobody there can use it.
+    pub(crate) fn keeps_connection(&self) -> bool {
+        self.waiting.get() > 0 || self.limits.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// Tells those who wait that a connection became idle.
+    pub(crate) fn connection_idle(&self) {
+        if self.cluster.policy.pool.max_connections.is_some() {
+            self.limits.freed.notify_waiters();
+        }
+    }
+
     /// Closes what has been idle for too long.
     pub(crate) fn sweep(&self, now: Instant) {
         let timeout = self.cluster.policy.pool.http_idle_timeout;
@@ -138,6 +187,32 @@ impl ClusterState {
     }
 }
 
+/// What a request that needs a connection gets.
+pub(crate) enum Place<T> {
+    /// It may make a new one.
+    New(Option<Permit>),
+    /// One became free.
+    Pooled(T),
+}
+
+/// One who waits for a connection.
+struct Waiting<'a>(&'a ClusterState);
+
+impl<'a> Waiting<'a> {
+    fn new(state: &'a ClusterState) -> Self {
+        state.waiting.set(state.waiting.get() + 1);
+        state.limits.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(state)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
+        self.0.limits.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What all workers together have in flight to a cluster. Counted only where a limit is set.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
@@ -145,8 +220,10 @@ pub(crate) struct Limits {
     requests: AtomicU32,
     pending: AtomicU32,
     retries: AtomicU32,
-    /// A connection ended or became idle, for those who wait because there may be no more.
-    pub(crate) freed: tokio::sync::Notify,
+    /// Who waits for a connection because there may be no more, in all workers.
+    waiting: AtomicU32,
+    /// A connection ended or became idle.
+    freed: tokio::sync::Notify,
 }
 
 /// Which of the counts.
@@ -195,7 +272,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.limits.counter(self.which).fetch_sub(1, Ordering::Relaxed);
         if matches!(self.which, Limit::Connections) {
-            self.limits.freed.notify_one();
+            self.limits.freed.notify_waiters();
         }
     }
 }

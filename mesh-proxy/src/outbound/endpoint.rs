@@ -91,9 +91,14 @@ impl Endpoint {
     /// A pooled HTTP/1 connection, the most recently used first.
     pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain_mut(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now));
-        let at = idle.iter().rposition(|c| c.owner == owner)?;
-        let c = idle.remove(at);
+        // Looks only as far as it has to: there may be hundreds.
+        let c = loop {
+            let at = idle.iter().rposition(|c| c.owner == owner)?;
+            let c = idle.remove(at);
+            if !c.sender.is_closed() && takes_requests(c.owner, c.born, now) {
+                break c;
+            }
+        };
         drop(idle);
         let rested = now.saturating_duration_since(c.since) > RESTED;
         let kind = LeaseKind::H1 { sender: c.sender, served: c.served, born: c.born };
@@ -132,12 +137,25 @@ impl Endpoint {
     /// Closes connections that have been idle for too long, and forgets closed ones.
     pub(crate) fn sweep(&self, now: Instant, idle_timeout: Duration) {
         let fresh = |since: Instant| now.saturating_duration_since(since) < idle_timeout;
-        self.idle.borrow_mut().retain(|c| {
-            !c.sender.is_closed() && fresh(c.since) && takes_requests(c.owner, c.born, now)
-        });
+        self.idle
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && fresh(c.since) && takes_requests(c.owner, c.born, now));
         self.h2
             .borrow_mut()
             .retain(|c| !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get())));
+    }
+
+    /// Closes the connection that has been idle for longest; false if there is none.
+    pub(crate) fn close_one_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            idle.remove(0);
+            return true;
+        }
+        drop(idle);
+        let mut h2 = self.h2.borrow_mut();
+        let at = h2.iter().position(|c| c.in_flight.get() == 0);
+        at.map(|at| h2.remove(at)).is_some()
     }
 
     /// Closes all idle connections: the endpoint is gone, or the worker drains.

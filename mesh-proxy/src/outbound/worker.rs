@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -327,6 +327,10 @@ impl WorkerState {
     /// Closes and forgets what nobody uses; the last time was so long ago.
     fn sweep(&self, ago: Duration) {
         self.watches.look(ago);
+        let edges = &self.shared.telemetry.edges;
+        edges.accept_errors.inc_by(self.shared.accept_errors.connection.swap(0, Ordering::Relaxed));
+        edges.accept_pauses.inc_by(self.shared.accept_errors.resource.swap(0, Ordering::Relaxed));
+        edges.log_lines_dropped.set(i64::try_from(self.shared.access_log.dropped()).unwrap_or(i64::MAX));
         let now = Instant::now();
         let tables = self.tables();
         let mut all = self.clusters.borrow_mut();

@@ -1,6 +1,6 @@
 //! What happened at the edges of the data path, where no request or connection of its own could tell of it.
 
-use prometheus::{IntCounter, Registry};
+use prometheus::{IntCounter, IntGauge, Registry};
 
 /// Counters of all workers together.
 #[derive(Debug, Clone)]
@@ -13,6 +13,12 @@ pub struct EdgeCounters {
     pub bad_requests: IntCounter,
     /// Copies of requests that were not sent: too large, or too many.
     pub mirrors_skipped: IntCounter,
+    /// Connections that were lost while they were accepted.
+    pub accept_errors: IntCounter,
+    /// Times that accepting paused: out of descriptors or memory.
+    pub accept_pauses: IntCounter,
+    /// Access log lines that were dropped because the output was too slow.
+    pub log_lines_dropped: IntGauge,
     /// Further tries of requests.
     pub retries: IntCounter,
     /// Retries that a rule wanted and the budget did not allow.
@@ -27,7 +33,21 @@ impl EdgeCounters {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
+        let log_lines_dropped = IntGauge::new(
+            "mesh_access_log_lines_dropped",
+            "Access log lines that were dropped because the output was too slow.",
+        )?;
+        registry.register(Box::new(log_lines_dropped.clone()))?;
         Ok(Self {
+            log_lines_dropped,
+            accept_errors: counter(
+                "mesh_outbound_accept_errors_total",
+                "Connections that were lost while they were accepted.",
+            )?,
+            accept_pauses: counter(
+                "mesh_outbound_accept_pauses_total",
+                "Times that accepting paused: out of descriptors or memory.",
+            )?,
             refused_connections: counter(
                 "mesh_outbound_refused_connections_total",
                 "Connections closed at once because the worker serves as many as it may.",

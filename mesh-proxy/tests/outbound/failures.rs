@@ -314,3 +314,26 @@ async fn a_drain_finishes_what_is_under_way_and_no_request_fails() {
     assert_eq!(report.cut_off, 0, "the idle connection was closed, the busy one finished");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
+    let (a, b) = (Upstream::start("a").await, Upstream::start("b").await);
+    let mut web = service("web", VIP, 80, Protocol::Http);
+    let mut limited = policy(model::ConnectionPool { max_connections: 1, ..Default::default() });
+    if let Some(p) = &mut limited.policy {
+        let simple = model::load_balancer::Simple::RoundRobin.into();
+        p.load_balancer = Some(model::LoadBalancer { simple });
+    }
+    web.policies = vec![limited];
+    let world =
+        start(vec![Resource::Service(web), endpoints("web", 80, &[(a.addr, "a"), (b.addr, "b")])]);
+    let mut client = world.http1(TO).await;
+    for _ in 0..10 {
+        let begin = Instant::now();
+        let response = client.send_request(get(HOST, "/")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        collect(response.into_body()).await;
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+    assert_eq!((a.requests(), b.requests()), (5, 5));
+}

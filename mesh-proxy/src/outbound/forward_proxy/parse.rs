@@ -174,6 +174,34 @@ mod tests {
     }
 
     #[test]
+    fn no_input_makes_it_panic() {
+        let mut random = 3_u64;
+        let mut next = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % n
+        };
+        let starts: [&[u8]; 5] = [b"CONNECT ", b"CONNECT [", b"GET http://", &[5, 1, 0, 3], &[5, 255]];
+        for _ in 0..20_000 {
+            let mut bytes = starts[next(starts.len())].to_vec();
+            let noise = b"\r\n :]/.a1\x00\xff";
+            bytes.extend((0..next(24)).map(|_| noise[next(noise.len())]));
+            let length = match head(&bytes) {
+                Head::Connect { length, port, .. } => (port > 0).then_some(length).unwrap_or(usize::MAX),
+                _ => 0,
+            };
+            assert!(length <= bytes.len());
+            assert!(
+                greeting(&bytes).is_ok_and(|n| n.is_none_or(|n| n <= bytes.len()))
+                    || greeting(&bytes).is_err()
+            );
+            assert!(
+                request(&bytes).is_ok_and(|r| r.is_none_or(|r| r.2 <= bytes.len()))
+                    || request(&bytes).is_err()
+            );
+        }
+    }
+
+    #[test]
     fn socks_in_pieces_and_refusals() {
         assert_eq!(greeting(&[5]), Ok(None));
         assert_eq!(greeting(&[5, 2, 2, 0]), Ok(Some(4)));

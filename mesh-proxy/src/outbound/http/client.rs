@@ -14,7 +14,7 @@ use mesh_core::{WorkloadEntry, retry::TryResult};
 
 use super::{
     super::{
-        cluster::{ClusterState, Full, Limit, Permit, Tried},
+        cluster::{ClusterState, Full, Permit, Place, Tried},
         connect::{self, Wanted},
         connector::{ConnectError, Purpose, TunnelError},
         endpoint::{Endpoint, Lease, Owner, Request, Response},
@@ -122,18 +122,14 @@ impl Upstreams {
             self.tried.push(endpoint.addr);
             return Ok(lease);
         }
-        let permit = loop {
-            if let Ok(permit) = self.state.limits.take(Limit::Connections, pool.max_connections) {
-                break permit;
-            }
-            let waiting = self.state.limits.take(Limit::Pending, pool.max_pending_requests);
-            let _place = waiting.map_err(|Full| ConnectError::Overflow)?;
-            self.state.limits.freed.notified().await;
-            if let Some(lease) = pooled(owner) {
+        let permit = match self.state.place(|| pooled(owner)).await {
+            Ok(Place::New(permit)) => permit,
+            Ok(Place::Pooled(lease)) => {
                 drop(dialling);
                 self.tried.push(endpoint.addr);
                 return Ok(lease);
             }
+            Err(Full) => return Err(ConnectError::Overflow),
         };
         // Rare beside pooled connections: its state is not part of every request's.
         Box::pin(self.dial(index, permit)).await

@@ -62,11 +62,9 @@ impl Tail {
         self.connection.scan.message_ended();
         let pool = &self.state.cluster.policy.pool;
         // A request whose body is still on its way holds its connection: it cannot serve another one.
-        if self.record.received.ended.get() {
+        if self.record.received.ended.get() && self.state.keeps_connection() {
             self.lease.release(pool.max_requests_per_connection);
-        }
-        if pool.max_connections.is_some() {
-            self.state.limits.freed.notify_one();
+            self.state.connection_idle();
         }
         drop(self.permit);
     }

@@ -199,6 +199,40 @@ mod tests {
     }
 
     #[test]
+    fn where_the_bytes_are_cut_makes_no_difference() {
+        let parts: [&[u8]; 9] = [
+            b"GET / HTTP/1.1\r\n",
+            b"Host: a\r\n",
+            b"content-length: 7\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"\r\n",
+            b"\n",
+            b"x",
+            b"Content-Length: x\r\n",
+            b"\xff\x00\r",
+        ];
+        let mut random = 7_u64;
+        let mut next = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % n
+        };
+        for _ in 0..2000 {
+            let all: Vec<u8> = (0..next(30)).flat_map(|_| parts[next(parts.len())]).copied().collect();
+            let (mut whole, mut cut) = (HeadScanner::new(), HeadScanner::new());
+            whole.feed(&all);
+            let mut rest = &all[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(1 + next(rest.len()));
+                cut.feed(now);
+                rest = later;
+            }
+            assert_eq!(whole.bad_head(), cut.bad_head(), "{:?}", String::from_utf8_lossy(&all));
+            assert_eq!(whole.partial_head(), cut.partial_head(), "{:?}", String::from_utf8_lossy(&all));
+            assert_eq!(whole.heads, cut.heads);
+        }
+    }
+
+    #[test]
     fn a_head_is_partial_until_its_empty_line() {
         let mut scanner = HeadScanner::new();
         assert_eq!(scanner.partial_head(), None);
