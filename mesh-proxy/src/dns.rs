@@ -15,6 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_net::listen;
 use node_rt::Tasks;
@@ -39,6 +40,8 @@ pub struct DnsOptions {
     pub upstreams: Vec<SocketAddr>,
     /// Where the host's own servers are written.
     pub resolv_conf: PathBuf,
+    /// How often it is looked at.
+    pub resolv_conf_every: Duration,
     /// Bounds of the cache.
     pub cache: CacheLimits,
     /// Bounds of forwarding.
@@ -54,6 +57,7 @@ impl DnsOptions {
             listen,
             upstreams,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            resolv_conf_every: Duration::from_secs(5),
             cache: CacheLimits::default(),
             forward: ForwardLimits::default(),
             connections: 256,

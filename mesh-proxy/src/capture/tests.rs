@@ -306,7 +306,9 @@ fn captured_connections_outlive_repairs_and_the_release() {
             assert!(done.is_ok(), "the connection is dead {when}");
         };
         talk("before anything").await;
-        for breakage in ["nft flush set inet selvage vip4", "nft flush chain inet selvage output"] {
+        for breakage in
+            ["nft flush set inet selvage vip4", "nft flush chain inet selvage output", "nft flush ruleset"]
+        {
             sh(breakage).unwrap();
             world.until(VIP, true).await;
             talk("after a repair").await;

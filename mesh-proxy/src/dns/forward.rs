@@ -25,8 +25,6 @@ use super::upstreams::{parse_resolv_conf, usable};
 const STALE_TTL: Duration = Duration::from_secs(30);
 /// Life of a negative answer without an SOA.
 const NEGATIVE_TTL: Duration = Duration::from_secs(10);
-/// How often resolv.conf is looked at.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// Questions without any answer in a row after which the servers count as gone.
 const GONE_AFTER: u32 = 3;
@@ -105,7 +103,7 @@ impl Health {
 type Flight = watch::Receiver<Option<Result<Arc<Found>, NoAnswer>>>;
 
 struct Inner {
-    resolver: ArcSwap<Option<TokioResolver>>,
+    upstreams: ArcSwap<Upstreams>,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
     health: Mutex<Health>,
@@ -113,6 +111,18 @@ struct Inner {
     limits: ForwardLimits,
     metrics: DnsMetrics,
     tasks: Tasks,
+}
+
+/// The servers in use.
+struct Upstreams {
+    servers: Vec<SocketAddr>,
+    resolver: Option<TokioResolver>,
+}
+
+impl Upstreams {
+    fn new(servers: Vec<SocketAddr>, limits: &ForwardLimits) -> Self {
+        Self { resolver: resolver(&servers, limits), servers }
+    }
 }
 
 #[derive(Clone)]
@@ -128,7 +138,10 @@ impl Forwarder {
             options.upstreams.clone()
         };
         let inner = Inner {
-            resolver: ArcSwap::from_pointee(resolver(&usable(&servers, options.listen), &options.forward)),
+            upstreams: ArcSwap::from_pointee(Upstreams::new(
+                usable(&servers, options.listen),
+                &options.forward,
+            )),
             cache: Mutex::new(Cache::new(options.cache)),
             flights: Mutex::default(),
             health: Mutex::default(),
@@ -140,28 +153,31 @@ impl Forwarder {
         Self { inner: Arc::new(inner) }
     }
 
+    #[cfg(test)]
+    pub(super) fn servers(&self) -> Vec<SocketAddr> {
+        self.inner.upstreams.load().servers.clone()
+    }
+
     /// Follows resolv.conf, which DHCP clients rewrite, when no servers are configured.
     pub(crate) fn watch_resolv_conf(&self, options: &DnsOptions, tasks: &Tasks) {
         if !options.upstreams.is_empty() {
             return;
         }
-        let (path, listen) = (options.resolv_conf.clone(), options.listen);
+        let (path, listen, every) = (options.resolv_conf.clone(), options.listen, options.resolv_conf_every);
         let this = self.clone();
         let drain = tasks.drain().clone();
         tasks.spawn("dns upstreams", async move {
-            let mut last = tokio::fs::read_to_string(&path).await.unwrap_or_default();
             loop {
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
+                    () = tokio::time::sleep(every) => {}
                     () = drain.cancelled() => return,
                 }
-                // Unreadable for a moment is no reason to forget the servers.
+                // Unreadable or empty for a moment is no reason to forget the servers.
                 let Ok(text) = tokio::fs::read_to_string(&path).await else { continue };
-                if text != last {
-                    let servers = usable(&parse_resolv_conf(&text), listen);
+                let servers = usable(&parse_resolv_conf(&text), listen);
+                if !servers.is_empty() && servers != this.inner.upstreams.load().servers {
                     tracing::info!(?servers, "upstream name servers changed");
-                    this.inner.resolver.store(Arc::new(resolver(&servers, &this.inner.limits)));
-                    last = text;
+                    this.inner.upstreams.store(Arc::new(Upstreams::new(servers, &this.inner.limits)));
                 }
             }
         });
@@ -233,8 +249,8 @@ impl Inner {
     }
 
     async fn ask(&self, key: &Key) -> Result<Found, NoAnswer> {
-        let resolver = self.resolver.load_full();
-        let Some(resolver) = &*resolver else { return Err(NoAnswer) };
+        let upstreams = self.upstreams.load_full();
+        let Some(resolver) = &upstreams.resolver else { return Err(NoAnswer) };
         let name = Name::from(key.0.clone());
         let result = tokio::time::timeout(self.limits.total, resolver.lookup(name, key.1)).await;
         // A refusal is an answer too: the servers are there.

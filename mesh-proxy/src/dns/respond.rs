@@ -87,6 +87,10 @@ impl Responder {
                     reply.authorities.extend(self.soa());
                     return reply;
                 }
+                // Before the first configuration nothing is known, which is not the same as "no such name".
+                Answer::NxDomain if self.shared.tables.load().service_count() == 0 => {
+                    return Reply::error(Outcome::Failed, ResponseCode::ServFail);
+                }
                 Answer::NxDomain => {
                     let mut reply = Reply::mesh(Outcome::MeshNxDomain, ResponseCode::NXDomain, chain);
                     reply.authorities.extend(self.soa());

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_server::net::xfer::Protocol;
@@ -552,18 +552,55 @@ async fn silent_tcp_connections_do_not_keep_others_out_for_ever_and_garbage_ends
 }
 
 #[tokio::test]
+async fn before_the_first_configuration_no_name_is_denied() {
+    let tasks = Tasks::new(Drain::new());
+    let shared = Shared::new(Arc::new(Config::default()), Registry::new());
+    let address = start(&shared, quick(), &tasks).unwrap();
+    let ask = async || {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket
+            .send_to(&query("reviews.default.svc.cluster.local.", RecordType::A, None), address)
+            .await
+            .unwrap();
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).await.unwrap();
+        Message::from_vec(&buffer[..length]).unwrap()
+    };
+    assert_eq!(ask().await.metadata.response_code, ResponseCode::ServFail);
+    shared.apply(mesh());
+    assert_eq!(ask().await.answers.len(), 1);
+}
+
+#[tokio::test]
 async fn resolv_conf_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("resolv.conf");
     std::fs::write(&path, "search example.com\n").unwrap();
     let tasks = Tasks::new(Drain::new());
-    let shared = Shared::new(Arc::new(Config::default()), Registry::new());
-    let options = DnsOptions { resolv_conf: path, ..quick() };
-    let address = start(&shared, options, &tasks).unwrap();
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.send_to(&query("example.com.", RecordType::A, None), address).await.unwrap();
-    let mut buffer = [0; 512];
-    let length = socket.recv(&mut buffer).await.unwrap();
+    let metrics = DnsMetrics::register(&Registry::new()).unwrap();
+    let every = Duration::from_millis(20);
+    let options = DnsOptions { resolv_conf: path.clone(), resolv_conf_every: every, ..quick() };
+    let forwarder = Forwarder::new(&options, metrics, tasks.clone());
+    forwarder.watch_resolv_conf(&options, &tasks);
     // With no servers at all there is an answer at once, not a silence.
-    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.response_code, ResponseCode::ServFail);
+    let key = (Name::from_ascii("example.com.").unwrap().into(), RecordType::A);
+    assert!(forwarder.lookup(&key).await.is_err());
+    let becomes = async |expected: &[&str]| {
+        let expected: Vec<SocketAddr> = expected.iter().map(|server| server.parse().unwrap()).collect();
+        let start = Instant::now();
+        while forwarder.servers() != expected {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", forwarder.servers());
+            tokio::time::sleep(every).await;
+        }
+    };
+    std::fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+    becomes(&["192.0.2.1:53"]).await;
+    // Empty and gone for a moment while it is replaced: the servers stay.
+    std::fs::write(&path, "").unwrap();
+    tokio::time::sleep(every * 5).await;
+    std::fs::remove_file(&path).unwrap();
+    tokio::time::sleep(every * 5).await;
+    becomes(&["192.0.2.1:53"]).await;
+    std::fs::write(&path, "nameserver 192.0.2.2\nnameserver 192.0.2.3\n").unwrap();
+    becomes(&["192.0.2.2:53", "192.0.2.3:53"]).await;
 }
