@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::{Cluster, Dice, DiceKind, Tables};
+use mesh_core::{Cluster, Dice, DiceKind, ServiceEntry, Tables};
 use mesh_net::listen::{AcceptErrors, accept};
 use node_rt::{Drain, DrainGuard};
 use tokio::net::TcpListener;
@@ -214,6 +214,8 @@ pub(crate) struct WorkerState {
     pub(crate) watches: Watches,
     pub(crate) externals: Externals,
     tables: RefCell<Rc<Snapshot>>,
+    /// The tables at the last sweep.
+    swept: RefCell<Rc<Snapshot>>,
     clusters: RefCell<ClusterMap>,
     open: Cell<usize>,
     /// Copies of requests under way.
@@ -262,12 +264,14 @@ impl WorkerState {
             shared.config.own_ports.clone(),
             shared.tunnel.clone(),
         );
+        let tables = Rc::new(Snapshot(shared.tables.load_full()));
         Self {
             telemetry: Local::new(Arc::clone(&shared.telemetry)),
             connector,
             watches: Watches::default(),
             externals: Externals::default(),
-            tables: RefCell::new(Rc::new(Snapshot(shared.tables.load_full()))),
+            swept: RefCell::new(Rc::clone(&tables)),
+            tables: RefCell::new(tables),
             clusters: RefCell::default(),
             open: Cell::new(0),
             mirrors: Cell::new(0),
@@ -333,11 +337,16 @@ impl WorkerState {
         edges.log_lines_dropped.set(i64::try_from(self.shared.access_log.dropped()).unwrap_or(i64::MAX));
         let now = Instant::now();
         let tables = self.tables();
+        // Cached series hold entries of the tables they were made from; old tables are not to live on in them.
+        if !Rc::ptr_eq(&tables, &self.swept.replace(Rc::clone(&tables))) {
+            self.telemetry.forget();
+        }
         let mut all = self.clusters.borrow_mut();
         // A cluster that the tables no longer hold and no call uses is known only to this map.
         all.retain(|_, c| {
+            let listed = |s: &Arc<ServiceEntry>| s.clusters().any(|known| known.id == c.cluster.id);
             let known = Rc::strong_count(c) > 1
-                || tables.service(&c.cluster.key.host).is_some()
+                || tables.service(&c.cluster.key.host).is_some_and(listed)
                 || self.externals.knows(&c.cluster);
             if !known {
                 c.close_idle();

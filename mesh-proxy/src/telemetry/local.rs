@@ -183,6 +183,13 @@ impl Local {
         }
     }
 
+    /// Forgets which series belong to which entries; calls that come find theirs again.
+    pub(crate) fn forget(&self) {
+        self.flush();
+        self.requests.borrow_mut().clear();
+        self.tcp.borrow_mut().clear();
+    }
+
     fn requests_of(
         &self,
         parties: &Parties,

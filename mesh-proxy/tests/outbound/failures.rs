@@ -325,8 +325,7 @@ async fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
         p.load_balancer = Some(model::LoadBalancer { simple });
     }
     web.policies = vec![limited];
-    let world =
-        start(vec![Resource::Service(web), endpoints("web", 80, &[(a.addr, "a"), (b.addr, "b")])]);
+    let world = start(vec![Resource::Service(web), endpoints("web", 80, &[(a.addr, "a"), (b.addr, "b")])]);
     let mut client = world.http1(TO).await;
     for _ in 0..10 {
         let begin = Instant::now();

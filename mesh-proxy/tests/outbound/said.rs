@@ -190,3 +190,26 @@ async fn the_access_log_has_a_line_for_each_call() {
         }
     }
 }
+
+#[tokio::test]
+async fn counts_go_on_after_tables_and_caches_were_renewed() {
+    let upstream = Upstream::start("v1").await;
+    let web = || Resource::Service(service("web", VIP, 80, Protocol::Http));
+    let config = mesh_proxy::outbound::OutboundConfig { sweep_s: 1, ..Default::default() };
+    let world = World::start(
+        vec![web(), endpoints("web", 80, &[(upstream.addr, "v1")])],
+        Options { config, called: vec![TO.parse().unwrap()], ..Options::default() },
+    );
+    let mut client = world.http1(TO).await;
+    for _ in 0..3 {
+        collect(client.send_request(get("web", "/")).await.unwrap().into_body()).await;
+        world.apply(vec![web(), caller(), endpoints("web", 80, &[(upstream.addr, "v1")])]);
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+    }
+    collect(client.send_request(get("web", "/")).await.unwrap().into_body()).await;
+    // The first call came before the mesh knew its caller: all it had for that address was the endpoint.
+    world.metric(&["istio_requests_total{", "source_workload=\"web-v1\"", "} 1"]).await;
+    world.metric(&["istio_requests_total{", "source_workload=\"productpage-v1\"", "} 3"]).await;
+    let connections = upstream.connections.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(connections, 1, "pooled connections outlive a change that does not concern them");
+}
