@@ -65,7 +65,7 @@ pub struct Config {
 pub struct ListenConfig {
     /// Captured connections.
     pub outbound: SocketAddr,
-    /// Connections for pods of this node.
+    /// Kept for redirected connections to pods of this node; nothing listens there yet.
     pub inbound: SocketAddr,
     /// Tunnel, TCP and UDP.
     pub tunnel: SocketAddr,

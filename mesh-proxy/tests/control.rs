@@ -196,6 +196,28 @@ async fn a_node_whose_certificate_has_ended_joins_again_with_a_new_token() {
     proxy.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gets_ready_in_a_mesh_that_never_rests() {
+    let (_, controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    let unrest = async {
+        for i in 0u32.. {
+            controller.write("unrest.yaml", &service("unrest", "10.96.9.9", 1000 + (i % 1000) as u16));
+            let address = format!("10.9.{}.{}", i / 250 % 250, i % 250 + 1);
+            controller.write("pod.yaml", &pod("unrest", "v1", &address, "edge-b"));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = proxy.ready(SOON) => {}
+        () = unrest => {}
+    }
+    proxy.stop().await;
+}
+
 /// Calls without end, on connections of their own, that must all be answered.
 struct Load {
     stop: Arc<AtomicBool>,

@@ -11,7 +11,10 @@ use mesh_api::{
     xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status},
 };
 use mesh_core::{Applied, Change};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
@@ -28,6 +31,9 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const QUEUE: usize = 16;
 /// When all types have been answered and nothing came for this long, all is here.
 const QUIET: Duration = Duration::from_millis(200);
+/// In a mesh that never rests, all is here after this long at the latest: the first answers hold what there was when the
+/// stream began.
+const UNREST: Duration = Duration::from_secs(3);
 /// How soon a report that failed is sent again.
 const REPORT_AGAIN: Duration = Duration::from_secs(5);
 /// Longest text of a refusal.
@@ -82,8 +88,13 @@ impl Session {
             addresses.clone()
         ));
         let mut settled = false;
+        let mut answered_at = None;
         loop {
-            let waits_for_quiet = !settled && self.unanswered.is_empty();
+            let now = Instant::now();
+            if self.unanswered.is_empty() && answered_at.is_none() {
+                answered_at = Some(now);
+            }
+            let settle_at = answered_at.filter(|_| !settled).map(|t: Instant| (t + UNREST).min(now + QUIET));
             tokio::select! {
                 response = self.responses.message() => {
                     let Some(response) = response? else {
@@ -92,7 +103,7 @@ impl Session {
                     };
                     self.on_response(discovery, response).await?;
                 }
-                () = tokio::time::sleep(QUIET), if waits_for_quiet => {
+                () = tokio::time::sleep_until(settle_at.unwrap_or(now)), if settle_at.is_some() => {
                     settled = true;
                     mesh_net::memory::release_unused();
                     self.keep(discovery, Vec::new(), true).await?;

@@ -25,7 +25,7 @@ use crate::{
 /// First pause after a failure; it doubles.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// A clock that is wrong must not make renewal spin.
 const RENEW_AT_LEAST_AFTER: Duration = Duration::from_secs(5);
 
