@@ -210,6 +210,22 @@ async fn websocket_bytes_pass_both_ways() {
 }
 
 #[tokio::test]
+async fn http2_by_upgrade_would_pass_the_rules_by_and_is_not_offered() {
+    let (world, upstream) = world(Protocol::Http).await;
+    let mut client = world.http1(TO).await;
+    let request = Request::get("/")
+        .header("host", HOST)
+        .header(header::CONNECTION, "Upgrade, HTTP2-Settings")
+        .header(header::UPGRADE, "h2c")
+        .header("http2-settings", "AAMAAABkAAQAoAAAAAIAAAAA")
+        .body(full(""))
+        .unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), StatusCode::OK);
+    let seen = upstream.last().headers;
+    assert!(!seen.contains_key(header::UPGRADE) && !seen.contains_key("http2-settings"), "{seen:?}");
+}
+
+#[tokio::test]
 async fn http_1_0_without_host_reaches_what_was_called() {
     let (world, upstream) = world(Protocol::Http).await;
     let mut stream = world.dial(TO).await;

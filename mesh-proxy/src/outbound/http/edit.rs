@@ -136,7 +136,10 @@ pub(crate) fn upgrade_wanted<B>(request: &Request<B>) -> Option<HeaderValue> {
     {
         return None;
     }
-    request.headers().get(header::UPGRADE).cloned()
+    let wanted = request.headers().get(header::UPGRADE)?;
+    // HTTP/2 by upgrade would carry requests past the rules; without the header the client stays with HTTP/1.
+    let h2c = |v: &str| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("h2c"));
+    if wanted.to_str().map_or(true, h2c) { None } else { Some(wanted.clone()) }
 }
 
 /// Asks the endpoint for the change.
