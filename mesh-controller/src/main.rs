@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
     node_rt::init_logging(config.log_format, &config.log_level)?;
+    node_rt::raise_descriptor_limit();
     let drain = Drain::new();
     let (tasks, readiness) = (Tasks::new(drain.clone()), Readiness::new());
     node_rt::handle_signals(&tasks).context("signal handlers")?;

@@ -96,6 +96,7 @@ pub fn run(config: Config) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    node_rt::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
