@@ -14,7 +14,7 @@ use mesh_testkit::{
     bins,
     echo::load::Report,
     lab::Signal,
-    mesh::{Load, Mesh, metric},
+    mesh::{Load, Mesh, manifest::service, metric},
 };
 use support::{call, connect, received, up};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -255,4 +255,45 @@ fn without_capture_applications_use_the_proxy_on_loopback() {
     // And over the load generator's own idea of the service, from a pod.
     let body = received(call(&mesh, "http://far:8080/", &[]).last_body.as_bytes());
     assert_eq!(body["name"], "far-1");
+}
+
+#[test]
+fn five_thousand_services_arrive_while_calls_go_on() {
+    let mesh = up("many");
+    let running = loads(&mesh);
+    pause(500);
+    // A folder of files, as one would keep so many.
+    let apply = |label: &str| {
+        for file in 0..10_usize {
+            let one = |i: usize| {
+                let text = service(&format!("many-{i:04}"), label, &[("http", 8080, "TCP")]);
+                let address = format!("\"clusterIP\": \"10.97.{}.{}\", \"ports\"", i / 200, i % 200 + 1);
+                text.replacen("\"ports\"", &address, 1)
+            };
+            let text: String = (file * 500..(file + 1) * 500).map(one).collect();
+            mesh.apply(&format!("many-{file}.yaml"), &text).unwrap();
+        }
+    };
+    let start = Instant::now();
+    apply("nobody");
+    let known = || {
+        let found = mesh.world.pod("client").unwrap().exec(&["getent", "ahostsv4", "many-4999"]).unwrap();
+        found.stdout.starts_with("10.97.24.200 ")
+    };
+    until("the last of 5,000 services", Duration::from_secs(30), known);
+    eprintln!("5,000 services known after {:?}", start.elapsed());
+    let captured = || metric(&mesh.metrics("a").unwrap(), "selvage_capture_addresses", &[]) >= 5_000.0;
+    until("their capture", Duration::from_secs(10), captured);
+    eprintln!("captured after {:?}", start.elapsed());
+    // Every one of them changes: now they lead to an application.
+    let start = Instant::now();
+    apply("far");
+    until("the last change", Duration::from_secs(30), || {
+        mesh.call("client", "http://many-4999:8080/", &["--timeout", "2"])
+            .unwrap()
+            .by_status
+            .contains_key(&200)
+    });
+    eprintln!("5,000 services changed after {:?}", start.elapsed());
+    none_failed(&mesh, running, 50);
 }

@@ -407,3 +407,24 @@ fn ambiguous_requests_are_refused_and_never_reach_the_service() {
         call(mesh(), "http://far:8080/", &[]);
     });
 }
+
+#[test]
+fn garbage_for_the_name_server_disturbs_nobody() {
+    run(async {
+        // Datagrams that are no DNS, and a TCP client that promises a message and sends something else.
+        let garbage = mesh()
+            .call("client", "udp://169.254.96.16:53", &["-n", "50", "-c", "10", "--timeout", "0.1"])
+            .unwrap();
+        assert_eq!(garbage.sent, 50);
+        for bytes in [&b"\xff\xff short"[..], b"\x00\x05hello", b"\x00\x00", b"GET / HTTP/1.1\r\n\r\n"] {
+            let mut wire = connect(mesh(), "client", "169.254.96.16:53");
+            wire.io.write_all(bytes).await.unwrap();
+            wire.io.flush().await.unwrap();
+        }
+        let report =
+            call(mesh(), "http://far.default.svc.cluster.local:8080/", &["-n", "20", "--no-keep-alive"]);
+        assert!(report.latency_ms.p99 < 1_000.0, "{report:?}");
+        let unknown = mesh().call("client", "http://nobody.default.svc.cluster.local:8080/", &[]).unwrap();
+        assert!(unknown.errors.keys().any(|e| e.starts_with("lookup: ")), "{unknown:?}");
+    });
+}

@@ -236,9 +236,26 @@ pub(super) fn metrics(mesh: &Mesh, screen: &mut Screen) -> anyhow::Result<()> {
     screen.step("Metrics under Istio's names");
     let labels = ["destination_service_name=\"details\"", "response_code=\"200\"", "reporter=\"source\""];
     let count = || anyhow::Ok(metric(&mesh.metrics("edge-a")?, "istio_requests_total", &labels));
-    let before = count()?;
+    // The proxy's threads hand their counts over every now and then: a count is final when it no longer moves.
+    let settled = || {
+        let mut last = count()?;
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(400));
+            let now = count()?;
+            if (now - last).abs() < 0.5 {
+                break;
+            }
+            last = now;
+        }
+        anyhow::Ok(last)
+    };
+    let before = settled()?;
     mesh.call("shopper", "http://details:9080/details/0", &["-n", "50"])?;
-    let after = count()?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while count()? < before + 49.5 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let after = settled()?;
     screen.say(&format!("istio_requests_total{{{}}} {before} → {after}", labels.join(",")));
     screen.check(
         "50 calls are 50 more requests",
