@@ -14,8 +14,7 @@ use super::{
     Kind, LabError, Spec, World,
     enter::{Enter, enter_main, run_main},
     keeper::{keep_main, world_main},
-    relay,
-    state,
+    relay, state,
     world::Options,
 };
 
