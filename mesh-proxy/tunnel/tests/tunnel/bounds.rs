@@ -353,7 +353,7 @@ async fn ten_thousand_streams_to_one_peer_stay_open_together() {
     // One more is as quick as the first.
     let began = Instant::now();
     echo_round(&a, "b", 1000).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     for stream in held.iter_mut().step_by(997) {
         stream.write_all(b"x").await.unwrap();
         stream.read_exact(&mut [0]).await.unwrap();

@@ -80,6 +80,8 @@ async fn under_load_every_worker_has_its_own_connection_on_both_sides() {
             held.load(Ordering::Relaxed) == round * 16
         })
         .await;
+        // The first round asks for it; the following ones find it.
+        eventually("there is a second connection", Duration::from_secs(10), || a.status().len() == 2).await;
     }
     let status = a.status();
     assert_eq!(status.len(), 2, "{status:?}");
