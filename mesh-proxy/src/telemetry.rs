@@ -20,6 +20,3 @@ pub use istio::{
     Call, Reporter, RequestProtocol, RequestSeries, Security, TcpSeries, Telemetry, TelemetryConfig,
 };
 pub use peer::{Destination, Peer};
-
-#[cfg(test)]
-mod tests;
