@@ -186,7 +186,13 @@ mod tests {
             let noise = b"\r\n :]/.a1\x00\xff";
             bytes.extend((0..next(24)).map(|_| noise[next(noise.len())]));
             let length = match head(&bytes) {
-                Head::Connect { length, port, .. } => if port > 0 { length } else { usize::MAX },
+                Head::Connect { length, port, .. } => {
+                    if port > 0 {
+                        length
+                    } else {
+                        usize::MAX
+                    }
+                }
                 _ => 0,
             };
             assert!(length <= bytes.len());
