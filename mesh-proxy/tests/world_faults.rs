@@ -165,6 +165,8 @@ fn sigterm_lets_running_requests_end() {
                 &["-n", "1"],
             )
             .unwrap();
+        // A WebSocket that still has messages to send.
+        let chat = mesh.load("client", "ws://far:8080/", &["-n", "40", "--rate", "20"]).unwrap();
         pause(500);
         let mut proxy = mesh.procs.remove(node).unwrap();
         proxy.signal(Signal::SIGTERM).unwrap();
@@ -175,6 +177,8 @@ fn sigterm_lets_running_requests_end() {
             let report = load.finish().unwrap();
             assert_eq!((report.sent, report.failed), (1, 0), "{node}: {report:?}");
         }
+        let report = chat.finish().unwrap();
+        assert_eq!((report.sent, report.failed), (40, 0), "{node}: {report:?}");
         mesh.start_proxy(node, None).unwrap();
         mesh.wait_ready(node, Duration::from_secs(10)).unwrap();
         until("calls after the restart", Duration::from_secs(15), || {
