@@ -35,6 +35,11 @@ pub(crate) struct Mesh {
 impl Mesh {
     /// Brings all of it up, and returns when the bookshop answers without rules.
     pub(crate) fn start() -> Self {
+        bins::know("mesh-controller", env!("CARGO_BIN_EXE_mesh-controller"));
+        for program in ["meshctl", "mesh-proxy", "echo"] {
+            // Built before anything runs, and the same for the whole test.
+            bins::know(program, bins::find(program).unwrap().to_str().unwrap());
+        }
         let world = Arc::new(World::up(&spec()).unwrap());
         let cluster = control_plane(&world);
         manifests::install_crds(&cluster);
