@@ -26,14 +26,14 @@ pub(crate) struct Counts {
 impl Counts {
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let open =
-            IntGauge::new("mesh_inbound_connections", "Connections to pods that came through the tunnel.")?;
+            IntGauge::new("selvage_inbound_connections", "Connections to pods that came through the tunnel.")?;
         let accepted = IntCounter::new(
-            "mesh_inbound_accepted_total",
+            "selvage_inbound_accepted_total",
             "Streams of other nodes that were connected to a pod.",
         )?;
         let refused = IntCounterVec::new(
             Opts::new(
-                "mesh_inbound_refused_total",
+                "selvage_inbound_refused_total",
                 "Streams of other nodes that this node refused, by reason.",
             ),
             &["reason"],

@@ -257,7 +257,7 @@ async fn a_call_reaches_the_pod_and_is_counted_on_the_owners_side() {
         assert_eq!(metric(&w.registry, "istio_tcp_connections_opened_total", &labels), 1.0);
         assert_eq!(metric(&w.registry, "istio_tcp_received_bytes_total", &labels), 15.0);
         assert_eq!(metric(&w.registry, "istio_tcp_sent_bytes_total", &labels), 15.0);
-        assert_eq!(metric(&w.registry, "mesh_inbound_connections", &[]), 0.0);
+        assert_eq!(metric(&w.registry, "selvage_inbound_connections", &[]), 0.0);
     };
     LocalSet::new().run_until(body).await;
 }
@@ -280,12 +280,12 @@ async fn each_refusal_is_told_to_the_opener_and_counted() {
         for (open, code, reason) in cases {
             assert_eq!(refusal(w.a.open("b", open).await), code, "{reason}");
             assert_eq!(
-                metric(&w.registry, "mesh_inbound_refused_total", &[("reason", reason)]),
+                metric(&w.registry, "selvage_inbound_refused_total", &[("reason", reason)]),
                 1.0,
                 "{reason}"
             );
         }
-        assert_eq!(metric(&w.registry, "mesh_inbound_accepted_total", &[]), 0.0);
+        assert_eq!(metric(&w.registry, "selvage_inbound_accepted_total", &[]), 0.0);
         let (drain, config) = (w.drain.clone(), node_rt::DrainConfig::default());
         spawn_local(async move {
             let tasks = node_rt::Tasks::new(drain.clone());
@@ -359,7 +359,7 @@ async fn one_peer_cannot_take_every_place() {
         let (one, _two) = (call().await.unwrap(), call().await.unwrap());
         assert_eq!(refusal(call().await), Refusal::Overloaded);
         drop(one);
-        eventually("the place is free again", || metric(&w.registry, "mesh_inbound_connections", &[]) == 1.0)
+        eventually("the place is free again", || metric(&w.registry, "selvage_inbound_connections", &[]) == 1.0)
             .await;
         call().await.unwrap();
     };

@@ -34,39 +34,39 @@ impl EdgeCounters {
             Ok::<_, prometheus::Error>(counter)
         };
         let log_lines_dropped = IntGauge::new(
-            "mesh_access_log_lines_dropped",
+            "selvage_access_log_lines_dropped",
             "Access log lines that were dropped because the output was too slow.",
         )?;
         registry.register(Box::new(log_lines_dropped.clone()))?;
         Ok(Self {
             log_lines_dropped,
             accept_errors: counter(
-                "mesh_outbound_accept_errors_total",
+                "selvage_outbound_accept_errors_total",
                 "Connections that were lost while they were accepted.",
             )?,
             accept_pauses: counter(
-                "mesh_outbound_accept_pauses_total",
+                "selvage_outbound_accept_pauses_total",
                 "Times that accepting paused: out of descriptors or memory.",
             )?,
             refused_connections: counter(
-                "mesh_outbound_refused_connections_total",
+                "selvage_outbound_refused_connections_total",
                 "Connections closed at once because the worker serves as many as it may.",
             )?,
             loops: counter(
-                "mesh_outbound_loops_total",
+                "selvage_outbound_loops_total",
                 "Connections that would have come back to this proxy.",
             )?,
             bad_requests: counter(
-                "mesh_outbound_bad_requests_total",
+                "selvage_outbound_bad_requests_total",
                 "Requests that could be read in two ways, or not at all.",
             )?,
             mirrors_skipped: counter(
-                "mesh_outbound_mirrors_skipped_total",
+                "selvage_outbound_mirrors_skipped_total",
                 "Copies of requests that were not sent: too large, or too many.",
             )?,
-            retries: counter("mesh_outbound_retries_total", "Further tries of requests.")?,
+            retries: counter("selvage_outbound_retries_total", "Further tries of requests.")?,
             retries_denied: counter(
-                "mesh_outbound_retries_denied_total",
+                "selvage_outbound_retries_denied_total",
                 "Retries that a rule wanted and the budget or a limit did not allow.",
             )?,
         })

@@ -226,9 +226,9 @@ impl Telemetry {
             Ok::<_, prometheus::Error>(family)
         };
         let series_gauge =
-            IntGauge::new("mesh_telemetry_series", "Label sets that the traffic metrics hold.")?;
+            IntGauge::new("selvage_telemetry_series", "Label sets that the traffic metrics hold.")?;
         let overflow = IntCounter::new(
-            "mesh_telemetry_overflow_total",
+            "selvage_telemetry_overflow_total",
             "Label sets that did not fit and share the series labelled overflow.",
         )?;
         registry.register(Box::new(series_gauge.clone()))?;

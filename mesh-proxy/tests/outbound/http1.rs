@@ -295,7 +295,7 @@ async fn what_could_be_read_in_two_ways_is_refused() {
     }
     assert_eq!(upstream.requests(), 0, "nothing of it reached the endpoint");
     // What the HTTP library refuses is counted when its connection has ended.
-    world.metric(&["mesh_outbound_bad_requests_total 16"]).await;
+    world.metric(&["selvage_outbound_bad_requests_total 16"]).await;
 }
 
 #[tokio::test]
