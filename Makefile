@@ -35,7 +35,7 @@ lab: ## an interactive world of network namespaces: make lab ARGS="up examples/w
 
 .PHONY: test
 test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when CONFORMANCE_VECTORS is set
-	@$(NEED) $(LAB_TOOLS) etcd=etcd-server
+	@$(NEED) $(LAB_TOOLS)
 	@mkdir -p $(LOGS)
 	@echo "test: the Kubernetes programs (built once, then cached)"
 	@mesh-proxy/testkit/kube/build.sh
@@ -54,7 +54,7 @@ conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
 
 .PHONY: kube-test
 kube-test: ## the mesh on a real kube-apiserver, with kubectl and real EndpointSlices
-	@$(NEED) $(LAB_TOOLS) etcd=etcd-server
+	@$(NEED) $(LAB_TOOLS)
 	@mkdir -p $(LOGS)
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
