@@ -25,8 +25,10 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let open =
-            IntGauge::new("selvage_inbound_connections", "Connections to pods that came through the tunnel.")?;
+        let open = IntGauge::new(
+            "selvage_inbound_connections",
+            "Connections to pods that came through the tunnel.",
+        )?;
         let accepted = IntCounter::new(
             "selvage_inbound_accepted_total",
             "Streams of other nodes that were connected to a pod.",

@@ -359,8 +359,10 @@ async fn one_peer_cannot_take_every_place() {
         let (one, _two) = (call().await.unwrap(), call().await.unwrap());
         assert_eq!(refusal(call().await), Refusal::Overloaded);
         drop(one);
-        eventually("the place is free again", || metric(&w.registry, "selvage_inbound_connections", &[]) == 1.0)
-            .await;
+        eventually("the place is free again", || {
+            metric(&w.registry, "selvage_inbound_connections", &[]) == 1.0
+        })
+        .await;
         call().await.unwrap();
     };
     LocalSet::new().run_until(body).await;
