@@ -99,7 +99,7 @@ fn proxy(dir: &Path, state: &Path, node: &'static str, base: u16, capture: bool)
         "join_token": String::from_utf8_lossy(&token.stdout).trim(),
         "workers": 2,
         "listen": {
-            "outbound": at(1), "inbound": at(6), "tunnel": at(8), "admin": local(0), "metrics": at(20),
+            "outbound": at(1), "tunnel": at(8), "admin": local(0), "metrics": at(20),
             "health": at(21), "proxy": local(80),
         },
         "dns": { "enabled": false },

@@ -65,8 +65,6 @@ pub struct Config {
 pub struct ListenConfig {
     /// Captured connections.
     pub outbound: SocketAddr,
-    /// Kept for redirected connections to pods of this node; nothing listens there yet.
-    pub inbound: SocketAddr,
     /// Tunnel, TCP and UDP.
     pub tunnel: SocketAddr,
     /// Admin pages; loopback only.
@@ -137,7 +135,6 @@ impl Default for ListenConfig {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Self {
             outbound: any(15001),
-            inbound: any(15006),
             tunnel: any(15008),
             admin: loopback(15000),
             metrics: any(15020),
@@ -246,7 +243,6 @@ impl Config {
         let l = &self.listen;
         let mut listeners = vec![
             ("listen.outbound", l.outbound),
-            ("listen.inbound", l.inbound),
             ("listen.tunnel", l.tunnel),
             ("listen.admin", l.admin),
             ("listen.metrics", l.metrics),
