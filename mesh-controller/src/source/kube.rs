@@ -1,6 +1,7 @@
 //! Objects from a Kubernetes API server: one watch for each kind. A relist reconciles what was deleted meanwhile. Kinds
 //! whose CRD is not installed are waited for; that is no fault.
 
+mod pauses;
 mod watch;
 
 use std::{

@@ -13,7 +13,7 @@ use kube::{
 use mesh_index::{Kind, ObjectKey};
 use serde_json::{Map, Value};
 
-use super::{Gone, Health, Op, Sync};
+use super::{Gone, Health, Op, Sync, pauses::Pauses};
 
 /// How often to look whether a CRD has been installed.
 const CRD_POLL: Duration = Duration::from_secs(1);
@@ -22,9 +22,6 @@ const RETRY: Duration = Duration::from_secs(2);
 /// A watch that failed and was resumed says nothing until something changes; no further failure for longer than the
 /// longest pause between two tries means that it works.
 const RECOVERED: Duration = Duration::from_secs(15);
-/// First and longest pause between two tries of a watch, with jitter. kube's default goes to 30 s, which is how long a
-/// rule would wait after the API server is back; a handful of controllers may knock more often.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// Events taken at once when they are there.
 const CHUNK: usize = 512;
 
@@ -103,8 +100,7 @@ impl Follower {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
         // "Any" lists are answered from the API server's cache; what is missing follows as events.
         let config = watcher::Config::default().any_semantic();
-        let stream =
-            watcher(api, config).backoff(watcher::ExponentialBackoff::new(PAUSES.0, PAUSES.1, 2.0, true));
+        let stream = watcher(api, config).backoff(Pauses::new(rand::random::<f64>));
         let mut events = std::pin::pin!(stream.ready_chunks(CHUNK));
         let mut listed = HashSet::new();
         let mut failed = false;
