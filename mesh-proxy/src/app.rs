@@ -240,15 +240,7 @@ fn with_own_sockets(config: &Config) -> Config {
         config.outbound.mark = Some(DEFAULT_MARK);
     }
     let l = &config.listen;
-    let all = [
-        Some(l.outbound),
-        Some(l.inbound),
-        Some(l.tunnel),
-        Some(l.admin),
-        Some(l.metrics),
-        Some(l.health),
-        l.proxy,
-    ];
+    let all = [Some(l.outbound), Some(l.tunnel), Some(l.admin), Some(l.metrics), Some(l.health), l.proxy];
     config.outbound.own_ports = all.into_iter().flatten().map(|a| a.port()).filter(|p| *p != 0).collect();
     config
 }

@@ -112,7 +112,7 @@ impl Node {
             token: controller.token("edge-a"),
             proxy: free_port(),
             health: free_port(),
-            ports: (0..6).map(|_| free_port()).collect(),
+            ports: (0..5).map(|_| free_port()).collect(),
         }
     }
 
@@ -121,14 +121,7 @@ impl Node {
         c.args(["--node", "edge-a", "--workers", "2", "--controller", &self.controller]);
         c.arg("--state-dir").arg(self.state.path());
         c.env("MESH_PROXY_JOIN_TOKEN", &self.token).env("MESH_PROXY_CAPTURE__ENABLED", "false");
-        let keys = [
-            "listen.outbound",
-            "listen.inbound",
-            "listen.tunnel",
-            "listen.admin",
-            "listen.metrics",
-            "dns.listen",
-        ];
+        let keys = ["listen.outbound", "listen.tunnel", "listen.admin", "listen.metrics", "dns.listen"];
         for (key, address) in keys.iter().zip(&self.ports) {
             c.args(["--set", &format!("{key}={address}")]);
         }

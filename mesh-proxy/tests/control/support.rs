@@ -132,9 +132,7 @@ pub(crate) fn config(node: &str, state_dir: &Path) -> Config {
     c.dns.listen = LOOPBACK;
     c.outbound.detect_ms = 50;
     let l = &mut c.listen;
-    for address in
-        [&mut l.outbound, &mut l.inbound, &mut l.tunnel, &mut l.admin, &mut l.metrics, &mut l.health]
-    {
+    for address in [&mut l.outbound, &mut l.tunnel, &mut l.admin, &mut l.metrics, &mut l.health] {
         *address = LOOPBACK;
     }
     l.proxy = Some(LOOPBACK);
