@@ -28,10 +28,10 @@ demo: ## the main job, self-checking: build, bring up a closed world, steer call
 	target/debug/demo $(ARGS)
 
 .PHONY: lab
-lab: ## an interactive world of network namespaces: make lab ARGS="up examples/worlds/two-sites.yaml"
+lab: ## a world of network namespaces to play with (ARGS="down" ends it)
 	@$(NEED) $(LAB_TOOLS)
 	@$(MAKE) --no-print-directory build
-	target/debug/lab $(ARGS)
+	target/debug/lab $(or $(ARGS),up examples/worlds/two-sites.yaml)
 
 .PHONY: test
 test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when CONFORMANCE_VECTORS is set
