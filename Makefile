@@ -40,12 +40,12 @@ test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when
 	@echo "test: the Kubernetes programs (built once, then cached)"
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log; .ci/count.sh test $(LOGS)/test.log
+	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log || rc=$$?; .ci/count.sh test $(LOGS)/test.log || rc=1; exit $$rc
 
 .PHONY: test-unit
 test-unit: ## what needs neither namespaces nor other programs
 	@mkdir -p $(LOGS)
-	$(CARGO) test --locked --workspace --lib --bins 2>&1 | tee $(LOGS)/test-unit.log; .ci/count.sh test-unit $(LOGS)/test-unit.log
+	rc=0; $(CARGO) test --locked --workspace --lib --bins 2>&1 | tee $(LOGS)/test-unit.log || rc=$$?; .ci/count.sh test-unit $(LOGS)/test-unit.log || rc=1; exit $$rc
 
 .PHONY: conformance
 conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
@@ -58,7 +58,7 @@ kube-test: ## the mesh on a real kube-apiserver, with kubectl and real EndpointS
 	@mkdir -p $(LOGS)
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log; .ci/count.sh kube-test $(LOGS)/kube-test.log
+	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
 
 .PHONY: lint
 lint: ## format, clippy, dependency arrows, licences, stale generated files
