@@ -23,11 +23,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    server::conn::{http1, http2},
-    service::service_fn,
+use hyper::server::conn::{http1, http2};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
     connection::{ClientStream, Connection},
@@ -59,7 +59,7 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream, version:
     let watch = Watch::new(Arc::clone(&scan));
     let http = Rc::new(HttpConnection { connection, version, scan: Arc::clone(&scan), watch });
     let seen = Rc::clone(&http);
-    let service = service_fn(move |request| stack::handle(Rc::clone(&http), request));
+    let service = TowerToHyperService::new(stack::service(http));
     let result = match version {
         Version::Http1 => {
             let io = TokioIo::new(Scanned::new(stream, scan));

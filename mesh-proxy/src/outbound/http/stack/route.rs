@@ -1,0 +1,94 @@
+//! Who calls what, and what the rules say. The tables are held from here on, for as long as the request lives.
+
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    future::Future,
+    task::{Context, Poll},
+};
+
+use http::Request;
+use hyper::body::Incoming;
+use mesh_core::actions::CorsOutcome;
+use tower::Service;
+
+use super::{
+    super::{
+        super::{failure::FailureClass, forward_proxy, target::Target},
+        HttpConnection, reply,
+        view::View,
+    },
+    exchange::{Call, Exchange, Routed},
+    step::{Answer, Boxed, Done},
+};
+
+/// Asks the tables.
+#[derive(Clone)]
+pub(crate) struct Route<S>(pub(super) S);
+
+impl<S> Service<Call> for Route<S>
+where
+    S: for<'t> Service<Exchange<'t>, Response = Answer, Error = Infallible> + Clone + 'static,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Boxed<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        // Most of the time a connection is between two requests: its memory is not held then.
+        Box::pin(route(self.0.clone(), call))
+    }
+}
+
+pub(super) fn route<S>(mut next: S, call: Call) -> impl Future<Output = Done<Answer>>
+where
+    S: for<'t> Service<Exchange<'t>, Response = Answer, Error = Infallible>,
+{
+    let Call { conn, mut record, request } = call;
+    async move {
+        let worker = &conn.connection.worker;
+        let target = match target_of(&conn, &request).await {
+            Ok(target) => target,
+            Err(class) => return Ok(reply::failed(class, record)),
+        };
+        let tables = worker.tables();
+        let source = conn.connection.source(&tables);
+        record.parties.source.clone_from(&source);
+        let caller = conn.connection.caller(source.as_ref().map(|s| s.get()));
+        let found = target.find(&tables, caller.namespace);
+        let vip = found.vip();
+        let port = vip.map_or(target.port, |v| v.port.number);
+        let decision =
+            tables.route_http(&caller, port, vip.as_ref(), &View::of(&request), &mut worker.dice());
+        if let (Some(entry), Some(rule)) = (&mut record.entry, decision.rule) {
+            entry.route = rule.name.to_string();
+        }
+        let source = source.as_ref();
+        let routed = Routed { tables: &tables, source, caller, target: &target, found, port, decision };
+        let cors = CorsOutcome::None;
+        next.call(Exchange { conn: &conn, routed: &routed, record, request, cors }).await
+    }
+}
+
+/// What a request calls: what its connection called, or what its first line says at the proxy port.
+async fn target_of<'a>(
+    conn: &'a HttpConnection,
+    request: &Request<Incoming>,
+) -> Result<Cow<'a, Target>, FailureClass> {
+    if !conn.connection.proxy {
+        return Ok(Cow::Borrowed(&conn.connection.target));
+    }
+    // Only an absolute form says where to go; what is meant for this proxy itself it does not serve.
+    let uri = request.uri();
+    let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        return Err(FailureClass::BadRequest);
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or(80);
+    let found = Box::pin(forward_proxy::target(&conn.connection.worker, host, port)).await;
+    found.map(Cow::Owned).ok_or(FailureClass::Blackhole)
+}
