@@ -154,6 +154,7 @@ pub async fn start(
         shared: Arc::clone(shared),
         metrics,
         applied: Vips::default(),
+        version: 0,
         intact: String::new(),
         keep: Arc::clone(&keep),
         written: false,
@@ -186,6 +187,8 @@ struct Worker {
     metrics: Metrics,
     /// What the sets hold, as far as we know.
     applied: Vips,
+    /// Which version of the addresses that is.
+    version: u64,
     /// How chains and rules look when nobody has touched them.
     intact: String,
     keep: Arc<AtomicBool>,
@@ -201,7 +204,6 @@ enum Wake {
 impl Worker {
     /// Never returns; a failure is retried.
     async fn follow(&mut self, mut updates: watch::Receiver<Updates>, mut watch: Option<NftWatch>) {
-        let mut seen = updates.borrow_and_update().vips;
         let mut pause = RETRY.0;
         loop {
             let wake = tokio::select! {
@@ -215,11 +217,9 @@ impl Worker {
             let result = match wake {
                 Wake::Tables => {
                     tokio::time::sleep(GATHER).await;
-                    let now = updates.borrow_and_update().vips;
-                    if now == seen {
+                    if updates.borrow_and_update().vips == self.version {
                         continue;
                     }
-                    seen = now;
                     self.write_changes().await
                 }
                 Wake::Others => {
@@ -240,6 +240,8 @@ impl Worker {
     /// Writes everything anew until it works.
     async fn retry(&mut self, first: NftError, pause: &mut Duration) {
         let mut error = first;
+        // Names must not wait for rules that cannot be written.
+        self.shared.set_captured(None);
         loop {
             self.metrics.failed.inc();
             tracing::error!(error = %report(&error), "capture rules");
@@ -258,21 +260,32 @@ impl Worker {
 
     /// Replaces the table in one transaction.
     async fn write_all(&mut self) -> Result<(), NftError> {
+        let version = self.shared.vips();
         let wanted = self.wanted();
         self.nft.run(&self.rules.full(&wanted)).await?;
         self.written = true;
         self.applied(wanted);
+        self.follows(version);
         self.intact = self.structure().await?.0;
         Ok(())
     }
 
     /// Adds and deletes what has changed, in one transaction.
     async fn write_changes(&mut self) -> Result<(), NftError> {
+        let version = self.shared.vips();
         let wanted = self.wanted();
-        let Some(script) = self.rules.changes(&self.applied, &wanted) else { return Ok(()) };
-        self.nft.run(&script).await?;
-        self.applied(wanted);
+        if let Some(script) = self.rules.changes(&self.applied, &wanted) {
+            self.nft.run(&script).await?;
+            self.applied(wanted);
+        }
+        self.follows(version);
         Ok(())
+    }
+
+    /// The rules hold that version of the addresses, or a later one.
+    fn follows(&mut self, version: u64) {
+        self.version = version;
+        self.shared.set_captured(Some(version));
     }
 
     fn applied(&mut self, now: Vips) {
@@ -306,6 +319,7 @@ impl Worker {
     /// Captures nothing new. Rules that match nothing stay: without any NAT rule in the namespace the kernel stops
     /// translating the packets of connections that are captured already, and they must be able to finish.
     async fn release(&self) {
+        self.shared.set_captured(None);
         if !self.keep.load(Ordering::Relaxed)
             && let Err(error) = self.nft.run(&self.rules.release()).await
         {

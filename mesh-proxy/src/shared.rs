@@ -1,6 +1,9 @@
 //! What every part of the proxy reads: the current tables, and who this node is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use mesh_core::{Applied, Change, Tables};
@@ -20,6 +23,8 @@ pub struct Shared {
     /// Where metrics are registered.
     pub metrics: prometheus::Registry,
     updates: watch::Sender<Updates>,
+    /// [`Updates::vips`] that the capture rules follow; none = they follow nothing.
+    captured: watch::Sender<Option<u64>>,
     /// Held while a new snapshot is made: changes never get lost between two writers.
     writer: Mutex<()>,
 }
@@ -46,6 +51,7 @@ impl Shared {
             config,
             metrics,
             updates: watch::Sender::new(Updates::default()),
+            captured: watch::Sender::new(None),
             writer: Mutex::new(()),
         })
     }
@@ -58,6 +64,33 @@ impl Shared {
     /// Waits for changes: `changed().await`, then `borrow_and_update()`. Changes that come in a row are seen as one.
     pub fn updates(&self) -> watch::Receiver<Updates> {
         self.updates.subscribe()
+    }
+
+    /// How often the set of captured addresses has changed.
+    pub(crate) fn vips(&self) -> u64 {
+        self.updates.borrow().vips
+    }
+
+    /// Says which set of addresses the capture rules hold now; none = nobody needs to wait for them.
+    pub(crate) fn set_captured(&self, vips: Option<u64>) {
+        self.captured.send_replace(vips);
+    }
+
+    /// Waits until the addresses of the current snapshot are captured, at most for `limit`.
+    ///
+    /// A connection whose first packet passes before its address is captured never gets there: the kernel decides on a
+    /// translation once for a connection, and the client's repeated packets belong to the same one.
+    pub(crate) async fn captured(&self, limit: Duration) {
+        let wanted = self.vips();
+        let behind = |captured: &Option<u64>| captured.is_some_and(|c| c < wanted);
+        if !behind(&self.captured.borrow()) {
+            return;
+        }
+        let mut captured = self.captured.subscribe();
+        let waited = tokio::time::timeout(limit, captured.wait_for(|c| !behind(c))).await;
+        if waited.is_err() {
+            tracing::debug!("an address is given out before it is captured");
+        }
     }
 
     /// Makes changes; requests see the old snapshot or the new one, never half.

@@ -16,6 +16,8 @@ use crate::shared::Shared;
 
 /// Aliases followed before giving up; more is a loop.
 const MAX_ALIASES: usize = 8;
+/// How long an answer waits for its address to be captured: well below the time after which resolvers ask again.
+const CAPTURE_WAIT: Duration = Duration::from_secs(1);
 /// Addresses sent along with SRV records.
 const MAX_ADDITIONALS: usize = 16;
 
@@ -76,6 +78,7 @@ impl Responder {
                 }
                 Answer::NotOurs => return self.forward(chain, &name, kind).await,
                 Answer::Records(records) => {
+                    self.shared.captured(CAPTURE_WAIT).await;
                     let outcome = Outcome::Mesh;
                     let mut reply = Reply::mesh(outcome, ResponseCode::NoError, chain);
                     self.add(&mut reply, &name, &records);

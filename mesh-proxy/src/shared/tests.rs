@@ -108,3 +108,26 @@ fn a_swap_delays_no_request() {
     assert!(at(0.999) < Duration::from_millis(5), "{:?}", at(0.999));
     assert!(changes > 50, "{changes} changes in a second");
 }
+
+#[tokio::test]
+async fn an_address_waits_for_its_capture_and_no_longer_than_it_must() {
+    let shared = Shared::new(Arc::new(Config::default()), prometheus::Registry::new());
+    let long = Duration::from_secs(60);
+    // Nothing is captured here: nobody waits.
+    shared.apply(vec![service(1)]);
+    shared.captured(long).await;
+    // The rules are behind: the answer waits until they have caught up.
+    shared.set_captured(Some(0));
+    let mut waits = Box::pin(shared.captured(long));
+    assert!(futures::poll!(&mut waits).is_pending());
+    shared.set_captured(Some(shared.vips()));
+    waits.await;
+    // A change without new addresses makes nobody wait.
+    shared.apply(vec![endpoints(1, 0)]);
+    shared.captured(long).await;
+    // Rules that cannot be written hold nobody up, and no wait is longer than its limit.
+    shared.apply(vec![service(2)]);
+    shared.captured(Duration::from_millis(20)).await;
+    shared.set_captured(None);
+    shared.captured(long).await;
+}
