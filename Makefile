@@ -73,9 +73,9 @@ lint: ## format, clippy, dependency arrows, licences, stale generated files
 .PHONY: bench
 bench: ## measure beside direct, haproxy, nginx and Envoy: make bench BENCH=http
 	@$(NEED) $(LAB_TOOLS) nginx=nginx-light haproxy=haproxy
-	@echo "bench: release build"
-	$(CARGO) build --locked --profile bench-release $(PROGRAMS) -p bench --bins
-	target/bench-release/bench $(if $(BENCH),--suite $(BENCH)) $(ARGS)
+	@echo "bench: release build (some ten minutes the first time)"
+	$(CARGO) build --locked --release $(PROGRAMS) -p bench --bins
+	target/release/bench $(if $(BENCH),--suite $(BENCH)) $(ARGS)
 
 .PHONY: clean
 clean: ## remove build output (not the cache of Kubernetes programs)
