@@ -232,6 +232,18 @@ fn mesh() -> Vec<Change> {
 }
 
 #[tokio::test]
+async fn an_address_is_given_out_only_when_it_is_captured() {
+    let world = World::start().await;
+    world.shared.set_captured(Some(0));
+    assert!(world.shared.vips() > 0, "the rules are behind");
+    let mut asked = Box::pin(world.ask("reviews.default.svc.cluster.local.", RecordType::A));
+    // The wait of the answer is a second; this is well below it.
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut asked).await.is_err());
+    world.shared.set_captured(Some(world.shared.vips()));
+    assert_eq!(data(&asked.await).len(), 1);
+}
+
+#[tokio::test]
 async fn names_of_the_mesh_over_udp_and_tcp() {
     let world = World::start().await;
     let name = "Reviews.default.svc.cluster.local.";
