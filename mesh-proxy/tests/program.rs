@@ -132,13 +132,21 @@ impl Node {
         Process(c.spawn().unwrap())
     }
 
+    /// All that processes of this node said.
+    fn log(&self) -> String {
+        ["log", "log1", "log2"]
+            .iter()
+            .filter_map(|name| std::fs::read_to_string(self.state.path().join(name)).ok())
+            .collect()
+    }
+
     async fn ready(&self, limit: Duration) -> Duration {
         let start = Instant::now();
         loop {
             if let Ok((200, _)) = get_by(self.health, "/healthz/ready").await {
                 return start.elapsed();
             }
-            assert!(start.elapsed() < limit, "not ready in {limit:?}");
+            assert!(start.elapsed() < limit, "not ready in {limit:?}; its log:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

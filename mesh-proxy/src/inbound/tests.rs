@@ -266,7 +266,7 @@ async fn a_call_reaches_the_pod_and_is_counted_on_the_owners_side() {
 async fn each_refusal_is_told_to_the_opener_and_counted() {
     let body = async {
         let pod = echo_pod().await;
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = mesh_testkit::ports::free_address();
         let w = world(quick(), tables(), move |to| if to.port() == 1 { closed } else { pod }).await;
         let cases = [
             (open("127.0.0.1", 80, CLIENT), Refusal::Forbidden, "loopback"),

@@ -8,7 +8,7 @@ mod programs;
 
 use std::{
     io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -17,6 +17,7 @@ use std::{
 pub use process::{Daemon, Wrap};
 pub use programs::programs;
 
+use crate::ports::free_port;
 use pki::Pki;
 
 /// How long each program may take to get ready. A cold start takes 4 to 8 s on two idle cores.
@@ -123,7 +124,7 @@ impl KubeCluster {
         let dir = options.dir;
         std::fs::create_dir_all(&dir).map_err(KubeError::io(format!("create {}", dir.display())))?;
         let dir = dir.canonicalize().map_err(KubeError::io("resolve the cluster's folder"))?;
-        let [etcd_port, free] = free_ports()?;
+        let (etcd_port, free) = (free_port(), free_port());
         let port = if options.port == 0 { free } else { options.port };
         let pki = Pki::create(&dir.join("pki"), options.address)?;
         let mut cluster = Self {
@@ -350,20 +351,6 @@ impl Drop for KubeCluster {
         self.apiserver = None;
         self.etcd = None;
     }
-}
-
-/// Ports that are free at this moment. Another process may take one before its program does; the start then fails with
-/// that program's log.
-fn free_ports<const N: usize>() -> Result<[u16; N], KubeError> {
-    let mut ports = [0; N];
-    let mut held = Vec::with_capacity(N);
-    for port in &mut ports {
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(KubeError::io("find a free port"))?;
-        *port = listener.local_addr().map_err(KubeError::io("find a free port"))?.port();
-        held.push(listener);
-    }
-    Ok(ports)
 }
 
 fn run(mut command: Command, input: &str) -> std::io::Result<Output> {

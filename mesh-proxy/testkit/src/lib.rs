@@ -5,3 +5,4 @@ pub mod echo;
 pub mod kube;
 pub mod lab;
 pub mod mesh;
+pub mod ports;

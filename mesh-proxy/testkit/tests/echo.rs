@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{
-    net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -22,13 +21,8 @@ impl Drop for Server {
     }
 }
 
-fn free_ports() -> [u16; 4] {
-    let all: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    [0, 1, 2, 3].map(|i: usize| all[i].local_addr().unwrap().port())
-}
-
 fn server(extra: &[&str]) -> Server {
-    let ports = free_ports();
+    let ports = [0; 4].map(|_: u16| mesh_testkit::ports::free_port());
     let [http, tls, tcp, udp] = ports.map(|p| p.to_string());
     let child = Command::new(env!("CARGO_BIN_EXE_echo"))
         .args(["serve", "--name", "e1", "--version", "v7", "--node", "n1", "--bind", "127.0.0.1"])

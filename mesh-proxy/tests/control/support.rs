@@ -117,7 +117,7 @@ impl Controller {
 
 /// A free port of loopback, for listeners that must come back at the same one.
 pub(crate) fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap()
+    mesh_testkit::ports::free_address()
 }
 
 pub(crate) fn config(node: &str, state_dir: &Path) -> Config {

@@ -64,8 +64,7 @@ fn socket(backlog: i32) -> std::net::TcpListener {
 }
 
 fn refusing() -> SocketAddr {
-    // Bound and closed again: nobody listens there.
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    mesh_testkit::ports::free_address()
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use mesh_api::model::TunnelOpen;
 use mesh_tunnel::{OpenError, Refusal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// An address where nobody listens.
+const NOBODY: &str = "/ip4/127.0.0.1/tcp/1";
+
 /// Opens `count` streams at once; every one must work.
 async fn burst(kind: Kind, count: usize, delay: Duration) {
     let (a, mut b) = pair(kind).await;
@@ -221,9 +224,7 @@ async fn a_dead_address_is_dialled_once_for_all_and_then_left_alone_for_a_while(
     opener.timeouts.backoff_max = Duration::from_secs(30);
     let (a, b) = pair_with(opener, config(Kind::Tcp)).await;
     let mut gone = b.peer.clone();
-    // A port that was just bound and closed again.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    gone.addresses = vec![format!("/ip4/127.0.0.1/tcp/{port}")];
+    gone.addresses = vec![NOBODY.into()];
     a.tunnel.set_peers(std::slice::from_ref(&gone)).await;
     let opens: FuturesUnordered<_> = (0..20).map(|_| a.tunnel.open("b", open())).collect();
     let results: Vec<_> = opens.collect().await;
@@ -250,9 +251,8 @@ async fn tcp_is_preferred_and_quic_is_the_way_out() {
     let (a, mut b) = pair(Kind::Both).await;
     let server = serve(b.acceptor.take().unwrap(), echo);
     let mut only_quic = b.peer.clone();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     only_quic.addresses.retain(|x| x.contains("quic"));
-    only_quic.addresses.push(format!("/ip4/127.0.0.1/tcp/{port}"));
+    only_quic.addresses.push(NOBODY.into());
     a.tunnel.set_peers(&[only_quic]).await;
     echo_round(&a, "b", 1000).await;
     assert_eq!(a.tunnel.status()[0].transport, "quic");
