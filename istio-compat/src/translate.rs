@@ -1,11 +1,13 @@
 //! Typed resources to the model that nodes run. Every host is resolved here; what a client may see is decided here.
 
+mod balancing;
 mod delegate;
 mod http;
 mod l4;
 mod policy;
 pub mod retry;
 mod route;
+pub(crate) mod secrets;
 mod traffic;
 
 use mesh_api::model;

@@ -50,6 +50,7 @@ pub(super) fn actions(
         headers,
         mirrors: mirrors(rule, scope),
         cors: rule.cors_policy.as_ref().map(cors),
+        source: String::new(),
     })
 }
 
@@ -118,6 +119,7 @@ pub(super) fn http_match(m: &HttpMatchRequest, scope: Scope<'_>) -> model::HttpM
         source_namespace: if by_source { m.source_namespace.clone() } else { String::new() },
         gateways: gateways(&m.gateways, scope.meta),
         stat_prefix: m.stat_prefix.clone(),
+        index: 0,
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) fn tls(rule: &TlsRoute, index: u32, scope: Scope<'_>) -> model::TlsRu
         index,
         matches: rule.matches.iter().map(|m| tls_match(m, scope)).collect(),
         destinations: destinations(&rule.route, scope),
+        source: String::new(),
     }
 }
 
@@ -21,6 +22,7 @@ pub(super) fn tcp(rule: &TcpRoute, index: u32, scope: Scope<'_>) -> model::TcpRu
         index,
         matches: rule.matches.iter().map(|m| tcp_match(m, scope)).collect(),
         destinations: destinations(&rule.route, scope),
+        source: String::new(),
     }
 }
 

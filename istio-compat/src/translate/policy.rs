@@ -61,20 +61,21 @@ impl<'a> Merged<'a> {
     }
 
     fn model(&self, visible_to: Vec<String>) -> model::DestinationPolicy {
-        let (policy, ports) = traffic::policy(self.policy);
+        let meta = self.sources.first().map(|s| s.meta.clone()).unwrap_or_default();
+        let (policy, ports) = traffic::policy(self.policy, &meta);
         model::DestinationPolicy {
             source: self.sources.first().map(|s| s.meta.key()).unwrap_or_default(),
             visible_to,
             policy,
             ports,
-            subsets: self.subsets.iter().map(|s| subset(s)).collect(),
+            subsets: self.subsets.iter().map(|s| subset(s, &meta)).collect(),
             workload_selector: self.selector.cloned().unwrap_or_default(),
         }
     }
 }
 
-fn subset(s: &Subset) -> model::Subset {
-    let (policy, ports) = traffic::policy(s.traffic_policy.as_ref());
+fn subset(s: &Subset, meta: &crate::types::Meta) -> model::Subset {
+    let (policy, ports) = traffic::policy(s.traffic_policy.as_ref(), meta);
     model::Subset { name: s.name.clone(), labels: s.labels.clone(), policy, ports }
 }
 

@@ -62,7 +62,7 @@ struct Subscription {
 /// State of one stream.
 #[derive(Debug)]
 pub(crate) struct Session {
-    subscriptions: [Option<Subscription>; 5],
+    subscriptions: [Option<Subscription>; ResourceType::COUNT],
     generation: Generation,
     in_flight: HashMap<String, ResourceType>,
     next_nonce: u64,
@@ -176,7 +176,7 @@ impl Session {
         if self.in_flight.len() >= WINDOW {
             return None;
         }
-        let due = |k: &ResourceType, all: &[Option<Subscription>; 5]| {
+        let due = |k: &ResourceType, all: &[Option<Subscription>; ResourceType::COUNT]| {
             all[slot(*k)].as_ref().is_some_and(|s| s.owes_first || !s.due.is_empty())
         };
         let kind = ResourceType::ALL.into_iter().find(|k| due(k, &self.subscriptions))?;

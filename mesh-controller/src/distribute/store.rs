@@ -29,7 +29,7 @@ pub(crate) struct Store {
 
 #[derive(Debug, Default)]
 struct Inner {
-    resources: [BTreeMap<Arc<str>, Arc<Content>>; 5],
+    resources: [BTreeMap<Arc<str>, Arc<Content>>; ResourceType::COUNT],
     log: VecDeque<(Generation, ResourceType, Arc<str>)>,
     generation: Generation,
     /// The newest generation that is no longer complete in the log.
@@ -106,13 +106,7 @@ impl View<'_> {
 }
 
 pub(crate) const fn slot(kind: ResourceType) -> usize {
-    match kind {
-        ResourceType::MeshConfig => 0,
-        ResourceType::Node => 1,
-        ResourceType::NodeWorkloads => 2,
-        ResourceType::Service => 3,
-        ResourceType::Endpoints => 4,
-    }
+    kind.index()
 }
 
 #[cfg(test)]

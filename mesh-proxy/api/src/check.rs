@@ -16,6 +16,8 @@ pub struct Problem {
 
 /// Longest host name that DNS can carry.
 pub const MAX_HOST: usize = 253;
+/// Largest secret: a bundle of trusted certificates fits, and the limit of Kubernetes does.
+pub const MAX_SECRET_BYTES: usize = 1 << 20;
 /// Most endpoints that one service may have.
 pub const MAX_ENDPOINTS: usize = 20_000;
 
@@ -35,6 +37,16 @@ pub fn check(name: &str, resource: &Resource) -> Vec<Problem> {
         }
         Resource::Service(s) => out.service(s),
         Resource::Endpoints(e) => out.endpoints(e),
+        Resource::Secret(s) => {
+            let size = s.certificate_chain.len() + s.private_key.len() + s.ca.len() + s.crl.len();
+            if size > MAX_SECRET_BYTES {
+                out.add("", format!("{size} bytes exceed the limit of {MAX_SECRET_BYTES}"));
+            }
+        }
+        Resource::GatewayHost(h) => out.gateway_host(h),
+        Resource::Gateway(g) => out.gateway(g),
+        Resource::Sidecar(s) => out.sidecar(s),
+        Resource::Telemetry(t) => out.named(&t.name),
     }
     out.0
 }
@@ -102,9 +114,82 @@ impl Problems {
         if s.kind() == model::service::Kind::ExternalName {
             self.host("external_name", &s.external_name);
         }
-        for (i, v) in s.virtual_hosts.iter().enumerate() {
+        if model::service::Resolution::try_from(s.resolution).is_err() {
+            self.add("resolution", format!("{} is not a known resolution", s.resolution));
+        }
+        for (i, c) in s.cidrs.iter().enumerate() {
+            self.cidr(&format!("cidrs[{i}]"), c);
+        }
+        self.virtual_hosts("virtual_hosts", &s.virtual_hosts);
+    }
+
+    fn virtual_hosts(&mut self, path: &str, list: &[model::VirtualHost]) {
+        for (i, v) in list.iter().enumerate() {
             for (j, r) in v.http.iter().enumerate() {
-                self.http_rule(&format!("virtual_hosts[{i}].http[{j}]"), r);
+                self.http_rule(&format!("{path}[{i}].http[{j}]"), r);
+            }
+        }
+    }
+
+    fn named(&mut self, name: &str) {
+        if name.is_empty() {
+            self.add("name", "is empty");
+        }
+    }
+
+    fn cidr(&mut self, path: &str, cidr: &str) {
+        let fits = cidr.split_once('/').is_some_and(|(address, bits)| {
+            let most = match address.parse() {
+                Ok(IpAddr::V4(_)) => 32,
+                Ok(IpAddr::V6(_)) => 128,
+                Err(_) => return false,
+            };
+            bits.parse::<u8>().is_ok_and(|b| b <= most)
+        });
+        if !fits {
+            self.add(path, format!("{cidr:?} is not an address range"));
+        }
+    }
+
+    fn gateway(&mut self, g: &model::Gateway) {
+        self.named(&g.name);
+        let mut ids = std::collections::BTreeSet::new();
+        for (i, s) in g.servers.iter().enumerate() {
+            let path = format!("servers[{i}]");
+            self.port(&format!("{path}.port"), s.port);
+            if !ids.insert(&s.id) {
+                self.add(format!("{path}.id"), format!("{:?} is there twice", s.id));
+            }
+            if !s.bind.is_empty() {
+                self.address(&format!("{path}.bind"), &s.bind);
+            }
+            for (j, h) in s.hosts.iter().enumerate() {
+                self.host(&format!("{path}.hosts[{j}]"), h);
+            }
+            if model::GatewayProtocol::try_from(s.protocol).is_err() {
+                self.add(format!("{path}.protocol"), format!("{} is not a known protocol", s.protocol));
+            }
+            let mode = s.tls.as_ref().map_or(0, |t| t.mode);
+            if model::server_tls::Mode::try_from(mode).is_err() {
+                self.add(format!("{path}.tls.mode"), format!("{mode} is not a known mode"));
+            }
+        }
+    }
+
+    fn gateway_host(&mut self, h: &model::GatewayHost) {
+        self.named(&h.gateway);
+        self.host("domain", &h.domain);
+        self.virtual_hosts("parts", &h.parts);
+    }
+
+    fn sidecar(&mut self, s: &model::Sidecar) {
+        self.named(&s.name);
+        if model::mesh_config::OutboundMode::try_from(s.outbound).is_err() {
+            self.add("outbound", format!("{} is not a known mode", s.outbound));
+        }
+        for (i, listener) in s.egress.iter().enumerate() {
+            for (j, scope) in listener.hosts.iter().enumerate() {
+                self.host(&format!("egress[{i}].hosts[{j}].host"), &scope.host);
             }
         }
     }
@@ -138,10 +223,18 @@ impl Problems {
             self.add("endpoints", format!("{} exceed the limit of {MAX_ENDPOINTS}", e.endpoints.len()));
         }
         for (i, e) in e.endpoints.iter().enumerate() {
-            self.address(&format!("endpoints[{i}].address"), &e.address);
+            if e.fqdn.is_empty() {
+                self.address(&format!("endpoints[{i}].address"), &e.address);
+            } else {
+                self.host(&format!("endpoints[{i}].fqdn"), &e.fqdn);
+            }
             for (j, p) in e.ports.iter().enumerate() {
                 self.port(&format!("endpoints[{i}].ports[{j}].service_port"), p.service_port);
                 self.port(&format!("endpoints[{i}].ports[{j}].target_port"), p.target_port);
+            }
+            for (j, p) in e.udp_ports.iter().enumerate() {
+                self.port(&format!("endpoints[{i}].udp_ports[{j}].service_port"), p.service_port);
+                self.port(&format!("endpoints[{i}].udp_ports[{j}].target_port"), p.target_port);
             }
         }
     }

@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 pub mod check;
+mod redact;
 pub mod resource;
 
 /// The model: services, routes, policies, endpoints, nodes, and the tunnel's open message.

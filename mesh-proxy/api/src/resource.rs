@@ -20,12 +20,39 @@ pub enum ResourceType {
     Service,
     /// Endpoints of a service.
     Endpoints,
+    /// Keys and certificates.
+    Secret,
+    /// What a gateway does with requests for a domain.
+    GatewayHost,
+    /// Listeners of gateway workloads.
+    Gateway,
+    /// What workloads may call.
+    Sidecar,
+    /// What is measured, logged and traced.
+    Telemetry,
 }
 
 impl ResourceType {
-    /// All types, in order of application.
-    pub const ALL: [Self; 5] =
-        [Self::MeshConfig, Self::Node, Self::NodeWorkloads, Self::Service, Self::Endpoints];
+    /// All types, in order of application: a listener opens when its routes and keys are there.
+    pub const ALL: [Self; 10] = [
+        Self::MeshConfig,
+        Self::Node,
+        Self::NodeWorkloads,
+        Self::Service,
+        Self::Endpoints,
+        Self::Secret,
+        Self::GatewayHost,
+        Self::Gateway,
+        Self::Sidecar,
+        Self::Telemetry,
+    ];
+    /// How many types there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Position in [`Self::ALL`], for tables by type.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
 
     /// The type URL used in discovery messages.
     pub const fn url(self) -> &'static str {
@@ -35,6 +62,11 @@ impl ResourceType {
             Self::NodeWorkloads => "type.googleapis.com/selvage.mesh.v1.NodeWorkloads",
             Self::Service => "type.googleapis.com/selvage.mesh.v1.Service",
             Self::Endpoints => "type.googleapis.com/selvage.mesh.v1.Endpoints",
+            Self::Secret => "type.googleapis.com/selvage.mesh.v1.Secret",
+            Self::GatewayHost => "type.googleapis.com/selvage.mesh.v1.GatewayHost",
+            Self::Gateway => "type.googleapis.com/selvage.mesh.v1.Gateway",
+            Self::Sidecar => "type.googleapis.com/selvage.mesh.v1.Sidecar",
+            Self::Telemetry => "type.googleapis.com/selvage.mesh.v1.Telemetry",
         }
     }
 
@@ -51,6 +83,11 @@ impl ResourceType {
             Self::NodeWorkloads => "node_workloads",
             Self::Service => "service",
             Self::Endpoints => "endpoints",
+            Self::Secret => "secret",
+            Self::GatewayHost => "gateway_host",
+            Self::Gateway => "gateway",
+            Self::Sidecar => "sidecar",
+            Self::Telemetry => "telemetry",
         }
     }
 }
@@ -69,6 +106,47 @@ pub enum Resource {
     Service(model::Service),
     /// Endpoints of a service.
     Endpoints(model::Endpoints),
+    /// Keys and certificates.
+    Secret(model::Secret),
+    /// What a gateway does with requests for a domain; carries its name beside it.
+    GatewayHost(NamedGatewayHost),
+    /// Listeners of gateway workloads.
+    Gateway(model::Gateway),
+    /// What workloads may call.
+    Sidecar(model::Sidecar),
+    /// What is measured, logged and traced.
+    Telemetry(model::Telemetry),
+}
+
+/// A [`model::GatewayHost`] with its resource name, which is made of three of its fields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedGatewayHost {
+    name: String,
+    host: model::GatewayHost,
+}
+
+impl NamedGatewayHost {
+    /// Names it.
+    pub fn new(host: model::GatewayHost) -> Self {
+        Self { name: gateway_host_name(&host.gateway, &host.server, &host.domain), host }
+    }
+
+    /// Its content.
+    pub fn into_inner(self) -> model::GatewayHost {
+        self.host
+    }
+}
+
+impl std::ops::Deref for NamedGatewayHost {
+    type Target = model::GatewayHost;
+    fn deref(&self) -> &model::GatewayHost {
+        &self.host
+    }
+}
+
+/// The resource name of a [`model::GatewayHost`].
+pub fn gateway_host_name(gateway: &str, server: &str, domain: &str) -> String {
+    format!("{gateway}|{server}|{domain}")
 }
 
 /// Why bytes are not a resource.
@@ -106,6 +184,11 @@ impl Resource {
             Self::NodeWorkloads(_) => ResourceType::NodeWorkloads,
             Self::Service(_) => ResourceType::Service,
             Self::Endpoints(_) => ResourceType::Endpoints,
+            Self::Secret(_) => ResourceType::Secret,
+            Self::GatewayHost(_) => ResourceType::GatewayHost,
+            Self::Gateway(_) => ResourceType::Gateway,
+            Self::Sidecar(_) => ResourceType::Sidecar,
+            Self::Telemetry(_) => ResourceType::Telemetry,
         }
     }
 
@@ -117,6 +200,11 @@ impl Resource {
             Self::NodeWorkloads(n) => &n.node,
             Self::Service(s) => &s.host,
             Self::Endpoints(e) => &e.host,
+            Self::Secret(s) => &s.name,
+            Self::GatewayHost(h) => &h.name,
+            Self::Gateway(g) => &g.name,
+            Self::Sidecar(s) => &s.name,
+            Self::Telemetry(t) => &t.name,
         }
     }
 
@@ -128,6 +216,11 @@ impl Resource {
             Self::NodeWorkloads(m) => m.encode_to_vec(),
             Self::Service(m) => m.encode_to_vec(),
             Self::Endpoints(m) => m.encode_to_vec(),
+            Self::Secret(m) => m.encode_to_vec(),
+            Self::GatewayHost(m) => m.host.encode_to_vec(),
+            Self::Gateway(m) => m.encode_to_vec(),
+            Self::Sidecar(m) => m.encode_to_vec(),
+            Self::Telemetry(m) => m.encode_to_vec(),
         }
     }
 
@@ -147,6 +240,13 @@ impl Resource {
             ResourceType::NodeWorkloads => Self::NodeWorkloads(Message::decode(bytes).map_err(malformed)?),
             ResourceType::Service => Self::Service(Message::decode(bytes).map_err(malformed)?),
             ResourceType::Endpoints => Self::Endpoints(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Secret => Self::Secret(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::GatewayHost => {
+                Self::GatewayHost(NamedGatewayHost::new(Message::decode(bytes).map_err(malformed)?))
+            }
+            ResourceType::Gateway => Self::Gateway(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Sidecar => Self::Sidecar(Message::decode(bytes).map_err(malformed)?),
+            ResourceType::Telemetry => Self::Telemetry(Message::decode(bytes).map_err(malformed)?),
         })
     }
 }

@@ -113,6 +113,7 @@ fn service() -> model::Service {
                 index: 0,
                 matches: vec![model::TlsMatch { sni_hosts: vec!["*.a".into()], ..Default::default() }],
                 destinations: vec![to.clone()],
+                ..Default::default()
             }],
             tcp: vec![model::TcpRule {
                 index: 0,
@@ -121,6 +122,7 @@ fn service() -> model::Service {
                     ..Default::default()
                 }],
                 destinations: vec![to],
+                ..Default::default()
             }],
             ..Default::default()
         }],

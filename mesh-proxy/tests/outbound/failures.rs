@@ -268,6 +268,7 @@ async fn an_endpoint_that_fails_is_ejected() {
             }),
             load_balancer: Some(model::LoadBalancer {
                 simple: model::load_balancer::Simple::RoundRobin.into(),
+                ..Default::default()
             }),
             ..Default::default()
         }),
@@ -321,7 +322,7 @@ async fn an_idle_connection_makes_room_for_one_to_another_endpoint() {
     let mut limited = policy(model::ConnectionPool { max_connections: 1, ..Default::default() });
     if let Some(p) = &mut limited.policy {
         let simple = model::load_balancer::Simple::RoundRobin.into();
-        p.load_balancer = Some(model::LoadBalancer { simple });
+        p.load_balancer = Some(model::LoadBalancer { simple, ..Default::default() });
     }
     web.policies = vec![limited];
     let world = start(vec![Resource::Service(web), endpoints("web", 80, &[(a.addr, "a"), (b.addr, "b")])]);

@@ -66,6 +66,11 @@ impl Index {
                 ResourceType::NodeWorkloads => touched.workloads.insert(name.clone()),
                 ResourceType::Service => touched.services.insert(name.clone()),
                 ResourceType::Endpoints => touched.endpoints.insert(name.clone()),
+                ResourceType::Secret
+                | ResourceType::GatewayHost
+                | ResourceType::Gateway
+                | ResourceType::Sidecar
+                | ResourceType::Telemetry => false,
             };
         }
     }

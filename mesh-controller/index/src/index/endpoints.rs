@@ -110,6 +110,7 @@ impl Index {
                     hostname: endpoint.hostname.clone(),
                     locality: Some(locality),
                     weight: 0,
+                    ..model::Endpoint::default()
                 },
             );
         }
@@ -143,6 +144,7 @@ impl Index {
                         hostname: if named { pod.spec.hostname.clone() } else { String::new() },
                         locality: Some(locality.clone()),
                         weight: 0,
+                        ..model::Endpoint::default()
                     },
                 );
             }

@@ -29,6 +29,7 @@ impl Index {
             locality: Some(locality(&labels)),
             relay: labels.get(RELAY).is_some_and(|v| v == "true"),
             labels,
+            ..model::Node::default()
         })
     }
 

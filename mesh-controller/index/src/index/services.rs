@@ -47,6 +47,7 @@ impl Index {
             virtual_hosts: self.virtual_hosts(host, true),
             policies: self.policies_for(host, &name.namespace),
             publish_not_ready: service.spec.publish_not_ready_addresses,
+            ..model::Service::default()
         }
     }
 

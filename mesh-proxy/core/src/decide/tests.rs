@@ -295,7 +295,7 @@ fn an_unknown_host_follows_the_mode() {
 fn tcp_rules_choose_by_port_and_network() {
     let mut s = service("echo", "default", "10.0.2.1", &[9000]);
     let rule =
-        |matches, host: &str, index| model::TcpRule { index, matches, destinations: vec![to(host, "", 0)] };
+        |matches, host: &str, index| model::TcpRule { index, matches, destinations: vec![to(host, "", 0)], ..Default::default() };
     let net = model::TcpMatch { destination_subnets: vec!["10.9.0.0/16".into()], ..Default::default() };
     let port = model::TcpMatch { port: 9001, ..Default::default() };
     let v2 = "echo-v2.default.svc.cluster.local";
@@ -336,11 +336,13 @@ fn tls_rules_choose_by_name_and_take_the_default_away() {
                 index: 0,
                 matches: vec![m(&[host])],
                 destinations: vec![to(host, "", 30), to(v2, "", 70)],
+                ..Default::default()
             },
             model::TlsRule {
                 index: 1,
                 matches: vec![m(&["*.Example.com"])],
                 destinations: vec![to(v2, "", 0)],
+                ..Default::default()
             },
         ],
         ..Default::default()
