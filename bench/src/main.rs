@@ -22,6 +22,9 @@ use clap::{Parser, Subcommand};
 use report::Report;
 use suite::{Effort, SCENARIOS, SUITES};
 
+/// Idle is what is left when the programs are done with their start.
+const SETTLE: Duration = Duration::from_secs(12);
+
 /// Measures the mesh beside direct calls, a bare relay, haproxy, nginx and Envoy.
 #[derive(Parser)]
 struct Args {
@@ -112,7 +115,7 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("memory") && args.scenario.is_none() {
         // Before any load: memory that a load leaves behind is not idle memory.
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(SETTLE);
         for group in &world.groups {
             suite::idle_memory(group, &mut report);
         }

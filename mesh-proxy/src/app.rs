@@ -36,6 +36,8 @@ use sockets::Sockets;
 
 /// How long "not ready" is shown, and capture taken away, before listeners stop accepting.
 const NOT_READY_FOR: Duration = Duration::from_millis(250);
+/// A ready proxy is looked at for the first time after this; by then its start is over.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// How long tasks get to end after everything was cancelled.
 const CANCEL_FOR: Duration = Duration::from_secs(2);
 /// Threads of the control side: nothing that a request waits for runs there.
@@ -208,7 +210,24 @@ pub async fn start(
     }
     tasks.spawn("tunnel listeners", tunnel::listen_when_free(tunnel.clone(), held));
     successor::offer(&config.state_dir, offered, capturing, tasks);
+    tasks.spawn("start-up memory", release_startup_memory(readiness.clone(), tasks.drain().clone()));
     Ok(Running { addresses, shared, tunnel, workers, store })
+}
+
+/// Gives back what only the start needed, once the proxy has been ready for a while.
+async fn release_startup_memory(readiness: Readiness, drain: Drain) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SETTLED_AFTER) => {}
+            _ = drain.begun() => return,
+        }
+        if readiness.is_ready() {
+            break;
+        }
+    }
+    mesh_net::memory::release_unused();
+    let code = mesh_net::memory::release_startup_code();
+    tracing::debug!(bytes = code, "pages of the program that only the start needed are let go");
 }
 
 /// Leaves out what this process may not do, and says so: applications then use the HTTP CONNECT or SOCKS5 proxy. Without
