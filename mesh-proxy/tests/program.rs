@@ -12,7 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{SinkExt, StreamExt};
 use support::{Controller, backend, free_port, get_by, pod, service};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 const WEB: &str = "http://web.default.svc.cluster.local/";
 
@@ -177,7 +183,7 @@ async fn a_killed_process_comes_back_from_its_snapshot_and_a_signal_ends_it() {
 
     process.signal("TERM");
     assert_eq!(process.ends_within(Duration::from_secs(5)).await, Some(0));
-    assert!(tokio::net::TcpStream::connect(node.proxy).await.is_err());
+    assert!(TcpStream::connect(node.proxy).await.is_err());
     let log = std::fs::read_to_string(&log).unwrap();
     assert!(log.contains("stopped") && !log.contains("panic"), "{log}");
 }
@@ -211,4 +217,90 @@ async fn a_second_process_takes_the_listeners_of_the_first() {
     assert_eq!(second.ends_within(Duration::from_secs(5)).await, Some(0));
     let log = std::fs::read_to_string(&log2).unwrap();
     assert!(log.contains("taking over") && log.contains("tunnel listens again"), "{log}");
+}
+
+/// A server that speaks WebSocket only, and says every message back.
+async fn websocket_backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            #[allow(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+            tokio::spawn(async move {
+                let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
+                while let Some(Ok(message)) = socket.next().await {
+                    if message.is_text() && socket.send(message).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    /// Through the listener for applications, as an application behind CONNECT does it.
+    async fn open(proxy: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(proxy).await.unwrap();
+        stream.write_all(b"CONNECT web.default.svc.cluster.local:80 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 200"), "{}", text(&head));
+        let (socket, answer) =
+            tokio_tungstenite::client_async("ws://web.default.svc.cluster.local/", stream).await.unwrap();
+        assert_eq!(answer.status(), 101);
+        Self(socket)
+    }
+
+    async fn says_back(&mut self, word: &str) {
+        self.0.send(Message::text(word)).await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(10), self.0.next()).await.unwrap();
+        assert_eq!(answer.unwrap().unwrap(), Message::text(word));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_lived_connections_live_through_a_restart() {
+    let web = websocket_backend().await;
+    let text = service("web", "10.96.0.1", web.port()) + &pod("web", "v1", "127.0.0.2", "edge-a");
+    let controller = Controller::start(&[("world.yaml", text)]).await;
+    let node = Node::new(&controller);
+    let (log1, log2) = (node.state.path().join("log1"), node.state.path().join("log2"));
+    let mut first = node.start(&log1);
+    node.ready(Duration::from_secs(20)).await;
+    let mut sockets = Vec::new();
+    for i in 0..8 {
+        let mut socket = Socket::open(node.proxy).await;
+        socket.says_back(&format!("before {i}")).await;
+        sockets.push(socket);
+    }
+
+    let mut second = node.start(&log2);
+    let start = Instant::now();
+    while !std::fs::read_to_string(&log1).unwrap().contains("hot restart") {
+        assert!(start.elapsed() < Duration::from_secs(20), "the first one was not told: {}", node.log());
+        for socket in &mut sockets {
+            socket.says_back("while the second one starts").await;
+        }
+    }
+    // Well past the moment at which the first one stops to accept and closes what is idle.
+    for _ in 0..20 {
+        for socket in &mut sockets {
+            socket.says_back("after").await;
+        }
+        Socket::open(node.proxy).await.says_back("to the second one").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(first.0.try_wait().unwrap().is_none(), "the first one still serves them");
+    drop(sockets);
+    assert_eq!(first.ends_within(Duration::from_secs(10)).await, Some(0), "{}", node.log());
+    Socket::open(node.proxy).await.says_back("still").await;
+    second.signal("INT");
+    assert_eq!(second.ends_within(Duration::from_secs(10)).await, Some(0));
 }
