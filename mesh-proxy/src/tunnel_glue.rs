@@ -76,6 +76,8 @@ pub fn peers(tables: &Tables, own: &str) -> Vec<Peer> {
             node: n.name.to_string(),
             peer_id: n.peer_id.to_string(),
             addresses: n.addresses.iter().map(ToString::to_string).collect(),
+            relay: n.relay,
+            reservations: Vec::new(),
         })
         .collect();
     peers.sort_by(|a, b| a.node.cmp(&b.node));

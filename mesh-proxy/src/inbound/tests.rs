@@ -162,6 +162,7 @@ async fn world(
         node: node.into(),
         peer_id: t.peer_id(),
         addresses: t.addresses().borrow().clone(),
+        ..Default::default()
     };
     a.set_peers(&[peer("b", &b)]).await;
     b.set_peers(&[peer("a", &a)]).await;

@@ -238,6 +238,7 @@ async fn tunnels(kind: &str, a: &WorkerPool, b: &WorkerPool, pod: SocketAddr) ->
         node: node.into(),
         peer_id: t.peer_id(),
         addresses: t.addresses().borrow().clone(),
+        ..Default::default()
     };
     near.set_peers(&[peer("b", &far)]).await;
     far.set_peers(&[peer("a", &near)]).await;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Refusal,
-    peers::Path,
+    path::Path,
     stream::{StreamGuard, TunnelStream},
     wire,
 };

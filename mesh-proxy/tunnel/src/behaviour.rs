@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
     task::{Context, Poll},
+    time::{Instant, SystemTime},
 };
 
 use libp2p::{
@@ -19,12 +20,13 @@ use libp2p::{
         THandlerInEvent, THandlerOutEvent, ToSwarm,
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     handler::{Handler, Link},
-    peers::Path,
-    table::{Conn, OPEN_QUEUE},
+    path::{is_circuit, path_of},
+    peers::relay_of,
+    table::{Conn, Counted, OPEN_QUEUE},
     tunnel::Shared,
 };
 
@@ -51,7 +53,7 @@ impl Streams {
         id: ConnectionId,
         peer: PeerId,
         address: &Multiaddr,
-        dialled: bool,
+        (dialled, punched): (bool, bool),
     ) -> Result<Handler, ConnectionDenied> {
         if self.shared.view().peer(&peer).is_none() {
             self.shared.metrics.denied.inc();
@@ -59,18 +61,28 @@ impl Streams {
         }
         let (opens, receiver) = mpsc::channel(OPEN_QUEUE);
         let worker = self.shared.table.place(peer, self.shared.placement.workers());
+        let path = path_of(address, &self.shared.networks(), punched);
         let conn = Arc::new(Conn {
             id,
             peer,
-            path: Path::of(address),
+            path,
+            relay: relay_of(address),
+            remote: address.clone(),
             dialled,
             worker,
             opens,
+            since: (SystemTime::now(), Instant::now()),
             streams: AtomicUsize::new(0),
             load: self.shared.table.load(peer),
             rtt_us: AtomicU64::new(0),
+            probes: Default::default(),
+            sent: Counted::new(self.shared.metrics.bytes("sent", path)),
+            received: Counted::new(self.shared.metrics.bytes("received", path)),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+            doubt: Notify::new(),
         });
         self.unconfirmed.insert(id, conn.clone());
         self.shared.placement.place_next(worker);
@@ -88,9 +100,11 @@ impl NetworkBehaviour for Streams {
         id: ConnectionId,
         peer: PeerId,
         local: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.connect(id, peer, local, false)
+        // Behind a relay the remote address names the peer only; the local one says through whom.
+        let address = if is_circuit(local) { local } else { remote };
+        self.connect(id, peer, address, (false, self.shared.take_punched(id)))
     }
 
     fn handle_established_outbound_connection(
@@ -98,10 +112,11 @@ impl NetworkBehaviour for Streams {
         id: ConnectionId,
         peer: PeerId,
         address: &Multiaddr,
-        _: Endpoint,
+        role: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.connect(id, peer, address, true)
+        let punched = self.shared.take_punched(id) || role.is_listener();
+        self.connect(id, peer, address, (true, punched))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -122,6 +137,7 @@ impl NetworkBehaviour for Streams {
                 }
             }
             FromSwarm::DialFailure(e) => {
+                self.shared.take_punched(e.connection_id);
                 self.unconfirmed.remove(&e.connection_id);
             }
             FromSwarm::ListenFailure(e) => {

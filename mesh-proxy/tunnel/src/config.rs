@@ -68,6 +68,23 @@ pub struct Timeouts {
     pub dial: Duration,
     /// QUIC addresses are tried beside TCP ones after this head start.
     pub quic_delay: Duration,
+    /// WebSocket addresses are tried after this head start of the others.
+    pub ws_delay: Duration,
+    /// Circuits through relays are tried after this head start of the straight addresses.
+    pub circuit_delay: Duration,
+    /// Between the first circuit and the next one, through another relay.
+    pub circuit_stagger: Duration,
+    /// An open that has no answer for this long has its connection probed.
+    pub suspect: Duration,
+    /// A probe without an answer for this long: new streams take another connection. It doubles as the pause before a
+    /// silent connection with traffic is given up.
+    pub probe: Duration,
+    /// A connection that is worse than another one takes no new streams any more after this, and closes when idle.
+    pub linger: Duration,
+    /// First pause before better addresses of a peer on a worse path are dialled again; it doubles up to `upgrade_max`.
+    pub upgrade_min: Duration,
+    /// Longest pause between two such attempts.
+    pub upgrade_max: Duration,
     /// A whole open: dial, open message, the owner's connect to the endpoint, answer.
     pub open: Duration,
     /// Protocol negotiation and the open message, on either side.
@@ -89,6 +106,14 @@ impl Default for Timeouts {
         Self {
             dial: Duration::from_secs(5),
             quic_delay: Duration::from_millis(300),
+            ws_delay: Duration::from_millis(600),
+            circuit_delay: Duration::from_millis(150),
+            circuit_stagger: Duration::from_millis(250),
+            suspect: Duration::from_millis(500),
+            probe: Duration::from_secs(1),
+            linger: Duration::from_secs(30),
+            upgrade_min: Duration::from_secs(2),
+            upgrade_max: Duration::from_secs(120),
             open: Duration::from_secs(10),
             negotiate: Duration::from_secs(5),
             idle: Duration::from_secs(300),

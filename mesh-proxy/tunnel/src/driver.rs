@@ -1,26 +1,30 @@
-//! Runs the swarm: listens, dials on demand (TCP first, QUIC after a head start), cuts peers that left the view,
-//! closes connections that do not answer probes.
+//! Runs the swarm: listens, dials on demand, cuts peers that left the view, closes connections that do not answer.
+//!
+//! - [`dials`]: the groups of addresses of each dial, one after the other.
+//! - [`upkeep`]: once a second: better paths are tried, worse connections leave, silent ones are probed; and what is
+//!   done when this host's networks change.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    future::pending,
-    num::NonZeroU8,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod dials;
+mod upkeep;
+
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm, connection_limits,
     core::transport::ListenerId,
-    identify, ping,
-    swarm::{
-        ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
-        dial_opts::{DialOpts, PeerCondition},
-    },
+    identify, ping, relay,
+    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::MissedTickBehavior,
+};
 
+use self::{
+    dials::Job,
+    upkeep::{Upgrade, Watcher},
+};
 use crate::{behaviour::Streams, tunnel::Shared};
 
 /// Asks the driver for something.
@@ -32,6 +36,10 @@ pub(crate) enum Command {
     Cut(Vec<PeerId>),
     /// Listen here too.
     Listen(Multiaddr, oneshot::Sender<Result<(), String>>),
+    /// These have other addresses than before.
+    Moved(Vec<PeerId>),
+    /// This connection does not answer.
+    CloseConnection(ConnectionId),
     /// Take no new connections.
     StopListening,
     /// End the swarm.
@@ -43,22 +51,10 @@ pub(crate) struct Behaviour {
     /// First, so that a connection that is one too many gets no handler.
     pub(crate) bounds: connection_limits::Behaviour,
     pub(crate) streams: Streams,
+    /// Asks relays for circuits, with the transport of the same name.
+    pub(crate) circuits: relay::client::Behaviour,
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
-}
-
-/// A dial of one peer: groups of addresses, started one after the other.
-struct DialJob {
-    /// Attempts under way.
-    attempts: Vec<ConnectionId>,
-    groups: VecDeque<Vec<Multiaddr>>,
-    /// When the next group starts even though attempts are under way.
-    next: Instant,
-    reasons: Vec<String>,
-    began: Instant,
-    /// All addresses once more, for a first round that fails quickly: a process that is replaced resets connections
-    /// that it has not accepted, and its successor takes the next ones.
-    again: VecDeque<Vec<Multiaddr>>,
 }
 
 pub(crate) struct Driver {
@@ -67,18 +63,17 @@ pub(crate) struct Driver {
     commands: mpsc::Receiver<Command>,
     listeners: Vec<ListenerId>,
     addresses: watch::Sender<Vec<String>>,
-    jobs: HashMap<PeerId, DialJob>,
+    jobs: HashMap<PeerId, Job>,
     attempts: HashMap<ConnectionId, PeerId>,
+    /// Peers on a path that may be bettered.
+    upgrades: HashMap<PeerId, Upgrade>,
+    /// Traffic of each connection when it was last looked at.
+    traffic: HashMap<ConnectionId, (u64, u64)>,
+    networks: Watcher,
 }
 
-/// A first round that fails within this time is followed by a second one after a pause.
-const QUICK_FAILURE: Duration = Duration::from_secs(1);
-const SECOND_ROUND: Duration = Duration::from_millis(100);
-/// Addresses of one group that are tried at once.
-const DIAL_CONCURRENCY: NonZeroU8 = match NonZeroU8::new(8) {
-    Some(n) => n,
-    None => NonZeroU8::MIN,
-};
+/// How often paths are looked after.
+const UPKEEP: Duration = Duration::from_secs(1);
 
 impl Driver {
     pub(crate) fn new(
@@ -87,12 +82,25 @@ impl Driver {
         commands: mpsc::Receiver<Command>,
         (listeners, addresses): (Vec<ListenerId>, watch::Sender<Vec<String>>),
     ) -> Self {
-        Self { swarm, shared, commands, listeners, addresses, jobs: HashMap::new(), attempts: HashMap::new() }
+        Self {
+            swarm,
+            shared,
+            commands,
+            listeners,
+            addresses,
+            jobs: HashMap::new(),
+            attempts: HashMap::new(),
+            upgrades: HashMap::new(),
+            traffic: HashMap::new(),
+            networks: Watcher::new(),
+        }
     }
 
     pub(crate) async fn run(mut self) {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let next_group = self.jobs.values().filter(|j| !j.groups.is_empty()).map(|j| j.next).min();
+            let next_group = self.jobs.values().filter_map(Job::next).min();
             let timer = async move {
                 match next_group {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -103,6 +111,10 @@ impl Driver {
                 command = self.commands.recv() => match command {
                     Some(Command::Dial(peer)) => self.start_dial(peer),
                     Some(Command::Cut(peers)) => self.cut(peers),
+                    Some(Command::Moved(peers)) => self.on_moved(peers),
+                    Some(Command::CloseConnection(id)) => {
+                        self.swarm.close_connection(id);
+                    }
                     Some(Command::Listen(address, done)) => {
                         let _gone = done.send(self.listen(address));
                     }
@@ -112,6 +124,8 @@ impl Driver {
                 },
                 event = self.swarm.select_next_some() => self.on_event(event),
                 () = timer => self.start_due_groups(),
+                change = self.networks.next() => self.on_network(change),
+                _ = upkeep.tick() => self.upkeep(),
             }
         }
     }
@@ -144,99 +158,6 @@ impl Driver {
         }
     }
 
-    // === dials ===
-
-    fn start_dial(&mut self, peer: PeerId) {
-        let Some(known) = self.shared.view().peer(&peer).cloned() else {
-            return self.end_dial(peer, Err("peer left the view".into()));
-        };
-        if known.addresses.is_empty() {
-            return self.end_dial(peer, Err("peer has no addresses".into()));
-        }
-        let groups: VecDeque<_> = known.addresses.iter().cloned().collect();
-        let (began, again) = (Instant::now(), groups.clone());
-        let job = DialJob { attempts: Vec::new(), groups, next: began, reasons: Vec::new(), began, again };
-        self.jobs.insert(peer, job);
-        self.start_group(peer);
-    }
-
-    fn start_due_groups(&mut self) {
-        let now = Instant::now();
-        let due = self.jobs.iter().filter(|(_, j)| !j.groups.is_empty() && j.next <= now);
-        for peer in due.map(|(p, _)| *p).collect::<Vec<_>>() {
-            self.start_group(peer);
-        }
-    }
-
-    /// Starts the next group of a job; ends the job when there is none and nothing is under way.
-    fn start_group(&mut self, peer: PeerId) {
-        let Some(job) = self.jobs.get_mut(&peer) else { return };
-        while let Some(addresses) = job.groups.pop_front() {
-            job.next = Instant::now() + self.shared.timeouts.quic_delay;
-            let opts = DialOpts::peer_id(peer)
-                .condition(PeerCondition::Always)
-                .addresses(addresses)
-                .override_dial_concurrency_factor(DIAL_CONCURRENCY)
-                // Reusing the listen port would tie each pair of nodes to one connection.
-                .allocate_new_port()
-                .build();
-            let id = opts.connection_id();
-            match self.swarm.dial(opts) {
-                Ok(()) => {
-                    job.attempts.push(id);
-                    self.attempts.insert(id, peer);
-                    return;
-                }
-                Err(e) => job.reasons.push(describe(&e)),
-            }
-        }
-        if !job.attempts.is_empty() {
-            return;
-        }
-        let again = std::mem::take(&mut job.again);
-        if !again.is_empty() && job.began.elapsed() < QUICK_FAILURE {
-            job.groups = again;
-            job.next = Instant::now() + SECOND_ROUND;
-            job.reasons.clear();
-            return;
-        }
-        let reason = job.reasons.join("; ").into();
-        self.jobs.remove(&peer);
-        self.end_dial(peer, Err(reason));
-    }
-
-    fn end_dial(&mut self, peer: PeerId, end: Result<(), Arc<str>>) {
-        self.shared.metrics.dialled(if end.is_ok() { "ok" } else { "failed" });
-        if let Err(reason) = &end {
-            tracing::debug!(%peer, %reason, "dial failed");
-        }
-        let (min, max) = (self.shared.timeouts.backoff_min, self.shared.timeouts.backoff_max);
-        self.shared.table.dialled(peer, end, Instant::now(), |failures| {
-            let factor = 1u32 << failures.saturating_sub(1).min(16);
-            // A quarter of jitter, so that nodes that lost the same peer do not return together.
-            let spread: f64 = rand::random_range(0.75..1.25);
-            min.saturating_mul(factor).min(max).mul_f64(spread)
-        });
-    }
-
-    fn on_attempt_failed(&mut self, id: ConnectionId, error: &DialError) {
-        let Some(peer) = self.attempts.remove(&id) else { return };
-        let Some(job) = self.jobs.get_mut(&peer) else { return };
-        job.attempts.retain(|a| *a != id);
-        job.reasons.push(describe(error));
-        if job.attempts.is_empty() {
-            self.start_group(peer);
-        }
-    }
-
-    fn on_established(&mut self, id: ConnectionId, peer: PeerId) {
-        let ours = self.attempts.remove(&id).is_some();
-        // A connection that the peer dialled serves those who wait too, but does not end our own attempts.
-        if ours && self.jobs.remove(&peer).is_some() {
-            self.end_dial(peer, Ok(()));
-        }
-    }
-
     // === events ===
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -245,7 +166,8 @@ impl Driver {
                 tracing::debug!(peer = %peer_id, address = %endpoint.get_remote_address(), "connected");
                 self.on_established(connection_id, peer_id);
             }
-            SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                self.traffic.remove(&connection_id);
                 tracing::debug!(peer = %peer_id, cause = cause.map(|c| c.to_string()), "connection closed");
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
@@ -275,8 +197,7 @@ impl Driver {
         match event.result {
             Ok(rtt) => {
                 if let Some(conn) = self.shared.table.find(event.peer, event.connection) {
-                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                    conn.rtt_us.store(micros, std::sync::atomic::Ordering::Relaxed);
+                    conn.measured(rtt);
                 }
             }
             Err(error) => {
@@ -284,32 +205,11 @@ impl Driver {
                 if let Some(conn) = self.shared.table.find(event.peer, event.connection) {
                     // No stream takes it while it closes.
                     conn.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+                    self.shared.table.refresh(event.peer);
                 }
                 self.swarm.close_connection(event.connection);
             }
         }
-    }
-}
-
-/// One line for a failed dial, with each address once.
-fn describe(error: &DialError) -> String {
-    match error {
-        DialError::Transport(errors) => {
-            let each = errors.iter().map(|(address, e)| {
-                let mut text = format!("{address}: {e}");
-                let mut source = std::error::Error::source(e);
-                // The outermost lines only name layers; the innermost says what happened.
-                while let Some(inner) = source {
-                    if inner.source().is_none() {
-                        text = format!("{address}: {inner}");
-                    }
-                    source = inner.source();
-                }
-                text
-            });
-            each.collect::<Vec<_>>().join("; ")
-        }
-        other => other.to_string(),
     }
 }
 

@@ -117,6 +117,10 @@ pub enum OpenError {
     /// The connection ended while the stream was opening.
     #[error("connection to {0} lost while opening")]
     Lost(Arc<str>),
+    /// The connection ended after bytes of the caller had been sent with the open message: they may have reached the
+    /// endpoint.
+    #[error("connection to {0} lost after the first bytes were sent")]
+    Spoken(Arc<str>),
     /// The open message is larger than the protocol allows.
     #[error("open message of {0} bytes is too large")]
     TooLarge(usize),
@@ -149,6 +153,7 @@ impl OpenError {
             Self::Limit(_) => "limit",
             Self::Timeout(_) => "timeout",
             Self::Lost(_) => "lost",
+            Self::Spoken(_) => "spoken",
             Self::TooLarge(_) => "too_large",
             Self::Refused { code, .. } => code.as_str(),
             Self::BadAnswer(_) => "bad_answer",

@@ -4,7 +4,7 @@
 
 use std::{
     convert::Infallible,
-    io, iter,
+    io,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -19,18 +19,22 @@ use libp2p::{
     },
 };
 use mesh_api::model::TunnelOpen;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     accept::{Admitted, Incoming},
+    control,
     error::Refusal,
     stream::Direction,
-    table::{Conn, OpenReply},
+    table::{Ask, Asked, Conn},
     tunnel::Shared,
     wire,
 };
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new(wire::PROTOCOL);
+const CONTROL: StreamProtocol = StreamProtocol::new(control::PROTOCOL);
+
+type OpenReply = oneshot::Sender<Stream>;
 
 /// What the handler and every inbound negotiation of a connection share.
 #[derive(Debug)]
@@ -42,11 +46,11 @@ pub(crate) struct Link {
 #[derive(Debug)]
 pub(crate) struct Handler {
     link: Arc<Link>,
-    opens: mpsc::Receiver<OpenReply>,
+    opens: mpsc::Receiver<Ask>,
 }
 
 impl Handler {
-    pub(crate) fn new(link: Arc<Link>, opens: mpsc::Receiver<OpenReply>) -> Self {
+    pub(crate) fn new(link: Arc<Link>, opens: mpsc::Receiver<Ask>) -> Self {
         Self { link, opens }
     }
 }
@@ -71,9 +75,13 @@ impl ConnectionHandler for Handler {
         loop {
             match self.opens.poll_recv(cx) {
                 // The opener gave up while it waited.
-                Poll::Ready(Some(reply)) if reply.is_closed() => {}
-                Poll::Ready(Some(reply)) => {
-                    let protocol = SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), reply)
+                Poll::Ready(Some(ask)) if ask.reply.is_closed() => {}
+                Poll::Ready(Some(Ask { reply, what })) => {
+                    let name = match what {
+                        Asked::Tunnel => PROTOCOL,
+                        Asked::Control => CONTROL,
+                    };
+                    let protocol = SubstreamProtocol::new(ReadyUpgrade::new(name), reply)
                         .with_timeout(self.link.shared.timeouts.negotiate);
                     return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
                 }
@@ -103,10 +111,10 @@ pub(crate) struct Inbound(Arc<Link>);
 
 impl UpgradeInfo for Inbound {
     type Info = StreamProtocol;
-    type InfoIter = iter::Once<StreamProtocol>;
+    type InfoIter = [StreamProtocol; 2];
 
     fn protocol_info(&self) -> Self::InfoIter {
-        iter::once(PROTOCOL)
+        [PROTOCOL, CONTROL]
     }
 }
 
@@ -115,7 +123,10 @@ impl InboundUpgrade<Stream> for Inbound {
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<()>>;
 
-    fn upgrade_inbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
+    fn upgrade_inbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        if protocol == CONTROL {
+            return async move { control::hear(&self.0.shared, &self.0.conn, stream).await }.boxed();
+        }
         negotiate(self.0, stream).boxed()
     }
 }

@@ -68,7 +68,17 @@ impl Head {
     }
 }
 
+/// What precedes a chunk of `len` bytes, which is not more than 65,535.
+pub(crate) fn head(len: usize) -> [u8; 2] {
+    (len as u16).to_be_bytes()
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Marked<S> {
+    /// The stream below, for what comes before the first chunk, and where to put the bytes that came with that.
+    pub(crate) fn before_first(&mut self) -> (&mut S, &mut Bytes) {
+        (&mut self.inner, &mut self.early)
+    }
+
     pub(crate) fn new(inner: S, early: Bytes) -> Self {
         Self { inner, early, head: Head::Length, out: Vec::new(), taken: 0, end_sent: false }
     }

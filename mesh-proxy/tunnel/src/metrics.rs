@@ -2,14 +2,16 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use crate::peers::Path;
+use crate::path::Path;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     pub(crate) streams_out: IntGauge,
     pub(crate) streams_in: IntGauge,
-    pub(crate) bytes_sent: IntCounter,
-    pub(crate) bytes_received: IntCounter,
+    bytes: IntCounterVec,
+    pub(crate) path_changes: IntCounterVec,
+    lost: IntCounterVec,
+    upgrades: IntCounterVec,
     opens: IntCounterVec,
     accepted: IntCounter,
     refused: IntCounterVec,
@@ -26,7 +28,28 @@ impl Metrics {
         )?;
         let bytes = IntCounterVec::new(
             Opts::new("selvage_tunnel_bytes_total", "Bytes carried by tunnel streams, without framing"),
-            &["direction"],
+            &["direction", "path"],
+        )?;
+        let path_changes = IntCounterVec::new(
+            Opts::new(
+                "selvage_tunnel_path_changes_total",
+                "Changes of the path that new streams to a node take",
+            ),
+            &["from", "to"],
+        )?;
+        let lost = IntCounterVec::new(
+            Opts::new(
+                "selvage_tunnel_silent_connections_total",
+                "Connections given up because nothing answered",
+            ),
+            &["path"],
+        )?;
+        let upgrades = IntCounterVec::new(
+            Opts::new(
+                "selvage_tunnel_upgrades_total",
+                "Attempts to reach a node on a better path, by result",
+            ),
+            &["result"],
         )?;
         let opens = IntCounterVec::new(
             Opts::new("selvage_tunnel_opens_total", "Streams that this node opened, by result"),
@@ -48,8 +71,8 @@ impl Metrics {
             &["result"],
         )?;
         let connections = IntGaugeVec::new(
-            Opts::new("selvage_tunnel_connections", "Connections with nodes, by transport"),
-            &["transport"],
+            Opts::new("selvage_tunnel_connections", "Connections with nodes, by path and transport"),
+            &["path", "transport"],
         )?;
         let denied = IntCounter::with_opts(Opts::new(
             "selvage_tunnel_denied_connections_total",
@@ -63,11 +86,16 @@ impl Metrics {
         registry.register(Box::new(dials.clone()))?;
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(denied.clone()))?;
+        registry.register(Box::new(path_changes.clone()))?;
+        registry.register(Box::new(lost.clone()))?;
+        registry.register(Box::new(upgrades.clone()))?;
         Ok(Self {
             streams_out: streams.with_label_values(&["outbound"]),
             streams_in: streams.with_label_values(&["inbound"]),
-            bytes_sent: bytes.with_label_values(&["sent"]),
-            bytes_received: bytes.with_label_values(&["received"]),
+            bytes,
+            path_changes,
+            lost,
+            upgrades,
             opens,
             accepted,
             refused,
@@ -93,7 +121,20 @@ impl Metrics {
         self.dials.with_label_values(&[result]).inc();
     }
 
+    /// The counter of a direction on one kind of path.
+    pub(crate) fn bytes(&self, direction: &str, path: Path) -> IntCounter {
+        self.bytes.with_label_values(&[direction, path.kind.as_str()])
+    }
+
+    pub(crate) fn lost(&self, path: Path) {
+        self.lost.with_label_values(&[path.kind.as_str()]).inc();
+    }
+
+    pub(crate) fn upgraded(&self, result: &str) {
+        self.upgrades.with_label_values(&[result]).inc();
+    }
+
     pub(crate) fn connections(&self, path: Path) -> IntGauge {
-        self.connections.with_label_values(&[path.as_str()])
+        self.connections.with_label_values(&[path.kind.as_str(), path.transport.as_str()])
     }
 }

@@ -4,8 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
+use crate::path::{is_circuit, is_dialable};
+
 /// One node of the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
     /// Node name.
     pub node: String,
@@ -13,38 +15,10 @@ pub struct Peer {
     pub peer_id: String,
     /// Multiaddrs without `/p2p`, best first.
     pub addresses: Vec<String>,
-}
-
-/// How a connection reaches its peer, best first. A new stream takes the best one there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Path {
-    /// Moves bulk at half the CPU of QUIC.
-    Tcp,
-    Quic,
-    /// Through a relay.
-    Relayed,
-}
-
-impl Path {
-    pub(crate) fn of(address: &Multiaddr) -> Self {
-        let mut path = Self::Tcp;
-        for part in address.iter() {
-            match part {
-                Protocol::P2pCircuit => return Self::Relayed,
-                Protocol::QuicV1 | Protocol::Quic => path = Self::Quic,
-                _ => {}
-            }
-        }
-        path
-    }
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Quic => "quic",
-            Self::Relayed => "relayed",
-        }
-    }
+    /// Carries circuits of others.
+    pub relay: bool,
+    /// Circuit addresses at which the node listens: `…/p2p/RELAY/p2p-circuit`.
+    pub reservations: Vec<String>,
 }
 
 /// A peer, parsed.
@@ -52,8 +26,18 @@ impl Path {
 pub(crate) struct Known {
     pub(crate) node: Arc<str>,
     pub(crate) id: PeerId,
-    /// Groups that are tried one after the other: TCP, QUIC, relayed.
-    pub(crate) addresses: Vec<Vec<Multiaddr>>,
+    /// Where it is reached straight, in the registry's order.
+    pub(crate) addresses: Vec<Multiaddr>,
+    /// Where it is reached through relays that it chose, whole: `…/p2p/RELAY/p2p-circuit/p2p/PEER`.
+    pub(crate) circuits: Vec<Multiaddr>,
+    pub(crate) relay: bool,
+}
+
+impl Known {
+    /// Whether it can be reached at the same places as `other`.
+    pub(crate) fn same_places(&self, other: &Self) -> bool {
+        self.addresses == other.addresses && self.circuits == other.circuits
+    }
 }
 
 /// All peers at one moment.
@@ -61,6 +45,7 @@ pub(crate) struct Known {
 pub(crate) struct View {
     by_node: HashMap<Arc<str>, Arc<Known>>,
     by_id: HashMap<PeerId, Arc<Known>>,
+    relays: Vec<Arc<Known>>,
 }
 
 /// Most addresses that are kept for a peer: more would only lengthen a dial.
@@ -83,19 +68,38 @@ impl View {
                 refused.push((peer.node.clone(), format!("has the peer id of {}", other.node)));
                 continue;
             }
-            let mut groups = [Vec::new(), Vec::new(), Vec::new()];
-            for text in peer.addresses.iter().take(MAX_ADDRESSES) {
+            let (mut addresses, mut circuits) = (Vec::new(), Vec::new());
+            let all = peer.addresses.iter().take(MAX_ADDRESSES);
+            for text in all.chain(peer.reservations.iter().take(MAX_ADDRESSES)) {
                 match text.parse::<Multiaddr>() {
-                    Ok(address) => groups[Path::of(&address) as usize].push(address),
+                    Ok(address) if is_circuit(&address) => match circuit_to(address, id) {
+                        Ok(whole) => circuits.push(whole),
+                        Err(why) => refused.push((peer.node.clone(), format!("address {text:?}: {why}"))),
+                    },
+                    Ok(address) if is_dialable(&address) => addresses.push(address),
+                    Ok(_) => refused.push((peer.node.clone(), format!("address {text:?}: leads nowhere"))),
                     Err(e) => refused.push((peer.node.clone(), format!("address {text:?}: {e}"))),
                 }
             }
-            let addresses = groups.into_iter().filter(|g| !g.is_empty()).collect();
-            let known = Arc::new(Known { node: peer.node.as_str().into(), id, addresses });
+            let known = Arc::new(Known {
+                node: peer.node.as_str().into(),
+                id,
+                addresses,
+                circuits,
+                relay: peer.relay,
+            });
+            if known.relay {
+                view.relays.push(known.clone());
+            }
             view.by_node.insert(known.node.clone(), known.clone());
             view.by_id.insert(id, known);
         }
         (view, refused)
+    }
+
+    /// Nodes that carry circuits of others.
+    pub(crate) fn relays(&self) -> &[Arc<Known>] {
+        &self.relays
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<&Arc<Known>> {
@@ -111,34 +115,70 @@ impl View {
     }
 }
 
+/// The relay that a circuit address leads through.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    let mut relay = None;
+    for part in address {
+        match part {
+            Protocol::P2p(id) => relay = Some(id),
+            Protocol::P2pCircuit => return relay,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// A circuit address with the peer at its end.
+fn circuit_to(address: Multiaddr, peer: PeerId) -> Result<Multiaddr, &'static str> {
+    match relay_of(&address) {
+        None => return Err("names no relay"),
+        Some(relay) if relay == peer => return Err("is its own relay"),
+        Some(_) => {}
+    }
+    match address.iter().last() {
+        Some(Protocol::P2p(id)) if id == peer => Ok(address),
+        Some(Protocol::P2pCircuit) => Ok(address.with(Protocol::P2p(peer))),
+        _ => Err("ends at somebody else"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::identity::NodeKey;
 
     #[test]
-    fn addresses_are_grouped_with_tcp_first_and_bad_ones_named() {
-        let own: PeerId = NodeKey::generate().peer_id().parse().unwrap();
-        let id = NodeKey::generate().peer_id();
+    fn a_view_keeps_what_can_be_dialled_and_names_the_rest() {
+        let id = || NodeKey::generate().peer_id();
+        let (own, of_a, relay) = (id(), id(), id());
         let peer = |node: &str, id: &str, addresses: &[&str]| Peer {
             node: node.into(),
             peer_id: id.into(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
+            ..Peer::default()
         };
-        let (view, refused) = View::new(
-            &[
-                peer("a", &id, &["/ip4/1.2.3.4/udp/1/quic-v1", "/ip4/1.2.3.4/tcp/1", "nonsense"]),
-                peer("b", "not an id", &[]),
-                peer("c", &id, &[]),
-                peer("self", &own.to_base58(), &[]),
-            ],
-            &own,
-        );
+        let mut a = peer("a", &of_a, &["/ip4/1.2.3.4/udp/1/quic-v1", "/ip4/1.2.3.4/tcp/1", "nonsense"]);
+        let circuit = format!("/ip4/9.9.9.9/tcp/1/p2p/{relay}/p2p-circuit");
+        a.reservations = vec![
+            circuit.clone(),
+            format!("{circuit}/p2p/{of_a}"),
+            format!("{circuit}/p2p/{relay}"),
+            format!("/ip4/9.9.9.9/tcp/1/p2p/{of_a}/p2p-circuit"),
+            "/ip4/9.9.9.9/tcp/1/p2p-circuit".into(),
+        ];
+        let r = Peer { relay: true, ..peer("r", &relay, &["/ip4/9.9.9.9/tcp/1", "/ip4/0.0.0.0/tcp/1"]) };
+        let others = [peer("b", "not an id", &[]), peer("c", &of_a, &[]), peer("self", &own, &[])];
+        let all: Vec<Peer> = [a, r].into_iter().chain(others).collect();
+        let (view, refused) = View::new(&all, &own.parse().unwrap());
         let a = view.node("a").unwrap();
-        let flat: Vec<Vec<String>> =
-            a.addresses.iter().map(|g| g.iter().map(ToString::to_string).collect()).collect();
-        assert_eq!(flat, [["/ip4/1.2.3.4/tcp/1"], ["/ip4/1.2.3.4/udp/1/quic-v1"]]);
-        assert_eq!(refused.iter().map(|r| r.0.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let text = |all: &[Multiaddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(text(&a.addresses), ["/ip4/1.2.3.4/udp/1/quic-v1", "/ip4/1.2.3.4/tcp/1"]);
+        let whole = format!("{circuit}/p2p/{of_a}");
+        assert_eq!(text(&a.circuits), [whole.clone(), whole]);
+        assert_eq!(relay_of(&a.circuits[0]).unwrap().to_base58(), relay);
+        let names = refused.iter().map(|r| r.0.as_str()).collect::<Vec<_>>();
+        assert_eq!(names, ["a", "a", "a", "a", "r", "b", "c"], "{refused:?}");
+        assert_eq!(view.relays().iter().map(|k| &*k.node).collect::<Vec<_>>(), ["r"]);
         assert!(view.node("self").is_none() && view.node("b").is_none() && view.node("c").is_none());
     }
 }

@@ -10,9 +10,11 @@ use std::{
 
 use bytes::Bytes;
 use libp2p::Stream;
+use mesh_api::model::TunnelAnswer;
+use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{marked::Marked, peers::Path, table::Conn, tunnel::Shared};
+use crate::{error::OpenError, marked::Marked, path::Path, table::Conn, tunnel::Shared, wire};
 
 /// Who opened a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,30 @@ pub struct TunnelStream {
     io: Io,
     path: Path,
     guard: StreamGuard,
+    /// The owner has not answered yet.
+    awaiting: Option<Box<Awaiting>>,
+    early: usize,
+}
+
+/// An answer that is still to come.
+#[derive(Debug)]
+struct Awaiting {
+    node: Arc<str>,
+    buffer: Vec<u8>,
+    /// It came, and was no.
+    refused: Option<OpenError>,
+}
+
+/// Where a stream runs, for whoever keeps streams for later use.
+#[derive(Debug, Clone)]
+pub struct Place(Arc<Conn>);
+
+impl Place {
+    /// There is a better path to the peer by now, or the peer's process takes no new streams: whoever can should go on
+    /// elsewhere. Costs two loads.
+    pub fn is_superseded(&self) -> bool {
+        self.0.is_superseded()
+    }
 }
 
 /// Our muxer carries resets; QUIC streams need them marked.
@@ -62,22 +88,100 @@ enum Io {
 
 impl TunnelStream {
     pub(crate) fn new(stream: Stream, early: Bytes, path: Path, guard: StreamGuard) -> Self {
-        let io = match path {
-            Path::Tcp | Path::Relayed => Io::Plain { stream, early },
-            Path::Quic => Io::Marked(Marked::new(stream, early)),
+        let io = if path.needs_marks() {
+            Io::Marked(Marked::new(stream, early))
+        } else {
+            Io::Plain { stream, early }
         };
-        Self { io, path, guard }
+        Self { io, path, guard, awaiting: None, early: 0 }
     }
 
-    /// Transport that carries it: `tcp`, `quic` or `relayed`.
-    pub fn transport(&self) -> &'static str {
-        self.path.as_str()
+    /// A stream whose open message has just been sent.
+    pub(crate) fn awaiting(stream: Stream, node: Arc<str>, path: Path, guard: StreamGuard) -> Self {
+        let awaiting = Awaiting { node, buffer: Vec::new(), refused: None };
+        Self { awaiting: Some(Box::new(awaiting)), ..Self::new(stream, Bytes::new(), path, guard) }
     }
+
+    pub(crate) fn with_early(self, early: usize) -> Self {
+        Self { early, ..self }
+    }
+
+    /// How many of the bytes given to `open_with` went with the open message.
+    pub fn early(&self) -> usize {
+        self.early
+    }
+
+    /// Reads the owner's answer, if it is still to come.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(awaiting) = &mut self.awaiting else { return Poll::Ready(Ok(())) };
+        if let Some(refused) = &awaiting.refused {
+            return Poll::Ready(Err(refusal(refused.clone())));
+        }
+        let (stream, early) = match &mut self.io {
+            Io::Plain { stream, early } => (stream, early),
+            Io::Marked(marked) => marked.before_first(),
+        };
+        let bad = || OpenError::BadAnswer(awaiting.node.clone());
+        let outcome = loop {
+            match wire::length(&awaiting.buffer) {
+                Ok(Some((len, prefix))) if awaiting.buffer.len() >= prefix + len => {
+                    let answer = TunnelAnswer::decode(&awaiting.buffer[prefix..prefix + len]);
+                    let conn = &self.guard.conn;
+                    let judged = answer
+                        .map_err(|_| bad())
+                        .and_then(|a| conn.judge(&awaiting.node, &a, &self.guard.shared.table));
+                    *early = Bytes::copy_from_slice(&awaiting.buffer[prefix + len..]);
+                    break judged;
+                }
+                Ok(_) => {}
+                Err(_) => break Err(bad()),
+            }
+            let mut space = [0; 512];
+            let n = ready!(futures::AsyncRead::poll_read(Pin::new(&mut *stream), cx, &mut space))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            awaiting.buffer.extend_from_slice(&space[..n]);
+        };
+        if let Err(error) = outcome {
+            self.guard.shared.metrics.opened(error.as_str());
+            awaiting.refused = Some(error.clone());
+            return Poll::Ready(Err(refusal(error)));
+        }
+        self.awaiting = None;
+        Poll::Ready(Ok(()))
+    }
+
+    /// A write that failed before the answer was read: the answer says why, if it is there.
+    fn because(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        match self.poll_answer(cx) {
+            Poll::Ready(Err(refused)) => refused,
+            _ => error,
+        }
+    }
+
+    /// The path that carries it.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Tells at any time whether a pool should leave this stream for a new one.
+    pub fn place(&self) -> Place {
+        Place(self.guard.conn.clone())
+    }
+}
+
+/// The owner's refusal as the error of a read or a write. No byte of the stream has reached the endpoint.
+fn refusal(error: OpenError) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, error)
 }
 
 impl AsyncRead for TunnelStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.awaiting.is_some() {
+            ready!(this.poll_answer(cx))?;
+        }
         let before = buf.filled().len();
         match &mut this.io {
             Io::Plain { early, .. } if !early.is_empty() => {
@@ -92,7 +196,7 @@ impl AsyncRead for TunnelStream {
             Io::Marked(marked) => ready!(Pin::new(marked).poll_read(cx, buf))?,
         }
         let read = buf.filled().len() - before;
-        this.guard.shared.metrics.bytes_received.inc_by(read as u64);
+        this.guard.conn.received.add(read);
         Poll::Ready(Ok(()))
     }
 }
@@ -103,8 +207,9 @@ impl AsyncWrite for TunnelStream {
         let n = ready!(match &mut this.io {
             Io::Plain { stream, .. } => futures::AsyncWrite::poll_write(Pin::new(stream), cx, buf),
             Io::Marked(marked) => Pin::new(marked).poll_write(cx, buf),
-        })?;
-        this.guard.shared.metrics.bytes_sent.inc_by(n as u64);
+        })
+        .map_err(|e| this.because(cx, e))?;
+        this.guard.conn.sent.add(n);
         Poll::Ready(Ok(n))
     }
 
@@ -120,8 +225,9 @@ impl AsyncWrite for TunnelStream {
                 let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
                 Pin::new(marked).poll_write(cx, first)
             }
-        })?;
-        this.guard.shared.metrics.bytes_sent.inc_by(n as u64);
+        })
+        .map_err(|e| this.because(cx, e))?;
+        this.guard.conn.sent.add(n);
         Poll::Ready(Ok(n))
     }
 

@@ -5,18 +5,35 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use libp2p::{PeerId, Stream, swarm::ConnectionId};
-use tokio::sync::{mpsc, oneshot, watch};
+use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
+use prometheus::{IntCounter, IntCounterVec};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::{exec::Worker, peers::Path};
+use crate::{
+    exec::Worker,
+    path::{Path, PathKind, PathTransport},
+};
 
-/// Asks a connection for a stream. Dropping the sender's receiver cancels it.
-pub(crate) type OpenReply = oneshot::Sender<Stream>;
+/// Asks a connection for a stream. Dropping the receiver cancels it.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) reply: oneshot::Sender<Stream>,
+    pub(crate) what: Asked,
+}
+
+/// What the stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// An endpoint of the peer.
+    Tunnel,
+    /// A word between the two nodes about the connection itself.
+    Control,
+}
 
 /// Opens that wait for the connection task to notice them.
 pub(crate) const OPEN_QUEUE: usize = 1024;
@@ -27,30 +44,99 @@ pub(crate) struct Conn {
     pub(crate) id: ConnectionId,
     pub(crate) peer: PeerId,
     pub(crate) path: Path,
+    /// The relay that carries it.
+    pub(crate) relay: Option<PeerId>,
+    pub(crate) remote: Multiaddr,
     pub(crate) dialled: bool,
     pub(crate) worker: Option<Worker>,
-    pub(crate) opens: mpsc::Sender<OpenReply>,
+    pub(crate) opens: mpsc::Sender<Ask>,
+    pub(crate) since: (SystemTime, Instant),
     /// Streams of both directions on this connection.
     pub(crate) streams: AtomicUsize,
     pub(crate) load: Arc<PeerLoad>,
+    /// Smoothed round trip; 0 = not measured.
     pub(crate) rtt_us: AtomicU64,
+    /// Probes that were sent, and those that had no answer in time.
+    pub(crate) probes: (AtomicU32, AtomicU32),
+    pub(crate) sent: Counted,
+    pub(crate) received: Counted,
     pub(crate) closed: AtomicBool,
-    /// The peer's process behind it takes no new streams; another one may have taken its place.
+    /// The peer's process behind it takes no new streams, or a better connection has taken its place.
     pub(crate) retired: AtomicBool,
+    /// It has not answered for a while; new streams prefer any other.
+    pub(crate) suspect: AtomicBool,
+    /// A probe is under way.
+    pub(crate) probing: AtomicBool,
+    /// Tells opens that wait on it that it became suspect.
+    pub(crate) doubt: Notify,
+}
+
+/// Bytes of one direction of one connection, counted for the node too.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    own: AtomicU64,
+    all: IntCounter,
+}
+
+impl Counted {
+    pub(crate) fn new(all: IntCounter) -> Self {
+        Self { own: AtomicU64::new(0), all }
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.own.fetch_add(bytes, Ordering::Relaxed);
+        self.all.inc_by(bytes);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.own.load(Ordering::Relaxed)
+    }
 }
 
 impl Conn {
     /// Whether new streams may take it.
-    fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         !self.closed.load(Ordering::Relaxed) && !self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Whether a pool should leave it at the next request: there is a better connection, or it takes no new streams.
+    pub(crate) fn is_superseded(&self) -> bool {
+        !self.is_usable() || self.load.best.load(Ordering::Relaxed) < self.path.rank()
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        match self.rtt_us.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    /// Takes a new measurement of the round trip.
+    pub(crate) fn measured(&self, rtt: Duration) {
+        let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1);
+        let before = self.rtt_us.load(Ordering::Relaxed);
+        let smoothed = if before == 0 { micros } else { before - before / 4 + micros / 4 };
+        self.rtt_us.store(smoothed.max(1), Ordering::Relaxed);
     }
 }
 
-/// Streams of one peer over all its connections.
-#[derive(Debug, Default)]
+/// No usable connection.
+const NO_PATH: u8 = u8::MAX;
+
+/// What all connections of one peer share.
+#[derive(Debug)]
 pub(crate) struct PeerLoad {
     pub(crate) outbound: AtomicUsize,
     pub(crate) inbound: AtomicUsize,
+    /// Rank of the best usable path.
+    best: AtomicU8,
+}
+
+impl Default for PeerLoad {
+    fn default() -> Self {
+        Self { outbound: AtomicUsize::new(0), inbound: AtomicUsize::new(0), best: AtomicU8::new(NO_PATH) }
+    }
 }
 
 /// How a dial ended, for those who wait for it.
@@ -63,6 +149,8 @@ struct Entry {
     dialling: Option<watch::Sender<DialEnd>>,
     failures: u32,
     held: Option<(Instant, Arc<str>)>,
+    /// The path of new streams.
+    path: Option<Path>,
 }
 
 /// What an opener does next.
@@ -83,12 +171,35 @@ pub(crate) struct Spread {
     pub(crate) at_streams: usize,
 }
 
+/// What upkeep looks at: one peer with connections.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) peer: PeerId,
+    /// The path of new streams.
+    pub(crate) best: Option<Path>,
+    pub(crate) conns: Vec<Arc<Conn>>,
+}
+
+impl Survey {
+    /// Whether the best path has stood for so long.
+    pub(crate) fn lasting(&self, time: Duration, now: Instant) -> bool {
+        let best = |c: &&Arc<Conn>| Some(c.path) == self.best && c.is_usable();
+        self.conns.iter().filter(best).any(|c| now.saturating_duration_since(c.since.1) >= time)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     peers: Mutex<HashMap<PeerId, Entry>>,
+    /// Counts changes of a peer's path.
+    changes: Option<IntCounterVec>,
 }
 
 impl Table {
+    pub(crate) fn new(changes: IntCounterVec) -> Self {
+        Self { peers: Mutex::default(), changes: Some(changes) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Entry>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,9 +209,14 @@ impl Table {
         let mut peers = self.lock();
         let entry = peers.entry(peer).or_default();
         if let Some(conn) = entry.pick(worker) {
-            let spread = entry.wants_more(&conn, worker, spread, now);
+            // A connection that does not answer serves only until there is another one.
+            let suspect = conn.suspect.load(Ordering::Relaxed) && entry.may_dial(now);
+            let spread = suspect || entry.wants_more(&conn, worker, spread, now);
             if spread {
                 entry.dialling = Some(watch::Sender::new(None));
+            }
+            if let (true, Some(dialling)) = (suspect, &entry.dialling) {
+                return Step::Wait { end: dialling.subscribe(), start: true };
             }
             return Step::Use { conn, spread };
         }
@@ -117,7 +233,7 @@ impl Table {
         Step::Wait { end, start: true }
     }
 
-    /// The load counters that a new connection of `peer` shares.
+    /// What a new connection of `peer` shares with its others.
     pub(crate) fn load(&self, peer: PeerId) -> Arc<PeerLoad> {
         self.lock().entry(peer).or_default().load.clone()
     }
@@ -141,6 +257,7 @@ impl Table {
             // Wakes those who wait, also when it was the peer who connected.
             let _ = dialling.send(Some(Ok(())));
         }
+        entry.refresh(self.changes.as_ref());
     }
 
     pub(crate) fn closed(&self, peer: PeerId, id: ConnectionId) -> Option<Arc<Conn>> {
@@ -149,14 +266,35 @@ impl Table {
         let at = entry.conns.iter().position(|c| c.id == id)?;
         let conn = entry.conns.swap_remove(at);
         conn.closed.store(true, Ordering::Relaxed);
+        entry.refresh(self.changes.as_ref());
         if entry.is_empty() {
             peers.remove(&peer);
         }
         Some(conn)
     }
 
+    /// To be called after a connection of the peer became usable or not.
+    pub(crate) fn refresh(&self, peer: PeerId) {
+        if let Some(entry) = self.lock().get_mut(&peer) {
+            entry.refresh(self.changes.as_ref());
+        }
+    }
+
     pub(crate) fn find(&self, peer: PeerId, id: ConnectionId) -> Option<Arc<Conn>> {
         self.lock().get(&peer)?.conns.iter().find(|c| c.id == id).cloned()
+    }
+
+    /// The path that a new stream to the peer takes.
+    pub(crate) fn path(&self, peer: &PeerId) -> Option<Path> {
+        self.lock().get(peer)?.path
+    }
+
+    /// The path of the connections that answer, for a dial of one more.
+    pub(crate) fn answering(&self, peer: &PeerId) -> Option<Path> {
+        let peers = self.lock();
+        let live =
+            peers.get(peer)?.conns.iter().filter(|c| c.is_usable() && !c.suspect.load(Ordering::Relaxed));
+        live.map(|c| c.path).min()
     }
 
     /// Ends a dial. A failure holds the next one back for `pause(failures)`.
@@ -182,7 +320,7 @@ impl Table {
         }
     }
 
-    /// Forgets failures: the peer has new addresses.
+    /// Forgets failures: the peer has new addresses, or this node is in another network.
     pub(crate) fn forgive(&self, peer: PeerId) {
         let mut peers = self.lock();
         let Some(entry) = peers.get_mut(&peer) else { return };
@@ -205,6 +343,7 @@ impl Table {
             for conn in &entry.conns {
                 conn.closed.store(true, Ordering::Relaxed);
             }
+            entry.refresh(None);
             if !entry.conns.is_empty() {
                 cut.push(*peer);
             }
@@ -215,6 +354,13 @@ impl Table {
 
     pub(crate) fn connections(&self) -> Vec<Arc<Conn>> {
         self.lock().values().flat_map(|e| e.conns.iter().cloned()).collect()
+    }
+
+    /// Every peer with connections or failures.
+    pub(crate) fn survey(&self) -> Vec<Survey> {
+        let peers = self.lock();
+        let one = |(peer, e): (&PeerId, &Entry)| Survey { peer: *peer, best: e.path, conns: e.conns.clone() };
+        peers.iter().map(one).collect()
     }
 
     /// Peers with any state, for tests of growth.
@@ -231,21 +377,40 @@ impl Entry {
     fn pick(&self, worker: Option<Worker>) -> Option<Arc<Conn>> {
         let live = self.conns.iter().filter(|c| c.is_usable());
         live.min_by_key(|c| {
-            (c.path, worker.is_some() && c.worker != worker, c.streams.load(Ordering::Relaxed))
+            let elsewhere = worker.is_some() && c.worker != worker;
+            (c.suspect.load(Ordering::Relaxed), c.path, elsewhere, c.streams.load(Ordering::Relaxed))
         })
         .cloned()
     }
 
+    /// Works out which path new streams take.
+    fn refresh(&mut self, changes: Option<&IntCounterVec>) {
+        let path = self.pick(None).map(|c| c.path);
+        self.load.best.store(path.map_or(NO_PATH, Path::rank), Ordering::Relaxed);
+        if let (Some(before), Some(now)) = (self.path, path)
+            && before != now
+            && let Some(changes) = changes
+        {
+            changes.with_label_values(&[before.kind.as_str(), now.kind.as_str()]).inc();
+        }
+        self.path = path;
+    }
+
+    /// Whether a further dial may start now.
+    fn may_dial(&self, now: Instant) -> bool {
+        self.dialling.is_none() && self.held.as_ref().is_none_or(|(until, _)| *until <= now)
+    }
+
     /// One more connection pays when this worker has none of its own and there is load to spread.
     fn wants_more(&self, conn: &Conn, worker: Option<Worker>, spread: Spread, now: Instant) -> bool {
-        let dialled = self.conns.iter().filter(|c| c.path == Path::Tcp && c.is_usable()).count();
+        let spreads = |c: &Conn| c.path.transport == PathTransport::Tcp && c.path.kind <= PathKind::Direct;
+        let dialled = self.conns.iter().filter(|c| spreads(c) && c.is_usable()).count();
         worker.is_some()
             && conn.worker != worker
-            && conn.path == Path::Tcp
-            && self.dialling.is_none()
+            && spreads(conn)
             && dialled < spread.max_connections
             && conn.streams.load(Ordering::Relaxed) >= spread.at_streams
-            && self.held.as_ref().is_none_or(|(until, _)| *until <= now)
+            && self.may_dial(now)
     }
 }
 
@@ -255,19 +420,34 @@ mod tests {
 
     const SPREAD: Spread = Spread { max_connections: 2, at_streams: 2 };
 
+    const TCP: Path = Path::new(PathKind::Direct, PathTransport::Tcp);
+    const QUIC: Path = Path::new(PathKind::Direct, PathTransport::Quic);
+    const PUNCHED: Path = Path::new(PathKind::Punched, PathTransport::Quic);
+    const RELAYED: Path = Path::new(PathKind::Relayed, PathTransport::Tcp);
+
     fn conn(table: &Table, peer: PeerId, id: usize, path: Path, worker: Option<Worker>) -> Arc<Conn> {
+        let counted = || Counted::new(IntCounter::new("x", "x").unwrap());
         Arc::new(Conn {
             id: ConnectionId::new_unchecked(id),
             peer,
             path,
+            relay: None,
+            remote: Multiaddr::empty(),
             dialled: true,
             worker,
             opens: mpsc::channel(1).0,
+            since: (SystemTime::UNIX_EPOCH, Instant::now()),
             streams: AtomicUsize::new(0),
             load: table.load(peer),
             rtt_us: AtomicU64::new(0),
+            probes: Default::default(),
+            sent: counted(),
+            received: counted(),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+            doubt: Notify::new(),
         })
     }
 
@@ -301,11 +481,11 @@ mod tests {
     #[test]
     fn tcp_comes_before_quic_and_the_own_worker_before_another() {
         let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
-        table.established(conn(&table, peer, 1, Path::Quic, Some(0)));
+        table.established(conn(&table, peer, 1, QUIC, Some(0)));
         assert_eq!(used(table.step(peer, Some(0), SPREAD, now)).0, 1);
-        table.established(conn(&table, peer, 2, Path::Tcp, Some(1)));
+        table.established(conn(&table, peer, 2, TCP, Some(1)));
         assert_eq!(used(table.step(peer, Some(0), SPREAD, now)).0, 2);
-        table.established(conn(&table, peer, 3, Path::Tcp, Some(0)));
+        table.established(conn(&table, peer, 3, TCP, Some(0)));
         assert_eq!(used(table.step(peer, Some(0), SPREAD, now)).0, 3);
         assert_eq!(used(table.step(peer, Some(1), SPREAD, now)).0, 2);
         table.closed(peer, ConnectionId::new_unchecked(3)).unwrap();
@@ -315,14 +495,14 @@ mod tests {
     #[test]
     fn a_second_connection_is_asked_for_once_and_only_under_load() {
         let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
-        let first = conn(&table, peer, 1, Path::Tcp, Some(0));
+        let first = conn(&table, peer, 1, TCP, Some(0));
         table.established(first.clone());
         assert!(!used(table.step(peer, Some(1), SPREAD, now)).1);
         first.streams.store(2, Ordering::Relaxed);
         assert!(!used(table.step(peer, Some(0), SPREAD, now)).1, "this worker has its own");
         assert!(used(table.step(peer, Some(1), SPREAD, now)).1);
         assert!(!used(table.step(peer, Some(1), SPREAD, now)).1, "the dial is under way");
-        table.established(conn(&table, peer, 2, Path::Tcp, Some(1)));
+        table.established(conn(&table, peer, 2, TCP, Some(1)));
         table.dialled(peer, Ok(()), now, |_| Duration::ZERO);
         assert!(!used(table.step(peer, Some(2), SPREAD, now)).1, "at the bound");
     }
@@ -332,12 +512,12 @@ mod tests {
         let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
         for id in 0..50 {
             assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
-            table.established(conn(&table, peer, id, Path::Tcp, None));
+            table.established(conn(&table, peer, id, TCP, None));
             table.dialled(peer, Ok(()), now, |_| Duration::ZERO);
             table.closed(peer, ConnectionId::new_unchecked(id)).unwrap();
             assert_eq!(table.len(), 0);
         }
-        table.established(conn(&table, peer, 99, Path::Tcp, None));
+        table.established(conn(&table, peer, 99, TCP, None));
         assert_eq!(table.remove_unwanted(|_| false), [peer]);
         table.closed(peer, ConnectionId::new_unchecked(99)).unwrap();
         assert_eq!(table.len(), 0);
@@ -348,8 +528,51 @@ mod tests {
         let (table, peer, other) = (Table::default(), PeerId::random(), PeerId::random());
         assert_eq!(table.place(peer, 0), None);
         assert_eq!(table.place(peer, 2), Some(0));
-        table.established(conn(&table, peer, 1, Path::Tcp, Some(0)));
+        table.established(conn(&table, peer, 1, TCP, Some(0)));
         assert_eq!(table.place(peer, 2), Some(1));
         assert_eq!(table.place(other, 2), Some(1), "fewest of all");
+    }
+
+    #[test]
+    fn new_streams_take_the_best_path_at_once_and_fall_back_when_it_goes() {
+        let changes = IntCounterVec::new(prometheus::Opts::new("c", "c"), &["from", "to"]).unwrap();
+        let (table, peer, now) = (Table::new(changes.clone()), PeerId::random(), Instant::now());
+        let relayed = conn(&table, peer, 1, RELAYED, None);
+        table.established(relayed.clone());
+        assert!(!relayed.is_superseded());
+        let punched = conn(&table, peer, 2, PUNCHED, None);
+        table.established(punched.clone());
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 2);
+        assert!(relayed.is_superseded() && !punched.is_superseded());
+        assert_eq!(table.path(&peer), Some(PUNCHED));
+        table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
+        assert!(!relayed.is_superseded() && punched.is_superseded());
+        relayed.retired.store(true, Ordering::Relaxed);
+        table.refresh(peer);
+        assert_eq!(table.path(&peer), None);
+        assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
+        let count = |from, to| changes.with_label_values(&[from, to]).get();
+        assert_eq!((count("relayed", "punched"), count("punched", "relayed")), (1, 1));
+    }
+
+    #[test]
+    fn a_connection_that_does_not_answer_waits_behind_every_other() {
+        let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
+        let straight = conn(&table, peer, 1, TCP, None);
+        table.established(straight.clone());
+        table.established(conn(&table, peer, 2, RELAYED, None));
+        straight.suspect.store(true, Ordering::Relaxed);
+        table.refresh(peer);
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 2);
+        straight.suspect.store(false, Ordering::Relaxed);
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
+        // Alone and silent: another one is dialled, once, and those who come meanwhile take what there is.
+        table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
+        straight.suspect.store(true, Ordering::Relaxed);
+        assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
+        table.dialled(peer, Err("no".into()), now, |_| Duration::from_secs(9));
+        assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
     }
 }

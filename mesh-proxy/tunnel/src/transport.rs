@@ -1,4 +1,6 @@
-//! The transport stack: TCP (one encryption layer: libp2p TLS) under a muxer, and QUIC, with DNS names resolved.
+//! The transport stack: TCP (one encryption layer: libp2p TLS) under a muxer, QUIC, and circuits through relays, which
+//! carry the same TLS and muxer from end to end. DNS names are resolved for what is dialled straight; the address of a
+//! relay is resolved when the relay itself is dialled.
 
 use std::{io, time::Duration};
 
@@ -9,7 +11,7 @@ use libp2p::{
         transport::{Boxed, OrTransport},
         upgrade::Version,
     },
-    dns, quic, tcp,
+    dns, quic, relay, tcp,
 };
 
 use crate::{
@@ -25,6 +27,7 @@ pub(crate) fn build(
     key: &NodeKey,
     limits: &Limits,
     timeouts: &Timeouts,
+    circuits: relay::client::Transport,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
     // Both directions of opening, and streams that are being refused.
@@ -33,9 +36,11 @@ pub(crate) fn build(
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .map(|stream, _| Socket::new(stream.0))
         .upgrade(Version::V1Lazy)
-        .authenticate(security)
+        .authenticate(security.clone())
         .multiplex(muxer)
         .timeout(timeouts.dial);
+    let circuits =
+        circuits.upgrade(Version::V1Lazy).authenticate(security).multiplex(muxer).timeout(timeouts.dial);
     if std::env::var_os("SSLKEYLOGFILE").is_some() {
         // Ours is off; the one inside libp2p-quic cannot be switched off from here.
         tracing::error!("SSLKEYLOGFILE is set: keys of QUIC connections are written there");
@@ -46,10 +51,9 @@ pub(crate) fn build(
         tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))),
     )
     .map(|either, _| either.into_inner());
-    match dns::tokio::Transport::system(both) {
-        Ok(named) => Ok(named.boxed()),
-        Err(e) => Err(StartError::Resolver(io::Error::other(e))),
-    }
+    let named = dns::tokio::Transport::system(both).map_err(|e| StartError::Resolver(io::Error::other(e)))?;
+    let all = OrTransport::new(circuits.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), named);
+    Ok(all.map(|either, _| either.into_inner()).boxed())
 }
 
 fn quic_config(key: &NodeKey, limits: &Limits, handshake: Duration) -> quic::Config {

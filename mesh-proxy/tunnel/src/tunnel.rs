@@ -1,16 +1,18 @@
 //! The tunnel's handle: opens streams to nodes by name, swaps the view of peers, drains, closes.
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use futures::AsyncWriteExt;
-use libp2p::{Multiaddr, PeerId, Stream, Swarm, connection_limits, identify, ping, swarm};
-use mesh_api::model::{TunnelAnswer, TunnelOpen};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, connection_limits, identify, ping, relay,
+    swarm::{self, ConnectionId},
+};
 use prometheus::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,13 +22,14 @@ use crate::{
     behaviour::Streams,
     config::{Limits, Timeouts, TunnelConfig},
     driver::{self, Behaviour, Command, Driver},
-    error::{OpenError, Refusal, StartError},
+    error::StartError,
     exec::{Executors, Placement, Worker},
     metrics::Metrics,
-    peers::{Known, Peer, View},
-    stream::{Direction, StreamGuard, TunnelStream},
-    table::{Conn, Spread, Step, Table},
-    transport, wire,
+    path::{Networks, PathKind},
+    peers::{Peer, View},
+    stream::{Direction, StreamGuard},
+    table::{Conn, Spread, Table},
+    transport,
 };
 
 /// What the handle, the swarm's behaviour and every connection share.
@@ -39,6 +42,10 @@ pub(crate) struct Shared {
     pub(crate) streams: AtomicUsize,
     pub(crate) closed: CancellationToken,
     view: RwLock<Arc<View>>,
+    networks: RwLock<Arc<Networks>>,
+    /// Dials that both sides make at once, to open their NATs.
+    punches: Mutex<HashSet<ConnectionId>>,
+    commands: mpsc::WeakSender<Command>,
     own: PeerId,
     draining: AtomicBool,
     queues: Vec<mpsc::Sender<Incoming>>,
@@ -91,7 +98,38 @@ impl Shared {
         Ok(StreamGuard { shared: self.clone(), conn: conn.clone(), direction })
     }
 
-    fn spread(&self) -> Spread {
+    pub(crate) fn networks(&self) -> Arc<Networks> {
+        self.networks.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the networks of this host; tells what `change` tells.
+    pub(crate) fn change_networks(&self, change: impl FnOnce(&mut Networks) -> bool) -> bool {
+        let mut slot = self.networks.write().unwrap_or_else(PoisonError::into_inner);
+        let mut networks = (**slot).clone();
+        let changed = change(&mut networks);
+        *slot = Arc::new(networks);
+        changed
+    }
+
+    /// The connection that this dial gives, if any, goes through a hole that both sides punch.
+    pub(crate) fn expect_punched(&self, dial: ConnectionId) {
+        self.punches.lock().unwrap_or_else(PoisonError::into_inner).insert(dial);
+    }
+
+    /// Whether a connection was expected so; it is asked once, when the dial has ended.
+    pub(crate) fn take_punched(&self, dial: ConnectionId) -> bool {
+        self.punches.lock().unwrap_or_else(PoisonError::into_inner).remove(&dial)
+    }
+
+    /// Has the driver close a connection.
+    pub(crate) fn close_connection(&self, id: ConnectionId) {
+        if let Some(commands) = self.commands.upgrade() {
+            // A full queue means that the driver is busy; upkeep comes back to a silent connection.
+            let _ = commands.try_send(Command::CloseConnection(id));
+        }
+    }
+
+    pub(crate) fn spread(&self) -> Spread {
         let max_connections = self.limits.connections_per_peer.min(self.placement.workers());
         Spread { max_connections, at_streams: self.limits.spread_at }
     }
@@ -104,7 +142,9 @@ pub struct PeerStatus {
     pub node: String,
     /// Base58 peer id.
     pub peer_id: String,
-    /// `tcp`, `quic` or `relayed`.
+    /// Kind of path.
+    pub path: PathKind,
+    /// `tcp`, `quic` or `ws`.
     pub transport: &'static str,
     /// Whether this node dialled.
     pub dialled: bool,
@@ -117,13 +157,11 @@ pub struct PeerStatus {
 /// Handle of a running tunnel. Clones are cheap; the tunnel ends with [`Tunnel::close`] or when all are dropped.
 #[derive(Debug, Clone)]
 pub struct Tunnel {
-    shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: mpsc::Sender<Command>,
     addresses: watch::Receiver<Vec<String>>,
 }
 
-/// Connections that one open tries.
-const ATTEMPTS: usize = 3;
 /// Commands that wait for the driver.
 const COMMAND_QUEUE: usize = 1024;
 /// Time that listeners get to say their addresses.
@@ -143,20 +181,26 @@ impl Tunnel {
             .map(|(sender, receiver)| (sender, Acceptor::new(receiver, closed.clone())))
             .unzip();
         let placement = Arc::new(Placement::new(executors));
+        let metrics = Metrics::new(registry).map_err(StartError::Metrics)?;
+        let (command_sender, command_receiver) = mpsc::channel(COMMAND_QUEUE);
         let shared = Arc::new(Shared {
-            metrics: Metrics::new(registry).map_err(StartError::Metrics)?,
-            table: Table::default(),
+            table: Table::new(metrics.path_changes.clone()),
+            metrics,
             placement: placement.clone(),
             streams: AtomicUsize::new(0),
             closed,
             view: RwLock::default(),
+            networks: RwLock::default(),
+            punches: Mutex::default(),
+            commands: command_sender.downgrade(),
             own,
             draining: AtomicBool::new(false),
             queues,
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
         });
-        let transport = transport::build(&config.key, &config.limits, &config.timeouts)?;
+        let (circuits, client) = relay::client::new(own);
+        let transport = transport::build(&config.key, &config.limits, &config.timeouts, circuits)?;
         let swarm_config = swarm::Config::with_executor({
             let placement = placement.clone();
             move |task| placement.spawn(task)
@@ -164,7 +208,7 @@ impl Tunnel {
         .with_idle_connection_timeout(config.timeouts.idle)
         .with_max_negotiating_inbound_streams(config.limits.negotiating)
         .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy);
-        let mut swarm = Swarm::new(transport, behaviour(&config, shared.clone()), own, swarm_config);
+        let mut swarm = Swarm::new(transport, behaviour(&config, shared.clone(), client), own, swarm_config);
         let mut listeners = Vec::new();
         for text in &config.listen {
             let address: Multiaddr = text
@@ -177,7 +221,6 @@ impl Tunnel {
         }
         let addresses = driver::listening(&mut swarm, listeners.len(), LISTEN_WAIT).await;
         let (address_sender, address_receiver) = watch::channel(addresses);
-        let (command_sender, command_receiver) = mpsc::channel(COMMAND_QUEUE);
         let driver = Driver::new(swarm, shared.clone(), command_receiver, (listeners, address_sender));
         placement.control().spawn(driver.run());
         let tunnel = Self { shared, commands: command_sender, addresses: address_receiver };
@@ -205,119 +248,19 @@ impl Tunnel {
             let mut slot = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *slot, view.clone())
         };
+        let mut moved = Vec::new();
         for (peer, known) in view.iter() {
-            if old.peer(peer).is_none_or(|before| before.addresses != known.addresses) {
+            if old.peer(peer).is_none_or(|before| !before.same_places(known)) {
                 self.shared.table.forgive(*peer);
+                moved.push(*peer);
             }
         }
         let cut = self.shared.table.remove_unwanted(|peer| view.peer(peer).is_some());
         if !cut.is_empty() {
             let _ = self.commands.send(Command::Cut(cut)).await;
         }
-    }
-
-    /// Opens a stream to an endpoint of `node`. Dials when there is no connection; concurrent opens share that dial.
-    pub async fn open(&self, node: &str, open: TunnelOpen) -> Result<TunnelStream, OpenError> {
-        let result = self.open_in_time(node, open).await;
-        self.shared.metrics.opened(result.as_ref().map_or_else(OpenError::as_str, |_| "ok"));
-        result
-    }
-
-    async fn open_in_time(&self, node: &str, mut open: TunnelOpen) -> Result<TunnelStream, OpenError> {
-        open.version = wire::VERSION;
-        let message = wire::encode_open(&open).map_err(OpenError::TooLarge)?;
-        let view = self.shared.view();
-        let known = view.node(node).ok_or_else(|| OpenError::UnknownNode(node.to_owned()))?;
-        let attempt = async {
-            let (mut left, mut draining) = (ATTEMPTS, None);
-            loop {
-                left -= 1;
-                match (self.attempt(known, &message).await, &draining) {
-                    // A connection may close for idleness just when a stream is asked for.
-                    (Err(OpenError::Lost(_)), _) if left > 0 => {}
-                    // Behind a process that is leaving there may be its successor, with the same key, on a connection
-                    // of its own.
-                    (Err(e @ OpenError::Refused { code: Refusal::Draining, .. }), _) if left > 0 => {
-                        draining = Some(e)
-                    }
-                    // There is none.
-                    (Err(OpenError::Dial { .. } | OpenError::Backoff { .. }), Some(said)) => {
-                        return Err(said.clone());
-                    }
-                    (other, _) => return other,
-                }
-            }
-        };
-        match tokio::time::timeout(self.shared.timeouts.open, attempt).await {
-            Ok(result) => result,
-            Err(_) => Err(OpenError::Timeout(known.node.clone())),
-        }
-    }
-
-    async fn attempt(&self, known: &Known, message: &[u8]) -> Result<TunnelStream, OpenError> {
-        let lost = || OpenError::Lost(known.node.clone());
-        let conn = self.connection(known).await?;
-        let guard = self.shared.admit(&conn, Direction::Outbound).map_err(OpenError::Limit)?;
-        let (reply, stream) = oneshot::channel();
-        conn.opens.send(reply).await.map_err(|_| lost())?;
-        let mut stream = stream.await.map_err(|_| lost())?;
-        send(&mut stream, message).await.map_err(|_| lost())?;
-        let (answer, rest) = match wire::read::<TunnelAnswer>(&mut stream).await {
-            Ok(read) => read,
-            Err(wire::ReadError::Io(_) | wire::ReadError::Ended) => return Err(lost()),
-            Err(wire::ReadError::TooLarge | wire::ReadError::Malformed) => {
-                return Err(OpenError::BadAnswer(known.node.clone()));
-            }
-        };
-        match wire::outcome(&answer) {
-            Some(Ok(())) => Ok(TunnelStream::new(stream, rest, conn.path, guard)),
-            Some(Err(code)) => {
-                if code == Refusal::Draining {
-                    conn.retired.store(true, Ordering::Relaxed);
-                }
-                Err(OpenError::Refused { node: known.node.clone(), code, detail: answer.detail })
-            }
-            None => Err(OpenError::BadAnswer(known.node.clone())),
-        }
-    }
-
-    /// The best connection to a peer, dialled if there is none.
-    async fn connection(&self, known: &Known) -> Result<Arc<Conn>, OpenError> {
-        let worker = self.shared.placement.current();
-        loop {
-            if self.shared.closed.is_cancelled() {
-                return Err(OpenError::Closed);
-            }
-            match self.shared.table.step(known.id, worker, self.shared.spread(), Instant::now()) {
-                Step::Use { conn, spread } => {
-                    if spread && self.commands.try_send(Command::Dial(known.id)).is_err() {
-                        self.shared.table.dialled(known.id, Ok(()), Instant::now(), |_| Duration::ZERO);
-                    }
-                    return Ok(conn);
-                }
-                Step::Held { wait, reason } => {
-                    return Err(OpenError::Backoff { node: known.node.clone(), wait, reason });
-                }
-                Step::Wait { mut end, start } => {
-                    if start {
-                        if known.addresses.is_empty() {
-                            let none: Arc<str> = "no address".into();
-                            self.shared
-                                .table
-                                .dialled(known.id, Err(none), Instant::now(), |_| Duration::ZERO);
-                            return Err(OpenError::NoAddress(known.node.to_string()));
-                        }
-                        self.commands.send(Command::Dial(known.id)).await.map_err(|_| OpenError::Closed)?;
-                    }
-                    let ended = match end.wait_for(Option::is_some).await {
-                        Ok(ended) => ended.clone(),
-                        Err(_) => None,
-                    };
-                    if let Some(Err(reason)) = ended {
-                        return Err(OpenError::Dial { node: known.node.clone(), reason });
-                    }
-                }
-            }
+        if !moved.is_empty() {
+            let _ = self.commands.send(Command::Moved(moved)).await;
         }
     }
 
@@ -325,6 +268,7 @@ impl Tunnel {
     /// next connections. Streams that are open go on.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.say_goodbye();
         // A full queue means that the driver is busy dialling: it then goes on listening, and refusals do the rest.
         let _ = self.commands.try_send(Command::StopListening);
     }
@@ -364,19 +308,17 @@ impl Tunnel {
         let status = |conn: Arc<Conn>| PeerStatus {
             node: view.peer(&conn.peer).map_or_else(String::new, |k| k.node.to_string()),
             peer_id: conn.peer.to_base58(),
-            transport: conn.path.as_str(),
+            path: conn.path.kind,
+            transport: conn.path.transport.as_str(),
             dialled: conn.dialled,
             streams: conn.streams.load(Ordering::Relaxed),
-            rtt: match conn.rtt_us.load(Ordering::Relaxed) {
-                0 => None,
-                micros => Some(Duration::from_micros(micros)),
-            },
+            rtt: conn.rtt(),
         };
         self.shared.table.connections().into_iter().map(status).collect()
     }
 }
 
-fn behaviour(config: &TunnelConfig, shared: Arc<Shared>) -> Behaviour {
+fn behaviour(config: &TunnelConfig, shared: Arc<Shared>, circuits: relay::client::Behaviour) -> Behaviour {
     let identify = identify::Config::new("selvage/1".to_owned(), config.key.keypair().public())
         .with_agent_version(concat!("selvage/", env!("CARGO_PKG_VERSION")).to_owned());
     let probe =
@@ -387,12 +329,8 @@ fn behaviour(config: &TunnelConfig, shared: Arc<Shared>) -> Behaviour {
     Behaviour {
         bounds: connection_limits::Behaviour::new(bounds),
         streams: Streams::new(shared),
+        circuits,
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(probe),
     }
-}
-
-async fn send(stream: &mut Stream, message: &[u8]) -> std::io::Result<()> {
-    stream.write_all(message).await?;
-    stream.flush().await
 }

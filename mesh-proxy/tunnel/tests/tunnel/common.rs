@@ -43,7 +43,7 @@ pub(crate) async fn start(name: &str, config: TunnelConfig) -> Node {
     let registry = Registry::new();
     let (tunnel, mut acceptors) = Tunnel::start(config, Executors::current(), &registry).await.unwrap();
     let addresses = tunnel.addresses().borrow().clone();
-    let peer = Peer { node: name.into(), peer_id: tunnel.peer_id(), addresses };
+    let peer = Peer { node: name.into(), peer_id: tunnel.peer_id(), addresses, ..Peer::default() };
     Node { acceptor: acceptors.pop(), tunnel, registry, peer }
 }
 

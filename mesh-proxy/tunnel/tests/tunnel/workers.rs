@@ -46,6 +46,7 @@ async fn under_load_every_worker_has_its_own_connection_on_both_sides() {
         node: node.into(),
         peer_id: t.peer_id(),
         addresses: t.addresses().borrow().clone(),
+        ..Default::default()
     };
     a.set_peers(&[peer("b", &b)]).await;
     b.set_peers(&[peer("a", &a)]).await;
@@ -105,6 +106,7 @@ async fn a_peer_that_stops_answering_is_let_go() {
         node: node.into(),
         peer_id: t.peer_id(),
         addresses: t.addresses().borrow().clone(),
+        ..Default::default()
     };
     a.set_peers(&[peer("b", &b)]).await;
     b.set_peers(&[peer("a", &a)]).await;

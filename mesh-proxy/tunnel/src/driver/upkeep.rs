@@ -1,0 +1,157 @@
+//! Looking after paths: once a second, and when a network of this host comes or goes.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use if_watch::{IfEvent, tokio::IfWatcher};
+use libp2p::PeerId;
+
+use super::Driver;
+use crate::{
+    path::{Path, PathKind, PathTransport},
+    table::{Conn, Survey},
+};
+
+/// When the better addresses of a peer are dialled again.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    at: Instant,
+    failures: u32,
+}
+
+/// Follows the addresses of this host.
+pub(super) struct Watcher(Option<IfWatcher>);
+
+impl Watcher {
+    pub(super) fn new() -> Self {
+        match IfWatcher::new() {
+            Ok(watcher) => Self(Some(watcher)),
+            Err(error) => {
+                tracing::warn!(%error, "addresses of this host are not followed: every path counts as no LAN");
+                Self(None)
+            }
+        }
+    }
+
+    /// The next change; never, once it failed.
+    pub(super) async fn next(&mut self) -> io::Result<IfEvent> {
+        match &mut self.0 {
+            Some(watcher) => watcher.select_next_some().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A connection that was idle for this long after it was retired is closed.
+const SETTLE: Duration = Duration::from_secs(2);
+
+impl Driver {
+    pub(super) fn upkeep(&mut self) {
+        let now = Instant::now();
+        for survey in self.shared.table.survey() {
+            for conn in &survey.conns {
+                self.look_after(conn, &survey, now);
+            }
+            let due = self.upgrades.get(&survey.peer).is_some_and(|u| u.at <= now);
+            if let (true, Some(path)) = (due, survey.best)
+                && !self.start_upgrade(survey.peer, path)
+            {
+                // Addresses may come with the next view.
+                self.upgrades.remove(&survey.peer);
+            }
+        }
+        let table = &self.shared.table;
+        self.upgrades.retain(|peer, _| table.path(peer).is_some());
+    }
+
+    /// Probes a connection that sends and hears nothing; lets one that is not needed go.
+    fn look_after(&mut self, conn: &Arc<Conn>, survey: &Survey, now: Instant) {
+        let (sent, received) = (conn.sent.get(), conn.received.get());
+        let before = self.traffic.insert(conn.id, (sent, received)).unwrap_or_default();
+        if (sent > before.0 && received == before.1) || conn.suspect.load(Ordering::Relaxed) {
+            self.shared.probe(conn);
+        }
+        let idle = conn.streams.load(Ordering::Relaxed) == 0;
+        let age = now.saturating_duration_since(conn.since.1);
+        let worse = survey.best.is_some_and(|best| best < conn.path);
+        if conn.retired.load(Ordering::Relaxed) {
+            if idle && worse && age > SETTLE + self.shared.timeouts.linger {
+                self.swarm.close_connection(conn.id);
+            }
+        } else if worse && survey.lasting(self.shared.timeouts.linger, now) {
+            self.shared.retire(conn);
+        }
+    }
+
+    // === better paths ===
+
+    /// Notes that a peer's path may be bettered, or need not be.
+    pub(super) fn watch_path(&mut self, peer: PeerId, path: Path) {
+        let good = path.kind <= PathKind::Direct && path.transport != PathTransport::Ws;
+        if good {
+            if self.upgrades.remove(&peer).is_some() {
+                self.shared.metrics.upgraded("ok");
+            }
+            return;
+        }
+        let pause = self.shared.timeouts.upgrade_min;
+        self.upgrades.entry(peer).or_insert_with(|| Upgrade { at: Instant::now() + pause, failures: 0 });
+    }
+
+    pub(super) fn upgrade_failed(&mut self, peer: PeerId) {
+        let (min, max) = (self.shared.timeouts.upgrade_min, self.shared.timeouts.upgrade_max);
+        if let Some(upgrade) = self.upgrades.get_mut(&peer) {
+            self.shared.metrics.upgraded("failed");
+            upgrade.failures = upgrade.failures.saturating_add(1);
+            let pause = min.saturating_mul(1 << upgrade.failures.min(16)).min(max);
+            upgrade.at = Instant::now() + pause.mul_f64(rand::random_range(0.75..1.25));
+        }
+    }
+
+    fn upgrade_soon(&mut self, peer: PeerId) {
+        if let Some(path) = self.shared.table.path(&peer) {
+            self.upgrades.remove(&peer);
+            self.watch_path(peer, path);
+            if let Some(upgrade) = self.upgrades.get_mut(&peer) {
+                upgrade.at = Instant::now();
+            }
+        }
+    }
+
+    /// The registry names other addresses of these peers: connections to the old ones may be dead.
+    pub(super) fn on_moved(&mut self, peers: Vec<PeerId>) {
+        for survey in self.shared.table.survey().iter().filter(|s| peers.contains(&s.peer)) {
+            survey.conns.iter().for_each(|conn| self.shared.probe(conn));
+        }
+        for peer in peers {
+            self.dial_anew(peer);
+            self.upgrade_soon(peer);
+        }
+    }
+
+    pub(super) fn on_network(&mut self, change: io::Result<IfEvent>) {
+        let event = match change {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::debug!(%error, "addresses of this host");
+                return;
+            }
+        };
+        let changed = self.shared.change_networks(|networks| match event {
+            IfEvent::Up(net) => networks.add(net),
+            IfEvent::Down(net) => networks.remove(net),
+        });
+        if !changed {
+            return;
+        }
+        for survey in self.shared.table.survey() {
+            survey.conns.iter().for_each(|conn| self.shared.probe(conn));
+            self.shared.table.forgive(survey.peer);
+            self.upgrade_soon(survey.peer);
+        }
+    }
+}
