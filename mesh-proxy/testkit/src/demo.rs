@@ -83,7 +83,7 @@ fn plan(args: &Args, services: String) -> Plan {
         .pod("shopper", "edge-a");
     for (site, node) in [("shop", "edge-a"), ("plant", "edge-b")] {
         if let Some(site) = world.sites.get_mut(site) {
-            site.forward = vec![crate::lab::spec::ForwardSpec { port: 15008, to: node.to_owned() }];
+            site.forward = vec![crate::lab::ForwardSpec { port: 15008, to: node.to_owned() }];
         }
     }
     let mut apps = Vec::new();

@@ -6,12 +6,16 @@
 //! every namespace, so there is nothing to clean up by hand.
 
 pub mod cli;
+mod edge;
 pub mod enter;
 pub mod faults;
 mod keeper;
+mod nat;
 pub mod plan;
 pub mod process;
 pub mod relay;
+pub mod site;
+mod socket;
 pub mod spec;
 pub mod state;
 mod tools;
@@ -23,7 +27,9 @@ pub use keeper::{keep_main, world_main};
 pub use nix::sys::signal::Signal;
 pub use plan::{Kind, PlaceInfo};
 pub use process::Proc;
-pub use spec::{Nat, NodeSpec, PodSpec, SiteSpec, Spec};
+pub use site::{Egress, Flap, ForwardSpec, Ipv6, Nat, NatSpec, SiteSpec};
+pub use socket::Socket;
+pub use spec::{NodeSpec, PodSpec, Spec};
 pub use world::{Place, World};
 
 /// What can go wrong with a world, named by what was attempted.

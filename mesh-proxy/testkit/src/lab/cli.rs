@@ -11,10 +11,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde_json::json;
 
 use super::{
-    Kind, LabError, Spec, World,
+    Kind, LabError, Spec, World, edge,
     enter::{Enter, enter_main, run_main},
     keeper::{keep_main, world_main},
-    relay, state,
+    nat, relay, socket, state,
     world::Options,
 };
 
@@ -135,6 +135,14 @@ enum Verb {
     },
     #[command(name = "__delay", hide = true)]
     DelayRelay { device: String, ms: u64 },
+    #[command(name = "__nat", hide = true)]
+    Nat { config: String },
+    #[command(name = "__connect-proxy", hide = true)]
+    ConnectProxy { listen: std::net::SocketAddr },
+    #[command(name = "__flap", hide = true)]
+    Flap { family: String, device: String, up_ms: u64, down_ms: u64 },
+    #[command(name = "__socket", hide = true)]
+    Socket { kind: String, port: u16 },
     #[command(name = "__run", hide = true)]
     Run {
         dir: PathBuf,
@@ -172,6 +180,13 @@ fn run(cli: Cli) -> Result<i32, LabError> {
         Verb::DelayRelay { device, ms } => {
             relay::delay_main(&device, std::time::Duration::from_millis(ms)).map(|()| 0)
         }
+        Verb::Nat { config } => nat::nat_main(&config).map(|()| 0),
+        Verb::ConnectProxy { listen } => edge::connect_proxy_main(listen).map(|()| 0),
+        Verb::Flap { family, device, up_ms, down_ms } => {
+            let ms = std::time::Duration::from_millis;
+            edge::flap_main(&family, &device, ms(up_ms), ms(down_ms)).map(|()| 0)
+        }
+        Verb::Socket { kind, port } => socket::socket_main(&kind, port).map(|()| 0),
         Verb::Run { dir, at, keeper, command } => run_main(&dir, &at, keeper, &command),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lab", &mut std::io::stdout());

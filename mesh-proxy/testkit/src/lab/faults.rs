@@ -249,7 +249,7 @@ impl World {
         let mut seen: BTreeSet<String> = own.into_iter().flatten().collect();
         seen.insert(b.public_address.to_string());
         if b.kind == Kind::Router {
-            let site = self.spec().sites.get(&b.name).filter(|s| s.nat == Nat::None);
+            let site = self.spec().sites.get(&b.name).filter(|s| s.nat.kind == Nat::None);
             seen.extend(site.map(|s| s.lan.to_string()));
         }
         if a.site.is_some() && a.site == b.site {

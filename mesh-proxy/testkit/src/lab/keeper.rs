@@ -6,10 +6,10 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -193,8 +193,34 @@ fn configure(files: &Files, plan: &Plan, handles: &BTreeMap<String, File>) -> Re
         if !setup.nft.is_empty() {
             tools::run(name, "nft", &["-f", "-"], &setup.nft)?;
         }
+        for (i, program) in setup.programs.iter().enumerate() {
+            let log = files.logs().join(format!("{name}-{}-{i}.log", program[0].trim_start_matches('_')));
+            start(&log, program)?;
+        }
+        if !setup.late.is_empty() {
+            tools::run(name, "ip", &["-batch", "-"], &(setup.late.join("\n") + "\n"))?;
+        }
     }
     Ok(())
+}
+
+/// Starts a program of the lab in the namespace that is entered, and waits until it is ready. It ends with the world.
+fn start(log: &Path, args: &[String]) -> Result<(), LabError> {
+    let exe = std::env::current_exe().map_err(LabError::file("find", Path::new("/proc/self/exe")))?;
+    let err = File::create(log).map_err(LabError::file("create", log))?;
+    let mut command = Command::new(&exe);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(err);
+    let mut child = command.spawn().map_err(LabError::file("run", &exe))?;
+    let mut line = String::new();
+    if let Some(out) = child.stdout.take() {
+        // An unreadable pipe is an empty answer, which is reported below.
+        let _empty = BufReader::new(out).read_line(&mut line);
+    }
+    if line.trim() == "ready" {
+        return Ok(());
+    }
+    let why = fs::read_to_string(log).unwrap_or_default();
+    Err(LabError::Up(format!("{} did not start: {}", args.join(" "), why.trim())))
 }
 
 /// Devices that some kernels put into every namespace; they lead nowhere.

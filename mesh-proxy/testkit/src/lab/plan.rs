@@ -3,14 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::{LabError, Nat, Spec};
+use super::{LabError, Nat, Spec, site::Ipv6};
+
+mod router;
+mod v6;
 
 /// The namespace that joins everything public.
 pub const INTERNET: &str = "internet";
@@ -38,8 +40,11 @@ pub struct PlaceInfo {
     pub name: String,
     /// What it stands for.
     pub kind: Kind,
-    /// Its own address.
+    /// Its own address; unspecified where there is only IPv6.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where there is IPv6.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// How the public side sees it: the router's address behind NAT, otherwise its own.
     pub public_address: Ipv4Addr,
     /// The site it is in.
@@ -83,6 +88,10 @@ pub struct Setup {
     pub nft: String,
     /// `/proc/sys` settings.
     pub sysctl: Vec<(&'static str, &'static str)>,
+    /// Arguments of `lab` programs that run here for as long as the world does; each says when it is ready.
+    pub programs: Vec<Vec<String>>,
+    /// Lines for `ip -batch`, run when the programs are ready.
+    pub late: Vec<String>,
 }
 
 /// A pair of devices.
@@ -120,13 +129,14 @@ pub fn plan(spec: &Spec) -> Result<Plan, LabError> {
     plan.place(INTERNET, Kind::Internet, spec.public.first().map_or(Ipv4Addr::UNSPECIFIED, first_host));
     plan.routing(INTERNET);
     let mut public = Pool::public(spec);
-    for name in spec.sites.keys() {
-        plan.add_site(spec, name, &mut public)?;
-    }
     let mut lans: BTreeMap<&str, Pool> = BTreeMap::new();
     for (name, site) in &spec.sites {
-        let fixed = spec.nodes.values().filter(|n| n.site.as_ref() == Some(name)).filter_map(|n| n.address);
-        lans.insert(name, Pool::of(site.lan, fixed));
+        let nodes = spec.nodes.values().filter(|n| n.site.as_ref() == Some(name)).filter_map(|n| n.address);
+        let routers = spec.sites.values().filter(|s| s.behind.as_ref() == Some(name));
+        lans.insert(name, Pool::of(site.lan, nodes.chain(routers.filter_map(|s| s.address))));
+    }
+    for name in outermost_first(spec) {
+        plan.add_site(spec, name, &mut public, &mut lans)?;
     }
     for (name, node) in &spec.nodes {
         match &node.site {
@@ -139,8 +149,19 @@ pub fn plan(spec: &Spec) -> Result<Plan, LabError> {
         }
         plan.add_pods(spec, name)?;
     }
-    plan.add_port_forwards(spec);
+    plan.finish_routers(spec)?;
     Ok(plan)
+}
+
+/// Carriers before the sites behind them.
+fn outermost_first(spec: &Spec) -> Vec<&str> {
+    let depth = |name: &str| {
+        let up = |at: &&str| spec.sites.get(*at).and_then(|s| s.behind.as_deref());
+        std::iter::successors(Some(name), up).count()
+    };
+    let mut names: Vec<&str> = spec.sites.keys().map(String::as_str).collect();
+    names.sort_by_key(|n| depth(n));
+    names
 }
 
 fn full(what: &str) -> LabError {
@@ -167,9 +188,9 @@ impl Pool {
 
     fn public(spec: &Spec) -> Self {
         let mut used: BTreeSet<Ipv4Addr> = spec.public.iter().map(first_host).collect();
-        used.extend(spec.sites.values().filter_map(|s| s.address));
+        used.extend(spec.sites.values().filter(|s| s.behind.is_none()).filter_map(|s| s.address));
         used.extend(spec.nodes.values().filter(|n| n.site.is_none()).filter_map(|n| n.address));
-        let avoid = spec.sites.values().filter(|s| s.nat == Nat::None).map(|s| s.lan).collect();
+        let avoid = spec.sites.values().filter(|s| s.nat.kind == Nat::None).map(|s| s.lan).collect();
         Self { nets: spec.public.clone(), used, avoid }
     }
 
@@ -192,6 +213,7 @@ impl Plan {
             name: name.to_owned(),
             kind,
             address,
+            address6: None,
             public_address: address,
             site: None,
             node: None,
@@ -268,60 +290,6 @@ impl Plan {
         ]);
     }
 
-    fn add_site(&mut self, spec: &Spec, name: &str, public: &mut Pool) -> Result<(), LabError> {
-        let Some(site) = spec.sites.get(name) else { return Ok(()) };
-        let address = public.next(site.address).ok_or_else(|| full("public"))?;
-        self.place(name, Kind::Router, address);
-        self.routing(name);
-        self.attach(spec, name, "wan", address);
-        self.device(name, "lan");
-        let inside = first_host(&site.lan);
-        self.setup(name).ip.extend([
-            "link add dev lan type bridge forward_delay 0".to_owned(),
-            format!("address add {inside}/{} dev lan", site.lan.prefix_len()),
-            "link set dev lan up".to_owned(),
-        ]);
-        match site.nat {
-            Nat::None => {
-                let outer =
-                    self.places[name].uplink.as_ref().map(|u| u.outer_device.clone()).unwrap_or_default();
-                let route = format!("route add {} via {address} dev {outer} onlink", site.lan);
-                self.setup(INTERNET).ip.push(route);
-            }
-            Nat::Masquerade => {
-                self.setup(name).nft.push_str(
-                    "table inet router {\n\
-                     chain post { type nat hook postrouting priority srcnat; oifname \"wan\" masquerade; }\n\
-                     chain forward { type filter hook forward priority filter; policy accept;\n\
-                     iifname \"wan\" ct state established,related accept;\n\
-                     iifname \"wan\" ct status dnat accept;\n\
-                     iifname \"wan\" drop; }\n}\n",
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn add_port_forwards(&mut self, spec: &Spec) {
-        for (name, site) in &spec.sites {
-            let mut rules = String::new();
-            for forward in &site.forward {
-                let Some(to) = self.places.get(&forward.to).map(|p| p.address) else { continue };
-                for protocol in ["tcp", "udp"] {
-                    let port = forward.port;
-                    let _infallible =
-                        writeln!(rules, "iifname \"wan\" {protocol} dport {port} dnat ip to {to};");
-                }
-            }
-            if !rules.is_empty() {
-                let table = format!(
-                    "table inet router {{ chain pre {{ type nat hook prerouting priority dstnat;\n{rules}}}\n}}\n"
-                );
-                self.setup(name).nft.push_str(&table);
-            }
-        }
-    }
-
     fn node(&mut self, spec: &Spec, name: &str, address: Ipv4Addr) {
         self.place(name, Kind::Node, address);
         self.routing(name);
@@ -334,21 +302,30 @@ impl Plan {
         let address = public.next(fixed).ok_or_else(|| full("public"))?;
         self.node(spec, name, address);
         self.attach(spec, name, "eth0", address);
+        if v6::is_used(spec) {
+            self.attach_v6(spec, name, "eth0");
+        }
         Ok(())
     }
 
     fn add_lan_node(&mut self, spec: &Spec, name: &str, site_name: &str, address: Ipv4Addr) {
         let Some(site) = spec.sites.get(site_name) else { return };
-        self.node(spec, name, address);
+        self.node(spec, name, if site.ipv6 == Ipv6::Only { Ipv4Addr::UNSPECIFIED } else { address });
         let port = format!("l{}", self.links.len());
         self.link((name, "eth0"), (site_name, &port), true);
-        let router = self.places.get(site_name).map_or(address, |r| r.address);
+        let router = self.places.get(site_name).map_or(address, |r| r.public_address);
         self.edit(name, |p| {
             p.site = Some(site_name.to_owned());
-            if site.nat != Nat::None {
+            if site.nat.kind != Nat::None && site.ipv6 != Ipv6::Only {
                 p.public_address = router;
             }
         });
+        if site.ipv6 != Ipv6::Off {
+            self.lan_node_v6(spec, name, site_name);
+        }
+        if site.ipv6 == Ipv6::Only {
+            return;
+        }
         let gateway = first_host(&site.lan);
         self.setup(name).ip.extend([
             format!("address add {address}/{} dev eth0", site.lan.prefix_len()),

@@ -56,7 +56,7 @@ fn rules(world: &World, at: &str, uplink: &Uplink, verb: &str) -> Result<String,
     let table = format!("1{number:0>4}");
     let (tun, outer) = (format!("d{number}"), &uplink.outer_device);
     let mut prefixes = vec![format!("{}/32", world.place(at)?.info().address)];
-    let site = world.spec().sites.get(at).filter(|s| s.nat == Nat::None);
+    let site = world.spec().sites.get(at).filter(|s| s.nat.kind == Nat::None);
     prefixes.extend(site.map(|s| s.lan.to_string()));
     // What leaves the place is held first; then what goes to it, unless it has been held already.
     let mut lines = format!("rule {verb} pref 92 iif {outer} lookup {table}\n");

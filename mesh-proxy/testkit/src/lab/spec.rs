@@ -2,14 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::LabError;
+use super::{
+    LabError,
+    site::{Ipv6, NAT_KEYS, Nat, NatSpec, SiteSpec},
+};
 
 /// Names with a meaning of their own.
 pub(crate) const RESERVED: [&str; 2] = ["internet", "all"];
@@ -22,50 +25,14 @@ pub struct Spec {
     pub name: String,
     /// Prefixes of the public segment. The first host address of each is its gateway.
     pub public: Vec<Ipv4Net>,
+    /// Prefix of the public segment's IPv6, /48 or shorter; used when a site has IPv6.
+    pub public6: Ipv6Net,
     /// Networks behind a router.
     pub sites: BTreeMap<String, SiteSpec>,
     /// Machines.
     pub nodes: BTreeMap<String, NodeSpec>,
     /// Workloads, each a namespace of its own on a node.
     pub pods: BTreeMap<String, PodSpec>,
-}
-
-/// A network behind a router.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SiteSpec {
-    /// The site's own prefix; its first host address is the router.
-    pub lan: Ipv4Net,
-    /// What the router does to packets that leave.
-    #[serde(default)]
-    pub nat: Nat,
-    /// The router's public address; chosen when absent.
-    #[serde(default)]
-    pub address: Option<Ipv4Addr>,
-    /// Ports of the router's public address that lead to a node.
-    #[serde(default)]
-    pub forward: Vec<ForwardSpec>,
-}
-
-/// Address translation of a site's router.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Nat {
-    /// The site's prefix is public and routed; the router translates nothing.
-    None,
-    /// Everything leaves with the router's address; nothing comes in uninvited.
-    #[default]
-    Masquerade,
-}
-
-/// A forwarded port, TCP and UDP.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ForwardSpec {
-    /// Port on the router and on the node.
-    pub port: u16,
-    /// The node.
-    pub to: String,
 }
 
 /// A machine.
@@ -105,6 +72,8 @@ impl Default for Spec {
         Self {
             name: "world".to_owned(),
             public: ["203.0.113.0/24", "198.51.100.0/24"].iter().filter_map(|n| n.parse().ok()).collect(),
+            // RFC 3849: documentation, routed nowhere.
+            public6: Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 48),
             sites: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -121,8 +90,17 @@ impl Spec {
 
     /// Adds a site.
     #[must_use]
-    pub fn site(mut self, name: &str, lan: Ipv4Net, nat: Nat) -> Self {
-        self.sites.insert(name.to_owned(), SiteSpec { lan, nat, address: None, forward: Vec::new() });
+    pub fn site(mut self, name: &str, lan: Ipv4Net, nat: impl Into<NatSpec>) -> Self {
+        self.sites.insert(name.to_owned(), SiteSpec::new(lan, nat.into()));
+        self
+    }
+
+    /// Changes a site that was added before: `.site_with("shop", |s| s.egress = Egress::NoUdp)`.
+    #[must_use]
+    pub fn site_with(mut self, name: &str, change: impl FnOnce(&mut SiteSpec)) -> Self {
+        if let Some(site) = self.sites.get_mut(name) {
+            change(site);
+        }
         self
     }
 
@@ -219,30 +197,75 @@ impl Spec {
 
     fn check_sites(&self, out: &mut Vec<String>) {
         for (name, site) in &self.sites {
+            let mut say = |key: &str, text: String| out.push(format!("sites.{name}.{key}: {text}"));
             let is_public = self.public.iter().any(|p| p.contains(&site.lan));
             if site.lan.prefix_len() > 29 {
-                out.push(format!("sites.{name}.lan: {} is smaller than /29", site.lan));
+                say("lan", format!("{} is smaller than /29", site.lan));
             }
-            if site.nat == Nat::None && !is_public {
-                out.push(format!("sites.{name}.lan: a site without NAT needs a prefix inside a public one"));
+            if site.nat.kind == Nat::None && !is_public {
+                say("lan", "a site without NAT needs a prefix inside a public one".to_owned());
             }
-            if site.nat != Nat::None && is_public {
-                out.push(format!("sites.{name}.lan: a site behind NAT has a private prefix"));
+            if site.nat.kind != Nat::None && is_public {
+                say("lan", "a site behind NAT has a private prefix".to_owned());
             }
-            if let Some(a) = site.address
-                && !self.is_public(a)
-            {
-                out.push(format!("sites.{name}.address: {a} is in no public prefix"));
+            let needs_program = site.nat.hairpin || site.nat.keep_ports.is_some() || site.nat.port_mapping;
+            if needs_program && !site.nat.kind.by_program() {
+                let kind = site.nat.kind.as_str();
+                say("nat", format!("{kind} has no hairpin, keep_ports or port_mapping: choose another kind"));
             }
+            if site.flap.is_some_and(|f| f.up_ms < 50 || f.down_ms < 50) {
+                say("flap", "less than 50 ms is no time for a link".to_owned());
+            }
+            self.check_carrier(site, &mut say);
             for f in &site.forward {
                 match self.nodes.get(&f.to) {
-                    None => out.push(format!("sites.{name}.forward: no node {}", f.to)),
+                    None => say("forward", format!("no node {}", f.to)),
                     Some(n) if n.site.as_deref() != Some(name) => {
-                        out.push(format!("sites.{name}.forward: node {} is not in this site", f.to));
+                        say("forward", format!("node {} is not in this site", f.to));
                     }
                     Some(_) => {}
                 }
             }
+        }
+        if self.public6.prefix_len() > 48 {
+            out.push(format!("public6: {} is smaller than /48", self.public6));
+        }
+    }
+
+    /// What a site's outer side is in.
+    fn check_carrier(&self, site: &SiteSpec, say: &mut impl FnMut(&str, String)) {
+        let Some(carrier) = &site.behind else {
+            if let Some(a) = site.address
+                && !self.is_public(a)
+            {
+                say("address", format!("{a} is in no public prefix"));
+            }
+            return;
+        };
+        let Some(above) = self.sites.get(carrier) else {
+            say("behind", format!("no site {carrier}"));
+            return;
+        };
+        if let Some(a) = site.address
+            && !host_of(above.lan, a)
+        {
+            say("address", format!("{a} is not a free host of {}", above.lan));
+        }
+        if above.lan.contains(&site.lan) || site.lan.contains(&above.lan) {
+            say("lan", format!("{} and its carrier's {} overlap", site.lan, above.lan));
+        }
+        if site.nat.kind == Nat::None {
+            say("nat", "a site behind another translates".to_owned());
+        }
+        if site.ipv6 != Ipv6::Off {
+            say("ipv6", "a site behind another has no IPv6 of its own".to_owned());
+        }
+        let mut at = Some(carrier);
+        for _ in 0..=self.sites.len() {
+            at = at.and_then(|s| self.sites.get(s)?.behind.as_ref());
+        }
+        if at.is_some() {
+            say("behind", "the sites are behind each other in a circle".to_owned());
         }
     }
 
@@ -266,12 +289,14 @@ impl Spec {
                 }
             }
         }
-        let fixed = (self.nodes.values().filter_map(|n| n.address))
-            .chain(self.sites.values().filter_map(|s| s.address))
-            .chain(self.pods.values().filter_map(|p| p.address));
+        // Two networks may use the same addresses; one may not.
+        let node = |n: &NodeSpec| Some((n.site.clone(), n.address?));
+        let fixed = (self.nodes.values().filter_map(node))
+            .chain(self.sites.values().filter_map(|s| Some((s.behind.clone(), s.address?))))
+            .chain(self.pods.values().filter_map(|p| Some((Some(p.node.clone()), p.address?))));
         let mut seen = BTreeSet::new();
-        for address in fixed {
-            if !seen.insert(address) {
+        for (network, address) in fixed {
+            if !seen.insert((network, address)) {
                 out.push(format!("address {address} is used twice"));
             }
         }
@@ -300,18 +325,15 @@ impl Spec {
         }
     }
 
+    /// Prefixes of one network may not overlap: pods of nodes that share a site, and what the public segment routes.
+    /// Two sites may use the same ones, as networks that grew apart do.
     fn check_overlaps(&self, out: &mut Vec<String>) {
-        let nets: Vec<(String, Ipv4Net)> = (self.nodes.iter())
-            .filter_map(|(n, s)| Some((format!("nodes.{n}.pods"), s.pods?)))
-            .chain(
-                self.sites
-                    .iter()
-                    .filter(|(_, s)| s.nat == Nat::None)
-                    .map(|(n, s)| (format!("sites.{n}.lan"), s.lan)),
-            )
-            .collect();
-        for (i, (a, na)) in nets.iter().enumerate() {
-            for (b, nb) in nets.iter().skip(i + 1) {
+        let pods = self.nodes.iter().filter_map(|(n, s)| Some((&s.site, format!("nodes.{n}.pods"), s.pods?)));
+        let routed = self.sites.iter().filter(|(_, s)| s.nat.kind == Nat::None);
+        let routed = routed.map(|(n, s)| (&None, format!("sites.{n}.lan"), s.lan));
+        let nets: Vec<(&Option<String>, String, Ipv4Net)> = pods.chain(routed).collect();
+        for (i, (site, a, na)) in nets.iter().enumerate() {
+            for (_, b, nb) in nets.iter().skip(i + 1).filter(|(s, ..)| s == site) {
                 if na.contains(nb) || nb.contains(na) {
                     out.push(format!("{a} ({na}) and {b} ({nb}) overlap"));
                 }
@@ -348,9 +370,9 @@ fn unknown_keys(value: &Value, out: &mut Vec<String>) {
             out.push(format!("{at}{key}: unknown; known are {}", known.join(", ")));
         }
     };
-    level("", value, &["name", "public", "sites", "nodes", "pods"]);
+    level("", value, &["name", "public", "public6", "sites", "nodes", "pods"]);
     let kinds: [(&str, &[&str]); 3] = [
-        ("sites", &["lan", "nat", "address", "forward"]),
+        ("sites", &["lan", "nat", "address", "forward", "behind", "egress", "ipv6", "flap"]),
         ("nodes", &["site", "address", "pods", "dns"]),
         ("pods", &["node", "address", "namespace"]),
     ];
@@ -358,6 +380,9 @@ fn unknown_keys(value: &Value, out: &mut Vec<String>) {
         let Some(Value::Object(map)) = value.get(kind) else { continue };
         for (name, entry) in map {
             level(&format!("{kind}.{name}."), entry, known);
+            if let Some(nat) = entry.get("nat").filter(|_| kind == "sites") {
+                level(&format!("{kind}.{name}.nat."), nat, &NAT_KEYS);
+            }
         }
     }
 }
@@ -382,7 +407,7 @@ pods:
     #[test]
     fn a_good_world_parses() {
         let spec = Spec::parse(GOOD).unwrap();
-        assert_eq!(spec.sites["shop"].nat, Nat::Masquerade);
+        assert_eq!(spec.sites["shop"].nat, Nat::Masquerade.into());
         assert_eq!(spec.pods["web"].namespace, "default");
     }
 
@@ -391,8 +416,8 @@ pods:
         let text = GOOD
             .replace("cloud: {}", "cloud: { address: 10.0.0.1 }")
             .replace("web: { node: edge-a }", "web: { node: edge-z }\n  Bad_Name: { node: cloud }")
-            .replace("10.1.2.0/24", "10.1.1.128/25")
-            .replace("to: edge-a", "to: edge-b");
+            .replace("site: mast, pods: 10.1.2.0/24", "site: shop, pods: 10.1.1.128/25")
+            .replace("to: edge-a", "to: cloud");
         let LabError::Invalid(found) = Spec::parse(&text).unwrap_err() else { panic!("not Invalid") };
         let all = found.join("\n");
         for part in [
@@ -401,7 +426,7 @@ pods:
             "pods.Bad_Name: not a lower-case DNS label",
             "pods.Bad_Name.node: node cloud has no pod prefix",
             "overlap",
-            "node edge-b is not in this site",
+            "node cloud is not in this site",
         ] {
             assert!(all.contains(part), "{part} is missing in:\n{all}");
         }
@@ -413,6 +438,36 @@ pods:
         let LabError::Invalid(found) = Spec::parse(&text).unwrap_err() else { panic!("not Invalid") };
         assert!(found.iter().any(|f| f.starts_with("nodes.edge-a.sight: unknown")), "{found:?}");
         assert!(found.iter().any(|f| f.starts_with("nmae: unknown")), "{found:?}");
+    }
+
+    #[test]
+    fn a_router_may_be_described_by_its_kind_or_in_full() {
+        let site = |nat: &str| {
+            let text = GOOD
+                .replace("shop: { lan: 192.168.1.0/24,", &format!("shop: {{ lan: 192.168.1.0/24, {nat},"));
+            Spec::parse(&text).map(|s| s.sites["shop"].clone())
+        };
+        assert_eq!(site("nat: full-cone").unwrap().nat, Nat::FullCone.into());
+        let long = site("nat: { kind: symmetric, hairpin: true, udp_timeout_ms: 5000 }").unwrap().nat;
+        assert_eq!(long, NatSpec::from(Nat::Symmetric).hairpin().udp_timeout_ms(5000));
+        let bad = |nat: &str, why: &str| {
+            let LabError::Invalid(found) = site(nat).unwrap_err() else { panic!("not Invalid") };
+            assert!(found.iter().any(|f| f.contains(why)), "{nat}: {found:?}");
+        };
+        bad("nat: { kind: symmetric, hair: true }", "sites.shop.nat.hair: unknown");
+        bad("nat: conical", "conical");
+        bad("nat: { kind: masquerade, hairpin: true }", "masquerade has no hairpin");
+        bad("behind: nobody", "no site nobody");
+        bad("behind: shop", "in a circle");
+        bad("flap: { up_ms: 1, down_ms: 1 }", "no time for a link");
+        assert_eq!(site("egress: tcp443, ipv6: dual").unwrap().egress, crate::lab::site::Egress::Tcp443);
+    }
+
+    #[test]
+    fn two_sites_may_use_the_same_prefix() {
+        let text =
+            GOOD.replace("mast: { lan: 198.51.100.128/25, nat: none }", "mast: { lan: 192.168.1.0/24 }");
+        Spec::parse(&text.replace("10.1.2.0/24", "10.1.1.0/24")).unwrap();
     }
 
     #[test]

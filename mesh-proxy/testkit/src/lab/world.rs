@@ -308,13 +308,26 @@ impl<'w> Place<'w> {
     /// Its address.
     #[must_use]
     pub fn address(&self) -> IpAddr {
-        self.info.address.into()
+        match self.info.address6 {
+            Some(address) if self.info.address.is_unspecified() => address.into(),
+            _ => self.info.address.into(),
+        }
+    }
+
+    /// Its IPv6 address, where there is IPv6.
+    #[must_use]
+    pub fn address6(&self) -> Option<IpAddr> {
+        self.info.address6.map(IpAddr::from)
     }
 
     /// Its address as the public side sees it.
     #[must_use]
     pub fn public_address(&self) -> IpAddr {
-        self.info.public_address.into()
+        if self.info.public_address.is_unspecified() {
+            self.address()
+        } else {
+            self.info.public_address.into()
+        }
     }
 
     /// Starts a process here; its output goes to a log of the world.

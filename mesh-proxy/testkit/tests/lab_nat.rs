@@ -1,0 +1,346 @@
+//! Each kind of router does what its name says, proved with plain sockets.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use mesh_testkit::{
+    bins,
+    lab::{Egress, Ipv6, Nat, NatSpec, Socket, Spec, World, world::Options},
+};
+
+/// Long enough for a packet on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+/// How long nothing has to come before it counts as lost; a marker that does come bounds most waits.
+const NEVER: Duration = Duration::from_millis(300);
+
+/// A site with two nodes, and two public nodes.
+fn one_site(name: &str, nat: impl Into<NatSpec>) -> Spec {
+    Spec::named(name)
+        .site("shop", "192.168.1.0/24".parse().unwrap(), nat)
+        .node("a", Some("shop"), None)
+        .node("a2", Some("shop"), None)
+        .node("one", None, None)
+        .node("two", None, None)
+}
+
+fn address(world: &World, node: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(world.node(node).unwrap().address(), port)
+}
+
+/// What `from` looks like to `to`, which listens on `at`.
+fn seen(from: &mut Socket, to: &mut Socket, at: SocketAddr) -> SocketAddr {
+    from.send(at, "hello").unwrap();
+    let (source, text) = to.receive(SOON).unwrap().expect("what leaves arrives");
+    assert_eq!(text, "hello");
+    source
+}
+
+/// Whether a packet of `from` reaches `to` at `at`.
+fn passes(from: &mut Socket, to: &mut Socket, at: SocketAddr) -> bool {
+    from.send(at, "probe").unwrap();
+    to.receive(NEVER).unwrap().is_some_and(|(_, text)| text == "probe")
+}
+
+#[derive(Debug, PartialEq)]
+struct Behaviour {
+    same_port_to_all: bool,
+    lets_in_other_port: bool,
+    lets_in_other_address: bool,
+}
+
+fn udp_behaviour(world: &World) -> Behaviour {
+    let mut inner = world.udp("a", 4000).unwrap();
+    let (mut one, mut one_other) = (world.udp("one", 5000).unwrap(), world.udp("one", 5001).unwrap());
+    let mut two = world.udp("two", 5000).unwrap();
+    let outer = seen(&mut inner, &mut one, address(world, "one", 5000));
+    assert_eq!(outer.ip(), world.node("a").unwrap().public_address());
+    // An answer always comes through.
+    one.send(outer, "answer").unwrap();
+    let (from, _) = inner.receive(SOON).unwrap().expect("an answer");
+    assert_eq!(from, address(world, "one", 5000));
+    let lets_in_other_port = passes(&mut one_other, &mut inner, outer);
+    let lets_in_other_address = passes(&mut two, &mut inner, outer);
+    // A port that nothing maps to leads nowhere, whatever the kind.
+    assert!(!passes(&mut two, &mut inner, SocketAddr::new(outer.ip(), outer.port() ^ 1)));
+    let to_other_port = seen(&mut inner, &mut one_other, address(world, "one", 5001));
+    let to_other_address = seen(&mut inner, &mut two, address(world, "two", 5000));
+    assert_eq!(to_other_port == outer, to_other_address == outer);
+    // Now that it was called it is let in at the port that it was called from.
+    two.send(to_other_address, "answer").unwrap();
+    assert!(inner.receive(SOON).unwrap().is_some());
+    Behaviour { same_port_to_all: to_other_port == outer, lets_in_other_port, lets_in_other_address }
+}
+
+fn tcp_behaviour(world: &World) -> Behaviour {
+    let mut inner = world.tcp("a", 4100).unwrap();
+    let (mut one, mut one_other) = (world.tcp("one", 5100).unwrap(), world.tcp("one", 5101).unwrap());
+    let mut two = world.tcp("two", 5100).unwrap();
+    let outer = connected(&mut inner, &mut one, address(world, "one", 5100));
+    let from_other_port = connects(&mut one_other, &mut inner, outer);
+    let from_other_address = connects(&mut two, &mut inner, outer);
+    // A third port: the connections above may hold the endpoints that they have.
+    let mut two = world.tcp("two", 5102).unwrap();
+    let other = connected(&mut inner, &mut two, address(world, "two", 5102));
+    Behaviour {
+        same_port_to_all: other == outer,
+        lets_in_other_port: from_other_port,
+        lets_in_other_address: from_other_address,
+    }
+}
+
+fn connects(from: &mut Socket, to: &mut Socket, at: SocketAddr) -> bool {
+    std::thread::scope(|s| {
+        let accepted = s.spawn(|| to.accept(2 * NEVER).unwrap());
+        let connected = from.connect(at, 2 * NEVER).unwrap();
+        assert_eq!(accepted.join().unwrap().is_some(), connected.is_some());
+        connected.is_some()
+    })
+}
+
+fn connected(from: &mut Socket, to: &mut Socket, at: SocketAddr) -> SocketAddr {
+    std::thread::scope(|s| {
+        let accepted = s.spawn(|| to.accept(SOON).unwrap());
+        let own = from.connect(at, SOON).unwrap().expect("a connection out");
+        assert_eq!(accepted.join().unwrap(), Some(own));
+        own
+    })
+}
+
+#[test]
+fn each_kind_maps_and_filters_as_its_name_says() {
+    for (kind, same_port_to_all, lets_in_other_port, lets_in_other_address) in [
+        (Nat::FullCone, true, true, true),
+        (Nat::AddressRestricted, true, true, false),
+        (Nat::PortRestricted, true, false, false),
+        (Nat::Symmetric, false, false, false),
+        (Nat::Masquerade, true, false, false),
+    ] {
+        let world = World::up(&one_site(&format!("nat-{}", kind.as_str()), kind)).unwrap();
+        world.check_closed().unwrap();
+        let expected = Behaviour { same_port_to_all, lets_in_other_port, lets_in_other_address };
+        assert_eq!(udp_behaviour(&world), expected, "UDP, {kind:?}");
+        assert_eq!(tcp_behaviour(&world), expected, "TCP, {kind:?}");
+        ping(&world, "a", "one");
+    }
+}
+
+fn ping(world: &World, from: &str, to: &str) {
+    let to = world.node(to).unwrap().address().to_string();
+    // Debian's own, or none: an echo is a convenience of the lab.
+    let output = world.node(from).unwrap().exec(&[
+        "sh",
+        "-c",
+        &format!("command -v ping >/dev/null || exit 0; ping -c 1 -W 5 {to}"),
+    ]);
+    assert!(output.unwrap().ok(), "{from} pings {to}");
+}
+
+/// Two sides that send to each other's outer address at once, as hole punching does: whether both hear each other.
+fn punches(world: &World) -> bool {
+    let (mut a, mut b) = (world.udp("a", 4000).unwrap(), world.udp("b", 4000).unwrap());
+    let mut one = world.udp("one", 5000).unwrap();
+    let rendezvous = address(world, "one", 5000);
+    let (outer_a, outer_b) = (seen(&mut a, &mut one, rendezvous), seen(&mut b, &mut one, rendezvous));
+    let (mut heard_a, mut heard_b) = (None, None);
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < deadline && (heard_a.is_none() || heard_b.is_none()) {
+        // Each answers to where it hears the other from, once it does.
+        a.send(heard_a.unwrap_or(outer_b), "punch").unwrap();
+        b.send(heard_b.unwrap_or(outer_a), "punch").unwrap();
+        heard_a = a.receive(Duration::from_millis(30)).unwrap().map(|(from, _)| from).or(heard_a);
+        heard_b = b.receive(Duration::from_millis(30)).unwrap().map(|(from, _)| from).or(heard_b);
+    }
+    heard_a.is_some() && heard_b.is_some()
+}
+
+#[test]
+fn which_pairs_can_be_punched_is_what_the_theory_says() {
+    use Nat::{AddressRestricted, FullCone, PortRestricted, Symmetric};
+    for (x, y, works) in [
+        (PortRestricted, PortRestricted, true),
+        (FullCone, Symmetric, true),
+        (AddressRestricted, Symmetric, true),
+        (PortRestricted, Symmetric, false),
+        (Symmetric, Symmetric, false),
+        (Nat::Masquerade, Nat::Masquerade, true),
+        (PortRestricted, Nat::Masquerade, true),
+    ] {
+        let spec = Spec::named("punch")
+            .site("shop", "192.168.1.0/24".parse().unwrap(), x)
+            .site("plant", "192.168.1.0/24".parse().unwrap(), y)
+            .node("a", Some("shop"), None)
+            .node("b", Some("plant"), None)
+            .node("one", None, None);
+        let world = World::up(&spec).unwrap();
+        assert_eq!(punches(&world), works, "{x:?} and {y:?}");
+    }
+}
+
+#[test]
+fn hairpinning_works_where_it_is_switched_on() {
+    for (nat, works) in [
+        (NatSpec::from(Nat::FullCone), false),
+        (NatSpec::from(Nat::FullCone).hairpin(), true),
+        (NatSpec::from(Nat::PortRestricted).hairpin(), false),
+    ] {
+        let world = World::up(&one_site("hairpin", nat)).unwrap();
+        let (mut a, mut a2) = (world.udp("a", 4000).unwrap(), world.udp("a2", 4000).unwrap());
+        let mut one = world.udp("one", 5000).unwrap();
+        let outer = seen(&mut a, &mut one, address(&world, "one", 5000));
+        let outer2 = seen(&mut a2, &mut one, address(&world, "one", 5000));
+        a2.send(outer, "probe").unwrap();
+        let got = a.receive(NEVER).unwrap();
+        // Through the router, it comes from the router.
+        assert_eq!(got, works.then(|| (outer2, "probe".to_owned())), "{nat:?}");
+        // On the LAN itself they always reach each other.
+        assert!(passes(&mut a2, &mut a, address(&world, "a", 4000)));
+        if nat.hairpin {
+            // Once both have called each other the filter of any kind is open.
+            a.send(outer2, "open").unwrap();
+            assert!(a2.receive(NEVER).unwrap().is_some());
+            assert!(passes(&mut a2, &mut a, outer), "{nat:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mapping_that_idles_is_gone() {
+    let nat = NatSpec::from(Nat::FullCone).udp_timeout_ms(700);
+    let world = World::up(&one_site("timeout", nat)).unwrap();
+    let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
+    let outer = seen(&mut a, &mut one, address(&world, "one", 5000));
+    assert!(passes(&mut one, &mut a, outer));
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!passes(&mut one, &mut a, outer), "what comes in does not keep it");
+    seen(&mut a, &mut one, address(&world, "one", 5000));
+}
+
+#[test]
+fn behind_a_carrier_two_translations_add_up() {
+    let spec = Spec::named("carrier")
+        .site("carrier", "100.64.0.0/24".parse().unwrap(), NatSpec::from(Nat::PortRestricted))
+        .site("home", "192.168.1.0/24".parse().unwrap(), Nat::FullCone)
+        .site("shop", "192.168.1.0/24".parse().unwrap(), Nat::PortRestricted)
+        .site_with("home", |s| s.behind = Some("carrier".to_owned()))
+        .site_with("shop", |s| s.behind = Some("carrier".to_owned()))
+        .node("a", Some("home"), None)
+        .node("b", Some("shop"), None)
+        .node("one", None, None)
+        .node("two", None, None);
+    let options = Options { unprivileged: true, ..Options::default() };
+    let world = World::up_with(&spec, options).unwrap();
+    world.check_closed().unwrap();
+    let outer = world.place("carrier").unwrap().address();
+    assert_eq!(world.node("a").unwrap().public_address(), outer);
+    let (mut a, mut b) = (world.udp("a", 4000).unwrap(), world.udp("b", 4000).unwrap());
+    let (mut one, mut two) = (world.udp("one", 5000).unwrap(), world.udp("two", 5000).unwrap());
+    let at_a = seen(&mut a, &mut one, address(&world, "one", 5000));
+    let at_b = seen(&mut b, &mut one, address(&world, "one", 5000));
+    assert_eq!((at_a.ip(), at_b.ip()), (outer, outer));
+    assert_ne!(at_a, at_b, "the carrier keeps them apart");
+    assert!(!passes(&mut two, &mut a, at_a), "the carrier filters though the home router would not");
+    assert!(!passes(&mut b, &mut a, at_a), "no hairpin at the carrier");
+    // On the carrier's own network they meet.
+    let inside = SocketAddr::new(world.place("home").unwrap().address(), 4000);
+    assert!(passes(&mut b, &mut a, inside));
+    // TCP all the way out.
+    let (mut from, mut to) = (world.tcp("a", 4100).unwrap(), world.tcp("one", 5100).unwrap());
+    assert_eq!(connected(&mut from, &mut to, address(&world, "one", 5100)).ip(), outer);
+}
+
+#[test]
+fn what_a_router_does_not_let_out_stays_inside() {
+    for (egress, udp, tcp, https) in [
+        (Egress::Any, true, true, true),
+        (Egress::NoUdp, false, true, true),
+        (Egress::Tcp443, false, false, true),
+        (Egress::Proxy, false, false, false),
+    ] {
+        for nat in [Nat::PortRestricted, Nat::Masquerade] {
+            let spec = one_site(egress.as_str(), nat).site_with("shop", |s| s.egress = egress);
+            let world = World::up(&spec).unwrap();
+            let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
+            assert_eq!(passes(&mut a, &mut one, address(&world, "one", 5000)), udp, "{egress:?}");
+            let mut from = world.tcp("a", 4100).unwrap();
+            for (port, expected) in [(5100, tcp), (443, https)] {
+                let mut to = world.tcp("one", port).unwrap();
+                assert_eq!(
+                    connects(&mut from, &mut to, address(&world, "one", port)),
+                    expected,
+                    "{egress:?} {port}"
+                );
+            }
+            if egress != Egress::Proxy {
+                continue;
+            }
+            // The way that is left. The far side says who connected: the router.
+            let mut to = world.tcp("one", 5100).unwrap();
+            let target = address(&world, "one", 5100);
+            let script = format!(
+                "exec 3<>/dev/tcp/192.168.1.1/3128; printf 'CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n' >&3; \
+                 timeout 5 head -c 60 <&3"
+            );
+            let said = std::thread::scope(|s| {
+                let said = s.spawn(|| world.node("a").unwrap().exec(&["bash", "-c", &script]).unwrap());
+                let peer = to.accept(SOON).unwrap().expect("a connection of the proxy");
+                assert_eq!(peer.ip(), world.place("shop").unwrap().address());
+                drop(to);
+                said.join().unwrap().stdout
+            });
+            assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_site_with_ipv6_only_reaches_the_public_segment_and_is_not_reached_uninvited() {
+    let spec = one_site("six", Nat::PortRestricted)
+        .site_with("shop", |s| s.ipv6 = Ipv6::Only)
+        .site("dual", "10.9.0.0/24".parse().unwrap(), Nat::FullCone)
+        .site_with("dual", |s| s.ipv6 = Ipv6::Dual)
+        .node("d", Some("dual"), None);
+    let world = World::up(&spec).unwrap();
+    world.check_closed().unwrap();
+    let echo = bins::find("echo").unwrap();
+    let echo = echo.to_str().unwrap();
+    let serve = |at: &str| {
+        let mut command = std::process::Command::new(echo);
+        command.args(["serve", "--name", at]);
+        let mut process = world.node(at).unwrap().spawn("echo", &command).unwrap();
+        process.wait_for_log("echo ready", Duration::from_secs(10)).unwrap();
+        process
+    };
+    let _servers = [serve("one"), serve("a"), serve("d")];
+    let six = |node: &str| SocketAddr::new(world.node(node).unwrap().address6().unwrap(), 8080);
+    let ok = |from: &str, to: SocketAddr| {
+        let url = format!("http://{to}/");
+        let output = world.node(from).unwrap().exec(&[echo, "call", &url, "-o", "json", "--timeout", "1"]);
+        output.unwrap().ok()
+    };
+    assert!(world.node("a").unwrap().address().is_ipv6());
+    assert!(world.node("d").unwrap().address().is_ipv4());
+    assert!(ok("a", six("one")) && ok("d", six("one")) && ok("d", address(&world, "one", 8080)));
+    assert!(!ok("a", address(&world, "one", 8080)), "there is no IPv4");
+    assert!(!ok("one", six("a")) && !ok("d", six("a")), "nobody was invited");
+}
+
+#[test]
+fn a_flapping_link_comes_and_goes() {
+    let flap = mesh_testkit::lab::Flap { up_ms: 400, down_ms: 400 };
+    let spec = one_site("flap", Nat::PortRestricted).site_with("shop", |s| s.flap = Some(flap));
+    let world = World::up(&spec).unwrap();
+    let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
+    let (mut arrived, mut changes, mut last) = (0, 0, None);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline && changes < 4 {
+        a.send(address(&world, "one", 5000), "tick").unwrap();
+        let now = one.receive(Duration::from_millis(40)).unwrap().is_some();
+        arrived += u32::from(now);
+        changes += u32::from(last.is_some_and(|l| l != now));
+        last = Some(now);
+    }
+    assert!(changes >= 4 && arrived > 0, "{changes} changes, {arrived} packets");
+}
