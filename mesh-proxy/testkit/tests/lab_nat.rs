@@ -6,24 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_testkit::{
-    bins,
-    lab::{Egress, Ipv6, Nat, NatSpec, Socket, Spec, World, world::Options},
-};
+use mesh_testkit::lab::{Egress, Ipv6, Nat, NatSpec, Socket, Spec, World, world::Options};
 
 /// Long enough for a packet on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 /// How long nothing has to come before it counts as lost; a marker that does come bounds most waits.
 const NEVER: Duration = Duration::from_millis(300);
 
-/// A site with two nodes, and two public nodes.
-fn one_site(name: &str, nat: impl Into<NatSpec>) -> Spec {
-    Spec::named(name)
-        .site("shop", "192.168.1.0/24".parse().unwrap(), nat)
-        .node("a", Some("shop"), None)
-        .node("a2", Some("shop"), None)
-        .node("one", None, None)
-        .node("two", None, None)
+/// Two public nodes; sites are added.
+fn public(name: &str) -> Spec {
+    Spec::named(name).node("one", None, None).node("two", None, None)
+}
+
+/// A site of that name with nodes `NAME-a` and `NAME-b`.
+fn with_site(spec: Spec, name: &str, nat: impl Into<NatSpec>) -> Spec {
+    spec.site(name, "192.168.1.0/24".parse().unwrap(), nat).node(&format!("{name}-a"), Some(name), None).node(
+        &format!("{name}-b"),
+        Some(name),
+        None,
+    )
 }
 
 fn address(world: &World, node: &str, port: u16) -> SocketAddr {
@@ -51,12 +52,12 @@ struct Behaviour {
     lets_in_other_address: bool,
 }
 
-fn udp_behaviour(world: &World) -> Behaviour {
-    let mut inner = world.udp("a", 4000).unwrap();
+fn udp_behaviour(world: &World, node: &str) -> Behaviour {
+    let mut inner = world.udp(node, 4000).unwrap();
     let (mut one, mut one_other) = (world.udp("one", 5000).unwrap(), world.udp("one", 5001).unwrap());
     let mut two = world.udp("two", 5000).unwrap();
     let outer = seen(&mut inner, &mut one, address(world, "one", 5000));
-    assert_eq!(outer.ip(), world.node("a").unwrap().public_address());
+    assert_eq!(outer.ip(), world.node(node).unwrap().public_address());
     // An answer always comes through.
     one.send(outer, "answer").unwrap();
     let (from, _) = inner.receive(SOON).unwrap().expect("an answer");
@@ -74,8 +75,8 @@ fn udp_behaviour(world: &World) -> Behaviour {
     Behaviour { same_port_to_all: to_other_port == outer, lets_in_other_port, lets_in_other_address }
 }
 
-fn tcp_behaviour(world: &World) -> Behaviour {
-    let mut inner = world.tcp("a", 4100).unwrap();
+fn tcp_behaviour(world: &World, node: &str) -> Behaviour {
+    let mut inner = world.tcp(node, 4100).unwrap();
     let (mut one, mut one_other) = (world.tcp("one", 5100).unwrap(), world.tcp("one", 5101).unwrap());
     let mut two = world.tcp("two", 5100).unwrap();
     let outer = connected(&mut inner, &mut one, address(world, "one", 5100));
@@ -111,19 +112,22 @@ fn connected(from: &mut Socket, to: &mut Socket, at: SocketAddr) -> SocketAddr {
 
 #[test]
 fn each_kind_maps_and_filters_as_its_name_says() {
-    for (kind, same_port_to_all, lets_in_other_port, lets_in_other_address) in [
+    let kinds = [
         (Nat::FullCone, true, true, true),
         (Nat::AddressRestricted, true, true, false),
         (Nat::PortRestricted, true, false, false),
         (Nat::Symmetric, false, false, false),
         (Nat::Masquerade, true, false, false),
-    ] {
-        let world = World::up(&one_site(&format!("nat-{}", kind.as_str()), kind)).unwrap();
-        world.check_closed().unwrap();
+    ];
+    let spec = kinds.iter().fold(public("kinds"), |s, (kind, ..)| with_site(s, kind.as_str(), *kind));
+    let world = World::up(&spec).unwrap();
+    world.check_closed().unwrap();
+    for (kind, same_port_to_all, lets_in_other_port, lets_in_other_address) in kinds {
         let expected = Behaviour { same_port_to_all, lets_in_other_port, lets_in_other_address };
-        assert_eq!(udp_behaviour(&world), expected, "UDP, {kind:?}");
-        assert_eq!(tcp_behaviour(&world), expected, "TCP, {kind:?}");
-        ping(&world, "a", "one");
+        let node = format!("{}-a", kind.as_str());
+        assert_eq!(udp_behaviour(&world, &node), expected, "UDP, {kind:?}");
+        assert_eq!(tcp_behaviour(&world, &node), expected, "TCP, {kind:?}");
+        ping(&world, &node, "one");
     }
 }
 
@@ -139,8 +143,8 @@ fn ping(world: &World, from: &str, to: &str) {
 }
 
 /// Two sides that send to each other's outer address at once, as hole punching does: whether both hear each other.
-fn punches(world: &World) -> bool {
-    let (mut a, mut b) = (world.udp("a", 4000).unwrap(), world.udp("b", 4000).unwrap());
+fn punches(world: &World, a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (world.udp(a, 4000).unwrap(), world.udp(b, 4000).unwrap());
     let mut one = world.udp("one", 5000).unwrap();
     let rendezvous = address(world, "one", 5000);
     let (outer_a, outer_b) = (seen(&mut a, &mut one, rendezvous), seen(&mut b, &mut one, rendezvous));
@@ -158,50 +162,54 @@ fn punches(world: &World) -> bool {
 
 #[test]
 fn which_pairs_can_be_punched_is_what_the_theory_says() {
-    use Nat::{AddressRestricted, FullCone, PortRestricted, Symmetric};
+    use Nat::{AddressRestricted, FullCone, Masquerade, PortRestricted, Symmetric};
+    let kinds = [FullCone, AddressRestricted, PortRestricted, Symmetric, Masquerade];
+    // Twice each, with the same prefix everywhere.
+    let spec = kinds.iter().fold(public("punch"), |s, kind| {
+        let s = with_site(s, kind.as_str(), *kind);
+        with_site(s, &format!("{}2", kind.as_str()), *kind)
+    });
+    let world = World::up(&spec).unwrap();
     for (x, y, works) in [
         (PortRestricted, PortRestricted, true),
         (FullCone, Symmetric, true),
         (AddressRestricted, Symmetric, true),
         (PortRestricted, Symmetric, false),
         (Symmetric, Symmetric, false),
-        (Nat::Masquerade, Nat::Masquerade, true),
-        (PortRestricted, Nat::Masquerade, true),
+        (Masquerade, Masquerade, true),
+        (PortRestricted, Masquerade, true),
     ] {
-        let spec = Spec::named("punch")
-            .site("shop", "192.168.1.0/24".parse().unwrap(), x)
-            .site("plant", "192.168.1.0/24".parse().unwrap(), y)
-            .node("a", Some("shop"), None)
-            .node("b", Some("plant"), None)
-            .node("one", None, None);
-        let world = World::up(&spec).unwrap();
-        assert_eq!(punches(&world), works, "{x:?} and {y:?}");
+        let (a, b) = (format!("{}-a", x.as_str()), format!("{}2-a", y.as_str()));
+        assert_eq!(punches(&world, &a, &b), works, "{x:?} and {y:?}");
     }
 }
 
 #[test]
 fn hairpinning_works_where_it_is_switched_on() {
-    for (nat, works) in [
-        (NatSpec::from(Nat::FullCone), false),
-        (NatSpec::from(Nat::FullCone).hairpin(), true),
-        (NatSpec::from(Nat::PortRestricted).hairpin(), false),
-    ] {
-        let world = World::up(&one_site("hairpin", nat)).unwrap();
-        let (mut a, mut a2) = (world.udp("a", 4000).unwrap(), world.udp("a2", 4000).unwrap());
+    let sites = [
+        ("off", NatSpec::from(Nat::FullCone), false),
+        ("open", NatSpec::from(Nat::FullCone).hairpin(), true),
+        ("filtered", NatSpec::from(Nat::PortRestricted).hairpin(), false),
+    ];
+    let spec = sites.iter().fold(public("hairpin"), |s, (name, nat, _)| with_site(s, name, *nat));
+    let world = World::up(&spec).unwrap();
+    for (site, nat, works) in sites {
+        let (node_a, node_b) = (format!("{site}-a"), format!("{site}-b"));
+        let (mut a, mut b) = (world.udp(&node_a, 4000).unwrap(), world.udp(&node_b, 4000).unwrap());
         let mut one = world.udp("one", 5000).unwrap();
-        let outer = seen(&mut a, &mut one, address(&world, "one", 5000));
-        let outer2 = seen(&mut a2, &mut one, address(&world, "one", 5000));
-        a2.send(outer, "probe").unwrap();
+        let outer_a = seen(&mut a, &mut one, address(&world, "one", 5000));
+        let outer_b = seen(&mut b, &mut one, address(&world, "one", 5000));
+        b.send(outer_a, "probe").unwrap();
         let got = a.receive(NEVER).unwrap();
         // Through the router, it comes from the router.
-        assert_eq!(got, works.then(|| (outer2, "probe".to_owned())), "{nat:?}");
+        assert_eq!(got, works.then(|| (outer_b, "probe".to_owned())), "{nat:?}");
         // On the LAN itself they always reach each other.
-        assert!(passes(&mut a2, &mut a, address(&world, "a", 4000)));
+        assert!(passes(&mut b, &mut a, address(&world, &node_a, 4000)));
         if nat.hairpin {
             // Once both have called each other the filter of any kind is open.
-            a.send(outer2, "open").unwrap();
-            assert!(a2.receive(NEVER).unwrap().is_some());
-            assert!(passes(&mut a2, &mut a, outer), "{nat:?}");
+            a.send(outer_b, "open").unwrap();
+            assert!(b.receive(SOON).unwrap().is_some());
+            assert!(passes(&mut b, &mut a, outer_a), "{nat:?}");
         }
     }
 }
@@ -209,8 +217,8 @@ fn hairpinning_works_where_it_is_switched_on() {
 #[test]
 fn a_mapping_that_idles_is_gone() {
     let nat = NatSpec::from(Nat::FullCone).udp_timeout_ms(700);
-    let world = World::up(&one_site("timeout", nat)).unwrap();
-    let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
+    let world = World::up(&with_site(public("timeout"), "shop", nat)).unwrap();
+    let (mut a, mut one) = (world.udp("shop-a", 4000).unwrap(), world.udp("one", 5000).unwrap());
     let outer = seen(&mut a, &mut one, address(&world, "one", 5000));
     assert!(passes(&mut one, &mut a, outer));
     std::thread::sleep(Duration::from_millis(2500));
@@ -253,86 +261,89 @@ fn behind_a_carrier_two_translations_add_up() {
 
 #[test]
 fn what_a_router_does_not_let_out_stays_inside() {
-    for (egress, udp, tcp, https) in [
+    let limits = [
         (Egress::Any, true, true, true),
         (Egress::NoUdp, false, true, true),
         (Egress::Tcp443, false, false, true),
         (Egress::Proxy, false, false, false),
-    ] {
+    ];
+    let name = |egress: Egress, nat: Nat| format!("{}-{}", egress.as_str(), nat.as_str());
+    let mut spec = public("egress");
+    for (egress, ..) in limits {
         for nat in [Nat::PortRestricted, Nat::Masquerade] {
-            let spec = one_site(egress.as_str(), nat).site_with("shop", |s| s.egress = egress);
-            let world = World::up(&spec).unwrap();
-            let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
-            assert_eq!(passes(&mut a, &mut one, address(&world, "one", 5000)), udp, "{egress:?}");
-            let mut from = world.tcp("a", 4100).unwrap();
-            for (port, expected) in [(5100, tcp), (443, https)] {
-                let mut to = world.tcp("one", port).unwrap();
-                assert_eq!(
-                    connects(&mut from, &mut to, address(&world, "one", port)),
-                    expected,
-                    "{egress:?} {port}"
-                );
+            spec =
+                with_site(spec, &name(egress, nat), nat).site_with(&name(egress, nat), |s| s.egress = egress);
+        }
+    }
+    let world = World::up(&spec).unwrap();
+    let mut one = world.udp("one", 5000).unwrap();
+    let (mut plain, mut https) = (world.tcp("one", 5100).unwrap(), world.tcp("one", 443).unwrap());
+    for (egress, lets_udp, lets_tcp, lets_https) in limits {
+        for nat in [Nat::PortRestricted, Nat::Masquerade] {
+            let site = name(egress, nat);
+            let node = format!("{site}-a");
+            let mut a = world.udp(&node, 4000).unwrap();
+            assert_eq!(passes(&mut a, &mut one, address(&world, "one", 5000)), lets_udp, "{site}");
+            let mut from = world.tcp(&node, 4100).unwrap();
+            for (port, to, expected) in [(5100, &mut plain, lets_tcp), (443, &mut https, lets_https)] {
+                assert_eq!(connects(&mut from, to, address(&world, "one", port)), expected, "{site} {port}");
             }
-            if egress != Egress::Proxy {
-                continue;
+            if egress == Egress::Proxy {
+                through_the_proxy(&world, &site, &mut plain);
             }
-            // The way that is left. The far side says who connected: the router.
-            let mut to = world.tcp("one", 5100).unwrap();
-            let target = address(&world, "one", 5100);
-            let script = format!(
-                "exec 3<>/dev/tcp/192.168.1.1/3128; printf 'CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n' >&3; \
-                 timeout 5 head -c 60 <&3"
-            );
-            let said = std::thread::scope(|s| {
-                let said = s.spawn(|| world.node("a").unwrap().exec(&["bash", "-c", &script]).unwrap());
-                let peer = to.accept(SOON).unwrap().expect("a connection of the proxy");
-                assert_eq!(peer.ip(), world.place("shop").unwrap().address());
-                drop(to);
-                said.join().unwrap().stdout
-            });
-            assert!(said.starts_with("HTTP/1.1 200"), "{said}");
         }
     }
 }
 
+/// The way that is left. The far side says who connected: the router.
+fn through_the_proxy(world: &World, site: &str, to: &mut Socket) {
+    let target = address(world, "one", 5100);
+    let script = format!(
+        "exec 3<>/dev/tcp/192.168.1.1/3128; printf 'CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n' >&3; \
+         timeout 10 head -c 50 <&3"
+    );
+    let said = std::thread::scope(|s| {
+        let node = world.node(&format!("{site}-a")).unwrap();
+        let said = s.spawn(move || node.exec(&["bash", "-c", &script]).unwrap());
+        let peer = to.accept(SOON).unwrap().expect("a connection of the proxy");
+        assert_eq!(peer.ip(), world.place(site).unwrap().address());
+        said.join().unwrap().stdout
+    });
+    assert!(said.starts_with("HTTP/1.1 200") && said.contains("\r\n\r\n203.0.113."), "{said}");
+}
+
 #[test]
 fn a_site_with_ipv6_only_reaches_the_public_segment_and_is_not_reached_uninvited() {
-    let spec = one_site("six", Nat::PortRestricted)
-        .site_with("shop", |s| s.ipv6 = Ipv6::Only)
-        .site("dual", "10.9.0.0/24".parse().unwrap(), Nat::FullCone)
-        .site_with("dual", |s| s.ipv6 = Ipv6::Dual)
-        .node("d", Some("dual"), None);
+    let spec = with_site(with_site(public("six"), "six", Nat::PortRestricted), "dual", Nat::FullCone)
+        .site_with("six", |s| s.ipv6 = Ipv6::Only)
+        .site_with("dual", |s| s.ipv6 = Ipv6::Dual);
     let world = World::up(&spec).unwrap();
     world.check_closed().unwrap();
-    let echo = bins::find("echo").unwrap();
-    let echo = echo.to_str().unwrap();
-    let serve = |at: &str| {
-        let mut command = std::process::Command::new(echo);
-        command.args(["serve", "--name", at]);
-        let mut process = world.node(at).unwrap().spawn("echo", &command).unwrap();
-        process.wait_for_log("echo ready", Duration::from_secs(10)).unwrap();
-        process
-    };
-    let _servers = [serve("one"), serve("a"), serve("d")];
-    let six = |node: &str| SocketAddr::new(world.node(node).unwrap().address6().unwrap(), 8080);
-    let ok = |from: &str, to: SocketAddr| {
-        let url = format!("http://{to}/");
-        let output = world.node(from).unwrap().exec(&[echo, "call", &url, "-o", "json", "--timeout", "1"]);
-        output.unwrap().ok()
-    };
-    assert!(world.node("a").unwrap().address().is_ipv6());
-    assert!(world.node("d").unwrap().address().is_ipv4());
-    assert!(ok("a", six("one")) && ok("d", six("one")) && ok("d", address(&world, "one", 8080)));
-    assert!(!ok("a", address(&world, "one", 8080)), "there is no IPv4");
-    assert!(!ok("one", six("a")) && !ok("d", six("a")), "nobody was invited");
+    let socket = |node: &str| world.udp(node, 4000).unwrap();
+    let (mut one, mut a, mut d) = (socket("one"), socket("six-a"), socket("dual-a"));
+    let six = |node: &str| SocketAddr::new(world.node(node).unwrap().address6().unwrap(), 4000);
+    assert!(world.node("six-a").unwrap().address().is_ipv6());
+    assert!(world.node("dual-a").unwrap().address().is_ipv4());
+    assert!(!passes(&mut one, &mut a, six("six-a")), "nobody was invited");
+    assert!(!passes(&mut d, &mut a, six("six-a")), "nobody was invited");
+    // IPv6 is not translated, and answers come in.
+    assert_eq!(seen(&mut a, &mut one, six("one")), six("six-a"));
+    assert!(passes(&mut one, &mut a, six("six-a")));
+    assert!(!passes(&mut a, &mut one, address(&world, "one", 4000)), "there is no IPv4");
+    assert_eq!(seen(&mut d, &mut one, six("one")), six("dual-a"));
+    assert_eq!(
+        seen(&mut d, &mut one, address(&world, "one", 4000)).ip(),
+        world.place("dual").unwrap().address()
+    );
 }
 
 #[test]
 fn a_flapping_link_comes_and_goes() {
     let flap = mesh_testkit::lab::Flap { up_ms: 400, down_ms: 400 };
-    let spec = one_site("flap", Nat::PortRestricted).site_with("shop", |s| s.flap = Some(flap));
+    let spec =
+        with_site(public("flap"), "shop", Nat::PortRestricted).site_with("shop", |s| s.flap = Some(flap));
     let world = World::up(&spec).unwrap();
-    let (mut a, mut one) = (world.udp("a", 4000).unwrap(), world.udp("one", 5000).unwrap());
+    let (mut a, mut one) = (world.udp("shop-a", 4000).unwrap(), world.udp("one", 5000).unwrap());
     let (mut arrived, mut changes, mut last) = (0, 0, None);
     let deadline = Instant::now() + Duration::from_secs(20);
     while Instant::now() < deadline && changes < 4 {

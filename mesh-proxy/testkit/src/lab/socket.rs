@@ -170,10 +170,18 @@ impl Udp {
     fn open(port: u16) -> Result<Self, LabError> {
         let v4 = UdpSocket::bind(any(port, false));
         let v4 = v4.map_err(LabError::file("bind", std::path::Path::new("a UDP port")))?;
-        // A socket for both families would hold the port: this one has a port of its own choice then.
-        let v6 = UdpSocket::bind(any(0, true)).ok();
+        // A system without IPv6 has none.
+        let v6 = only_v6(port).ok();
         Ok(Self { v4, v6 })
     }
+}
+
+/// Beside a socket of the other family on the same port.
+fn only_v6(port: u16) -> std::io::Result<UdpSocket> {
+    let new = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&new, sockopt::Ipv6V6Only, &true)?;
+    bind(new.as_raw_fd(), &SockaddrStorage::from(any(port, true)))?;
+    Ok(new.into())
 }
 
 impl Port for Udp {
@@ -188,8 +196,16 @@ impl Port for Udp {
             Some(&"receive") => {
                 let limit = Duration::from_millis(number(words, 1)?);
                 let mut buffer = [0; 2048];
-                self.v4.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-                let (n, from) = self.v4.recv_from(&mut buffer)?;
+                let mut fds: Vec<PollFd<'_>> = ([Some(&self.v4), self.v6.as_ref()].into_iter().flatten())
+                    .map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN))
+                    .collect();
+                poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX))?;
+                let is_v6 = fds.get(1).is_some_and(|f| f.any().unwrap_or(false));
+                let socket = if is_v6 { self.v6.as_ref().ok_or_else(bad)? } else { &self.v4 };
+                socket.set_nonblocking(true)?;
+                let received = socket.recv_from(&mut buffer);
+                socket.set_nonblocking(false)?;
+                let (n, from) = received?;
                 Ok(format!("{from} {}", String::from_utf8_lossy(&buffer[..n])))
             }
             _ => Err(bad()),
