@@ -4,25 +4,11 @@ use serde_json::{Value, json};
 
 use crate::{
     schema,
-    types::{NETWORKING_GROUP, NETWORKING_VERSIONS},
+    types::{KINDS, KindInfo},
 };
 
-struct Kind {
-    kind: &'static str,
-    plural: &'static str,
-    short: &'static str,
-    columns: fn() -> Vec<Value>,
-}
-
-const KINDS: [Kind; 2] = [
-    Kind {
-        kind: "DestinationRule",
-        plural: "destinationrules",
-        short: "dr",
-        columns: destination_rule_columns,
-    },
-    Kind { kind: "VirtualService", plural: "virtualservices", short: "vs", columns: virtual_service_columns },
-];
+/// Kinds without any sense when they say nothing.
+pub(crate) const SPEC_REQUIRED: [&str; 3] = ["ServiceEntry", "WorkloadEntry", "WorkloadGroup"];
 
 /// All CRDs, ordered by name.
 pub fn all() -> Vec<Value> {
@@ -34,22 +20,22 @@ pub fn file_name(crd: &Value) -> String {
     format!("{}.yaml", crd["metadata"]["name"].as_str().unwrap_or_default())
 }
 
-fn definition(kind: &Kind) -> Value {
+fn definition(kind: &KindInfo) -> Value {
     let singular = kind.kind.to_ascii_lowercase();
     let versions: Vec<Value> =
-        NETWORKING_VERSIONS.iter().enumerate().map(|(i, v)| version(kind, v, i == 0)).collect();
+        kind.versions.iter().enumerate().map(|(i, v)| version(kind, v, i == 0)).collect();
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{}.{NETWORKING_GROUP}", kind.plural) },
+        "metadata": { "name": format!("{}.{}", kind.plural, kind.group) },
         "spec": {
-            "group": NETWORKING_GROUP,
+            "group": kind.group,
             "names": {
-                "categories": ["istio-io", "networking-istio-io"],
+                "categories": ["istio-io", kind.group.replace('.', "-")],
                 "kind": kind.kind,
                 "listKind": format!("{}List", kind.kind),
                 "plural": kind.plural,
-                "shortNames": [kind.short],
+                "shortNames": kind.short,
                 "singular": singular,
             },
             "scope": "Namespaced",
@@ -58,24 +44,26 @@ fn definition(kind: &Kind) -> Value {
     })
 }
 
-fn version(kind: &Kind, name: &str, storage: bool) -> Value {
-    let mut columns = (kind.columns)();
+fn version(kind: &KindInfo, name: &str, storage: bool) -> Value {
+    let mut columns: Vec<Value> = kind
+        .columns
+        .iter()
+        .map(|(name, path, text)| json!({ "name": name, "type": "string", "jsonPath": path, "description": text }))
+        .collect();
     columns.push(json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" }));
+    let spec = schema::of_spec(kind.kind);
+    // Where the spec has fields that must be there, so must the spec.
+    let mut root = json!({ "type": "object", "properties": { "spec": spec, "status": status() } });
+    if SPEC_REQUIRED.contains(&kind.kind) {
+        root["required"] = json!(["spec"]);
+    }
     json!({
         "name": name,
         "served": true,
         "storage": storage,
         "subresources": { "status": {} },
         "additionalPrinterColumns": columns,
-        "schema": {
-            "openAPIV3Schema": {
-                "type": "object",
-                "properties": {
-                    "spec": schema::of_spec(kind.kind),
-                    "status": status(),
-                },
-            },
-        },
+        "schema": { "openAPIV3Schema": root },
     })
 }
 
@@ -107,20 +95,6 @@ fn status() -> Value {
             },
         },
     })
-}
-
-fn virtual_service_columns() -> Vec<Value> {
-    vec![
-        json!({ "name": "Gateways", "type": "string", "jsonPath": ".spec.gateways",
-            "description": "Gateways and sidecars that use these routes" }),
-        json!({ "name": "Hosts", "type": "string", "jsonPath": ".spec.hosts",
-            "description": "Hosts that these routes are for" }),
-    ]
-}
-
-fn destination_rule_columns() -> Vec<Value> {
-    vec![json!({ "name": "Host", "type": "string", "jsonPath": ".spec.host",
-        "description": "Host that this policy is for" })]
 }
 
 /// A CRD as a file.

@@ -1,12 +1,11 @@
 //! From an applied object to a typed resource. Nothing is dropped in silence: wrong types are errors with their path,
 //! fields that nobody knows and fields that this mesh does not honour are listed.
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
-    schema, support,
-    types::{Meta, NETWORKING_GROUP, NETWORKING_VERSIONS, Object, Resource},
+    crd, schema, support,
+    types::{Meta, Resource, kind_info},
 };
 
 /// Something to say about one field.
@@ -34,6 +33,8 @@ pub struct Parsed {
     pub unknown: Vec<Finding>,
     /// Fields that Istio accepts and this mesh does not honour.
     pub unsupported: Vec<Finding>,
+    /// What an API server refuses by the schema, beside types: lengths, counts, forms, what must be there.
+    pub violations: Vec<Finding>,
 }
 
 /// Why an object is not a resource.
@@ -58,37 +59,54 @@ pub enum ParseError {
 /// Whether [`parse`] reads objects of this API version and kind.
 pub fn is_known(api_version: &str, kind: &str) -> bool {
     let Some((group, version)) = api_version.split_once('/') else { return false };
-    group == NETWORKING_GROUP && NETWORKING_VERSIONS.contains(&version) && schema::of_spec(kind).is_some()
+    kind_info(kind).is_some_and(|k| k.group == group && k.versions.contains(&version))
 }
 
 /// Reads an object as applied.
 pub fn parse(object: &Value) -> Result<Parsed, ParseError> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
-    let Some(spec_schema) = schema::of_spec(&kind).filter(|_| is_known(&api_version, &kind)) else {
+    let Some(info) = kind_info(&kind).filter(|_| is_known(&api_version, &kind)) else {
         return Err(ParseError::OtherKind { api_version, kind });
     };
     let mut walk = Walk { kind: &kind, ..Walk::default() };
     let meta = meta(object.get("metadata"), &mut walk.problems);
     let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
     if spec.is_null() {
+        if crd::SPEC_REQUIRED.contains(&info.kind) {
+            walk.problems.push(Finding::new("spec", "is required"));
+        }
         spec = Value::Object(Map::new());
     }
-    walk.node(&mut spec, spec_schema, &mut "spec".to_owned(), &mut String::new());
+    walk.node(&mut spec, (info.schema)(), &mut "spec".to_owned(), &mut String::new());
     if !walk.problems.is_empty() {
         return Err(ParseError::Malformed { problems: walk.problems });
     }
-    let resource = match kind.as_str() {
-        "VirtualService" => Resource::VirtualService(object_of(meta, spec)?),
-        _ => Resource::DestinationRule(object_of(meta, spec)?),
-    };
-    Ok(Parsed { resource, unknown: walk.unknown, unsupported: walk.unsupported })
+    let violations = schema::violations::of(&spec, (info.schema)(), "spec");
+    let resource = (info.read)(meta, spec)
+        .map_err(|e| ParseError::Malformed { problems: vec![Finding::new("spec", e.to_string())] })?;
+    Ok(Parsed { resource, unknown: walk.unknown, unsupported: walk.unsupported, violations })
 }
 
-fn object_of<S: DeserializeOwned>(meta: Meta, spec: Value) -> Result<Object<S>, ParseError> {
-    let spec = serde_json::from_value(spec)
-        .map_err(|e| ParseError::Malformed { problems: vec![Finding::new("spec", e.to_string())] })?;
-    Ok(Object { meta, spec })
+/// What [`against_schema`] found.
+pub(crate) struct Checked {
+    pub(crate) meta: Meta,
+    pub(crate) unknown: Vec<Finding>,
+}
+
+/// Checks an object of another group by the schema of its spec, and drops nulls.
+pub(crate) fn against_schema(
+    object: &Value,
+    spec: &mut Value,
+    schema: &Value,
+) -> Result<Checked, ParseError> {
+    let mut walk = Walk::default();
+    let meta = meta(object.get("metadata"), &mut walk.problems);
+    walk.node(spec, schema, &mut "spec".to_owned(), &mut String::new());
+    if !walk.problems.is_empty() {
+        return Err(ParseError::Malformed { problems: walk.problems });
+    }
+    Ok(Checked { meta, unknown: walk.unknown })
 }
 
 fn meta(value: Option<&Value>, problems: &mut Vec<Finding>) -> Meta {
@@ -154,6 +172,9 @@ impl Walk<'_> {
 
     fn object(&mut self, value: &mut Value, schema: &Value, path: &mut String, field: &mut String) {
         let Value::Object(map) = value else { return self.wrong_type(path, "object", value) };
+        if schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true)) {
+            return;
+        }
         let properties = schema.get("properties").and_then(Value::as_object);
         let extra = schema.get("additionalProperties").filter(|s| s.is_object());
         if extra.is_none() {

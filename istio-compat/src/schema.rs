@@ -1,25 +1,18 @@
 //! Structural schemas (Kubernetes' subset of OpenAPI v3) of the specs, made from the Rust types.
 
-use std::sync::LazyLock;
+pub(crate) mod violations;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::types::{DestinationRuleSpec, VirtualServiceSpec};
-
-static VIRTUAL_SERVICE: LazyLock<Value> = LazyLock::new(structural::<VirtualServiceSpec>);
-static DESTINATION_RULE: LazyLock<Value> = LazyLock::new(structural::<DestinationRuleSpec>);
+use crate::types;
 
 /// The schema of a kind's spec, or nothing for a kind that is not ours.
 pub fn of_spec(kind: &str) -> Option<&'static Value> {
-    match kind {
-        "VirtualService" => Some(&VIRTUAL_SERVICE),
-        "DestinationRule" => Some(&DESTINATION_RULE),
-        _ => None,
-    }
+    types::kind_info(kind).map(|k| (k.schema)())
 }
 
-fn structural<T: JsonSchema>() -> Value {
+pub(crate) fn structural<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|s| {
         s.inline_subschemas = true;
         s.meta_schema = None;

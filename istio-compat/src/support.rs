@@ -2,6 +2,7 @@
 //! test holds the table against the schema, so that no field is without an entry.
 
 mod document;
+mod resources;
 mod table;
 
 use serde_json::Value;
@@ -47,12 +48,39 @@ pub fn fields(kind: &str) -> &'static [Field] {
     match kind {
         "VirtualService" => table::VIRTUAL_SERVICE,
         "DestinationRule" => table::DESTINATION_RULE,
+        "Gateway" => resources::GATEWAY,
+        "ServiceEntry" => resources::SERVICE_ENTRY,
+        "WorkloadEntry" => resources::WORKLOAD_ENTRY,
+        "WorkloadGroup" => resources::WORKLOAD_GROUP,
+        "Sidecar" => resources::SIDECAR,
+        "Telemetry" => resources::TELEMETRY,
+        "PeerAuthentication" => resources::PEER_AUTHENTICATION,
+        "RequestAuthentication" => resources::REQUEST_AUTHENTICATION,
+        "AuthorizationPolicy" => resources::AUTHORIZATION_POLICY,
+        "EnvoyFilter" => resources::ENVOY_FILTER,
+        "ProxyConfig" => resources::PROXY_CONFIG,
+        "WasmPlugin" => resources::WASM_PLUGIN,
         _ => &[],
     }
 }
 
 /// Kinds that have a table, in the order of the documentation.
-pub const KINDS: [&str; 2] = ["VirtualService", "DestinationRule"];
+pub const KINDS: [&str; 14] = [
+    "VirtualService",
+    "DestinationRule",
+    "Gateway",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "WorkloadGroup",
+    "Sidecar",
+    "Telemetry",
+    "PeerAuthentication",
+    "RequestAuthentication",
+    "AuthorizationPolicy",
+    "EnvoyFilter",
+    "ProxyConfig",
+    "WasmPlugin",
+];
 
 /// Why a field that is set has no or not the full effect, if so.
 pub(crate) fn unsupported(kind: &str, path: &str, value: &Value) -> Option<String> {

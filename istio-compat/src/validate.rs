@@ -1,17 +1,27 @@
 //! What admission refuses, with the field and the reason: the verdict of Istio's own validation. Names and values are
 //! checked here as far as one object tells; what other objects say is for analysis.
 
+mod authorization;
 mod destination_rule;
+mod extensions;
+mod gateway;
+mod hosts;
 mod http;
 mod load_balancer;
 mod reach;
+mod security;
+mod service_entry;
+mod sidecar;
+mod targets;
+mod telemetry;
 mod text;
 mod virtual_service;
 
 use crate::{
-    parse::Finding,
+    parse::{Finding, Parsed},
     types::{Duration, Resource},
 };
+use std::collections::BTreeMap;
 
 /// The verdict on one resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,6 +59,34 @@ impl Verdict {
         }
     }
 
+    /// Labels to select by.
+    fn labels(&mut self, path: &str, labels: &BTreeMap<String, String>) {
+        for (key, value) in labels {
+            if key.is_empty() || key.contains('*') || value.contains('*') {
+                self.error(path, format!("{key:?}: {value:?} is not a label to match"));
+            }
+        }
+    }
+
+    /// A selector; one without labels chooses everything.
+    fn selector(&mut self, path: &str, labels: Option<&BTreeMap<String, String>>) {
+        let Some(labels) = labels else { return };
+        self.labels(path, labels);
+        if labels.is_empty() {
+            self.warn(path, "has no labels: it chooses every workload");
+        }
+    }
+
+    /// `exportTo` of a ServiceEntry, which may be for nobody.
+    fn service_export_to(&mut self, export_to: &[String], namespace: &str) {
+        let nobody = export_to.iter().filter(|e| *e == "~").count();
+        if nobody > 0 && export_to.len() > 1 {
+            self.error("spec.exportTo", "`~` (nobody) stands alone");
+        }
+        let others: Vec<String> = export_to.iter().filter(|e| *e != "~").cloned().collect();
+        self.export_to(&others, namespace, false);
+    }
+
     fn export_to(&mut self, export_to: &[String], namespace: &str, chosen_workloads: bool) {
         let mut seen: Vec<&str> = Vec::new();
         for (i, entry) in export_to.iter().enumerate() {
@@ -82,17 +120,48 @@ const RESERVED_ANNOTATIONS: [&str; 4] = [
     "internal.istio.io/parents",
 ];
 
+/// Everything that is said against an object: by admission, and by the schema of its kind where admission relies on
+/// that. Of too many certificates Istio's admission warns only.
+pub fn judge(parsed: &Parsed) -> Verdict {
+    let mut verdict = validate(&parsed.resource);
+    if matches!(parsed.resource, Resource::VirtualService(_) | Resource::DestinationRule(_)) {
+        return verdict;
+    }
+    for finding in &parsed.violations {
+        let lenient =
+            finding.path.ends_with(".tlsCertificates") || finding.path.ends_with(".credentialNames");
+        if !lenient && !verdict.errors.iter().any(|e| e.path == finding.path) {
+            verdict.errors.push(finding.clone());
+        }
+    }
+    verdict
+}
+
 /// Validates one resource.
 pub fn validate(resource: &Resource) -> Verdict {
     let mut verdict = Verdict::default();
-    for name in RESERVED_ANNOTATIONS {
+    let may_run_dry = matches!(resource, Resource::AuthorizationPolicy(_));
+    for name in RESERVED_ANNOTATIONS.into_iter().skip(usize::from(may_run_dry)) {
         if resource.meta().annotations.contains_key(name) {
             verdict.error(format!("metadata.annotations[{name:?}]"), "must not be set on this kind");
         }
     }
+    let out = &mut verdict;
     match resource {
-        Resource::VirtualService(object) => virtual_service::check(object, &mut verdict),
-        Resource::DestinationRule(object) => destination_rule::check(object, &mut verdict),
+        Resource::AuthorizationPolicy(object) => authorization::check(object, out),
+        Resource::DestinationRule(object) => destination_rule::check(object, out),
+        Resource::EnvoyFilter(object) => extensions::check_filter(object, out),
+        Resource::Gateway(object) => gateway::check(object, out),
+        Resource::PeerAuthentication(object) => security::check_peer(object, out),
+        Resource::ProxyConfig(object) => extensions::check_proxy(object, out),
+        Resource::RequestAuthentication(object) => security::check_request(object, out),
+        Resource::ServiceEntry(object) => service_entry::check(object, out),
+        Resource::Sidecar(object) => sidecar::check(object, out),
+        Resource::Telemetry(object) => telemetry::check(object, out),
+        Resource::VirtualService(object) => virtual_service::check(object, out),
+        Resource::WasmPlugin(object) => extensions::check_plugin(object, out),
+        Resource::WorkloadEntry(object) => service_entry::check_entry(object, out),
+        Resource::WorkloadGroup(object) => service_entry::check_group(object, out),
     }
     verdict
 }

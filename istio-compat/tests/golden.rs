@@ -28,6 +28,7 @@ fn compiled(name: &str) -> String {
                 let (host, policy) = translate::destination_rule(&dr, &ctx).unwrap();
                 writeln!(out, "{host}: {policy:#?}").unwrap();
             }
+            _ => {}
         }
     }
     out

@@ -147,6 +147,7 @@ fn translate_all(resource: &Resource, valid: bool) {
             translate::destination_rule(dr, &ctx);
             service.policies = translate::policies(&service.host, "default", &[dr], &ctx);
         }
+        _ => {}
     }
     if valid {
         let problems = check(&service.host.clone(), &Compiled::Service(service));

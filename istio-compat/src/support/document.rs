@@ -8,7 +8,7 @@ const HEAD: &str = "\
 <!-- Generated from istio-compat's table of fields; do not edit.
      REGENERATE=1 cargo test -p istio-compat --test generated -->
 
-Objects of `networking.istio.io/v1`, `v1beta1` and `v1alpha3` are read unchanged. A field that has no effect here is
+Objects of all versions of Istio's API groups are read unchanged. A field that has no effect here is
 never passed over in silence: `meshctl validate` lists it under `unsupported`, and the controller logs and counts it.
 A row covers the fields below it that have no row of their own. `[]` stands for any position of a list, `{}` for any
 key of a map.

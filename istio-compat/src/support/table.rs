@@ -7,15 +7,15 @@ use super::{
     Status::{Honoured, Ignored, Partly},
 };
 
-const fn yes(path: &'static str, note: &'static str) -> Field {
+pub(super) const fn yes(path: &'static str, note: &'static str) -> Field {
     Field { path, status: Honoured, note, when: None }
 }
 
-const fn no(path: &'static str, note: &'static str) -> Field {
+pub(super) const fn no(path: &'static str, note: &'static str) -> Field {
     Field { path, status: Ignored, note, when: None }
 }
 
-const fn partly(path: &'static str, note: &'static str, when: fn(&Value) -> bool) -> Field {
+pub(super) const fn partly(path: &'static str, note: &'static str, when: fn(&Value) -> bool) -> Field {
     Field { path, status: Partly, note, when: Some(when) }
 }
 

@@ -53,6 +53,9 @@ const CONTAINERS: [&str; 6] = [
 
 #[test]
 fn every_field_has_a_row() {
+    let mut kinds: Vec<_> = crate::types::KINDS.iter().map(|k| k.kind).collect();
+    kinds.sort_unstable_by_key(|kind| KINDS.iter().position(|k| k == kind));
+    assert_eq!(kinds, KINDS, "a kind without a table");
     for kind in KINDS {
         let known = all(kind);
         for path in &known {

@@ -15,6 +15,7 @@ fn objects(text: &str) -> (Vec<VirtualService>, Vec<DestinationRule>) {
         match parse(&document).unwrap().resource {
             Resource::VirtualService(o) => services.push(o),
             Resource::DestinationRule(o) => rules.push(o),
+            other => panic!("{}", other.kind()),
         }
     }
     (services, rules)

@@ -123,3 +123,111 @@ impl JsonSchema for MatchLabels {
         })
     }
 }
+
+/// An object that a policy is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-required" = ["kind", "name"]))]
+pub struct PolicyTargetReference {
+    /// API group.
+    #[schemars(
+        length(max = 253),
+        regex(pattern = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    pub group: String,
+    /// Kind.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"))]
+    pub kind: String,
+    /// Name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Namespace; only the policy's own.
+    #[schemars(extend("x-kubernetes-validations" = [
+        { "rule": "self.size() == 0", "message": "cross namespace referencing is not currently supported" },
+    ]))]
+    pub namespace: String,
+}
+
+/// Schemas that the types cannot say by themselves.
+macro_rules! schema_of {
+    ($(#[$doc:meta])* $name:ident = $schema:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn inline_schema() -> bool {
+                true
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let make: fn() -> Schema = $schema;
+                make()
+            }
+        }
+    };
+}
+
+schema_of!(
+    /// Labels to select by: bounded, and without wildcards.
+    SelectorLabels = || json_schema!({
+        "type": "object",
+        "maxProperties": 256,
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 63,
+            "x-kubernetes-validations": [
+                { "rule": "!self.contains('*')", "message": "wildcard is not supported in selector" }
+            ],
+        },
+    })
+);
+
+schema_of!(
+    /// A port.
+    PortNumber = || json_schema!({
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 4_294_967_295_u32,
+        "x-kubernetes-validations": [
+            { "rule": "0 < self && self <= 65535", "message": "port must be between 1-65535" }
+        ],
+    })
+);
+
+schema_of!(
+    /// Ports by name.
+    PortMap = || json_schema!({
+        "type": "object",
+        "maxProperties": 128,
+        "additionalProperties": { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+        "x-kubernetes-validations": [
+            { "rule": "self.all(key, size(key) < 63 && key.matches('^[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?$'))",
+              "message": "port name must be valid" },
+            { "rule": "self.all(key, 0 < self[key] && self[key] <= 65535)", "message": "port must be between 1-65535" }
+        ],
+    })
+);
+
+/// Settings by port number.
+pub(crate) struct PortLevel<T>(std::marker::PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for PortLevel<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("PortLevel{}", T::schema_name()).into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": T::json_schema(generator),
+            "x-kubernetes-validations": [
+                { "rule": "self.all(key, 0 < int(key) && int(key) <= 65535)", "message": "port must be between 1-65535" }
+            ],
+        })
+    }
+}

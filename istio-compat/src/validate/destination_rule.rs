@@ -117,7 +117,7 @@ fn limits(path: &str, limits: &[(&str, i32)], out: &mut Verdict) {
     }
 }
 
-fn connection_pool(path: &str, pool: &ConnectionPoolSettings, out: &mut Verdict) {
+pub(super) fn connection_pool(path: &str, pool: &ConnectionPoolSettings, out: &mut Verdict) {
     if pool.tcp.is_none() && pool.http.is_none() {
         out.error(path, "needs tcp or http");
     }

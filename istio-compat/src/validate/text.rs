@@ -255,3 +255,70 @@ fn quoted_rest(bytes: &mut Bytes<'_>) -> Option<()> {
         _ => None,
     }
 }
+
+/// What a port speaks, by the name that users give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http,
+    Tls,
+    Tcp,
+    Other,
+}
+
+impl Protocol {
+    /// `None` for a name that Istio does not know, and for none.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "http" | "http2" | "http_proxy" | "grpc" | "grpc-web" | "hbone" | "double-hbone" => Self::Http,
+            "https" | "tls" => Self::Tls,
+            "tcp" => Self::Tcp,
+            "udp" | "mongo" | "redis" | "mysql" => Self::Other,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn is_http(self) -> bool {
+        self == Self::Http
+    }
+
+    pub(super) fn is_tls(self) -> bool {
+        self == Self::Tls
+    }
+}
+
+/// A protocol, or none.
+pub(super) fn protocol(name: &str) -> Check {
+    require(name.is_empty() || Protocol::of(name).is_some(), || format!("{name:?} is not a known protocol"))
+}
+
+/// What follows `unix://`: an absolute path to a file, or `@` and a name.
+pub(super) fn unix_socket(path: &str) -> Check {
+    let fits = path.starts_with('@') || (path.starts_with('/') && !path.ends_with('/'));
+    require(fits, || format!("{path:?} is not an absolute path to a file"))
+}
+
+/// An expression whose quotes and brackets are closed. Nodes look closer.
+pub(super) fn expression(text: &str) -> Check {
+    let mut open = Vec::new();
+    let mut chars = text.chars();
+    let bad = || format!("{text:?} is not an expression: a quote or bracket is not closed");
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' | '"' => loop {
+                match chars.next() {
+                    Some('\\') => drop(chars.next()),
+                    Some(q) if q == c => break,
+                    Some(_) => {}
+                    None => return Err(bad()),
+                }
+            },
+            '(' => open.push(')'),
+            '[' => open.push(']'),
+            '{' => open.push('}'),
+            ')' | ']' | '}' if open.pop() != Some(c) => return Err(bad()),
+            _ => {}
+        }
+    }
+    require(open.is_empty(), bad)?;
+    require(!text.trim().is_empty() || text.is_empty(), || "an expression must not be blank".to_owned())
+}

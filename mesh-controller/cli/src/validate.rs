@@ -50,7 +50,7 @@ fn judge(object: &Object) -> Option<Verdict> {
         Err(ParseError::OtherKind { .. }) => return None,
         Err(ParseError::Malformed { problems }) => verdict.errors = problems,
         Ok(parsed) => {
-            let judged = validate::validate(&parsed.resource);
+            let judged = validate::judge(&parsed);
             verdict.namespace = parsed.resource.meta().namespace.clone();
             verdict.valid = judged.is_valid();
             verdict.errors = judged.errors;
