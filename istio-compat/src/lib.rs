@@ -5,12 +5,16 @@
 //! - [`validate`]: what admission refuses, with field and reason.
 //! - [`translate`]: typed resources to `mesh_api::model`.
 //! - [`support`]: the one table of fields that says what this mesh honours; also prints the documentation.
+//! - [`gateway_api`]: Gateway API objects to Istio objects and their status.
+//! - [`analyze`]: what is wrong with objects when they are looked at together.
 //! - [`crd`]: CustomResourceDefinitions from the types.
 //! - [`names`], [`duration`], [`yaml`]: host names, Go-style durations, files as Kubernetes reads them.
 #![deny(missing_docs)]
 
+pub mod analyze;
 pub mod crd;
 pub mod duration;
+pub mod gateway_api;
 pub mod names;
 pub mod parse;
 pub mod schema;

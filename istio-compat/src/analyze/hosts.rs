@@ -19,7 +19,8 @@ pub(super) fn full(host: &str, namespace: &str) -> String {
 /// Namespace and name of the service that a host means; any other host is a name in `namespace`.
 pub(super) fn service_name(host: &str, namespace: &str) -> Name {
     let parts = host.strip_suffix(CLUSTER_SUFFIX).and_then(|h| h.rsplit_once('.'));
-    let (name, namespace) = parts.filter(|(n, ns)| !n.is_empty() && !ns.is_empty()).unwrap_or((host, namespace));
+    let (name, namespace) =
+        parts.filter(|(n, ns)| !n.is_empty() && !ns.is_empty()).unwrap_or((host, namespace));
     Name { namespace: namespace.to_owned(), name: name.to_owned() }
 }
 

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{
-    catalogue,
-    world::Object,
-};
+use super::{catalogue, world::Object};
 
 /// How bad a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -61,7 +58,13 @@ pub(super) struct Report(BTreeSet<Message>);
 
 impl Report {
     /// Says something about an object. `parts` go into the text of the code.
-    pub(super) fn add(&mut self, object: &Object, code: &str, path: impl Into<String>, parts: &[&dyn std::fmt::Display]) {
+    pub(super) fn add(
+        &mut self,
+        object: &Object,
+        code: &str,
+        path: impl Into<String>,
+        parts: &[&dyn std::fmt::Display],
+    ) {
         let Some(code) = catalogue::find(code) else { return };
         let suppressed = object.annotations().get(SUPPRESS).copied().unwrap_or_default();
         if suppressed.split(',').any(|c| c == "*" || c == code.code) {
@@ -87,7 +90,9 @@ impl Report {
     /// The worst first, then by code and object.
     pub(super) fn finish(self) -> Vec<Message> {
         let mut out: Vec<Message> = self.0.into_iter().collect();
-        out.sort_by(|a, b| (b.level, a.code, &a.resource, &a.path).cmp(&(a.level, b.code, &b.resource, &b.path)));
+        out.sort_by(|a, b| {
+            (b.level, a.code, &a.resource, &a.path).cmp(&(a.level, b.code, &b.resource, &b.path))
+        });
         out
     }
 }
@@ -116,14 +121,16 @@ pub(super) fn bracketed<T: ToString>(items: impl IntoIterator<Item = T>) -> Stri
     format!("[{}]", items.join(" "))
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn parts_fill_the_text_in_order() {
-        assert_eq!(fill("Referenced %s not found: %q", &[&"host", &"a\"b"]), "Referenced host not found: \"a\\\"b\"");
+        assert_eq!(
+            fill("Referenced %s not found: %q", &[&"host", &"a\"b"]),
+            "Referenced host not found: \"a\\\"b\""
+        );
         assert_eq!(fill("ports %v.", &[&bracketed([1, 2])]), "ports [1 2].");
         assert_eq!(fill("%v", &[&"x"]), "x");
         assert_eq!(fill("nothing", &[&"x"]), "nothing");

@@ -34,7 +34,9 @@ pub(super) fn destinations(rule: &Object) -> Vec<Destination<'_>> {
         for (i, route) in rule.list(&format!("/spec/{protocol}")).iter().enumerate() {
             for (j, to) in list(route, "/route").iter().enumerate() {
                 let path = format!("spec.{protocol}[{i}].route[{j}].destination.host");
-                out.extend(to.get("destination").map(|value| Destination { value, path, is_mirror: false }));
+                // One without a destination leads nowhere, which is said like any other host that is not there.
+                let value = to.get("destination").unwrap_or(&Value::Null);
+                out.push(Destination { value, path, is_mirror: false });
             }
         }
     }
@@ -44,7 +46,8 @@ pub(super) fn destinations(rule: &Object) -> Vec<Destination<'_>> {
         out.extend(mirror.map(|value| Destination { value, path, is_mirror: true }));
         for (j, mirror) in list(route, "/mirrors").iter().enumerate() {
             let path = format!("spec.http[{i}].mirrors[{j}].destination.host");
-            out.extend(mirror.get("destination").map(|value| Destination { value, path, is_mirror: true }));
+            let value = mirror.get("destination").unwrap_or(&Value::Null);
+            out.push(Destination { value, path, is_mirror: true });
         }
     }
     out
@@ -114,7 +117,8 @@ fn subsets_at_the_gateway(rule: &Object, with_subsets: &BTreeMap<&Name, BTreeSet
                 continue;
             }
             let host = text(to, "/destination/host");
-            for other in with_subsets.iter().filter(|(_, hosts)| hosts.contains(host)).map(|(name, _)| *name) {
+            for other in with_subsets.iter().filter(|(_, hosts)| hosts.contains(host)).map(|(name, _)| *name)
+            {
                 if said.insert(other) {
                     let path = format!("spec.http[{i}].route[{j}].destination.host");
                     out.add(rule, "IST0140", path, &[other, &rule.name]);

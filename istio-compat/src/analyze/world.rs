@@ -56,7 +56,12 @@ const KINDS: [(Kind, &str, &str, &str); 34] = [
     (K::Secret, "", "Secret", "secrets"),
     (K::ConfigMap, "", "ConfigMap", "configmaps"),
     (K::Deployment, "apps", "Deployment", "deployments"),
-    (K::CustomResourceDefinition, "apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions"),
+    (
+        K::CustomResourceDefinition,
+        "apiextensions.k8s.io",
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+    ),
     (
         K::MutatingWebhookConfiguration,
         "admissionregistration.k8s.io",
@@ -172,6 +177,12 @@ pub struct Object {
 }
 
 impl Object {
+    /// An object of which there is no manifest, such as the mesh's own settings.
+    pub(super) fn unlisted(kind: &'static str, namespace: &str, name: &str, value: Value) -> Self {
+        let name = Name { namespace: namespace.to_owned(), name: name.to_owned() };
+        Self { kind: Kind::ConfigMap, resource: format!("{kind} {name}"), name, value }
+    }
+
     /// Text at a JSON pointer; empty when there is none.
     pub(super) fn text(&self, pointer: &str) -> &str {
         text(&self.value, pointer)
@@ -295,12 +306,12 @@ impl World {
         let name = text(&value, "/metadata/name").to_owned();
         let written = text(&value, "/metadata/namespace");
         let namespace = match written {
-            _ if kind.is_cluster_scoped() => "",
-            "" => &self.options.default_namespace,
-            written => written,
+            _ if kind.is_cluster_scoped() => String::new(),
+            "" => self.options.default_namespace.clone(),
+            written => written.to_owned(),
         };
-        let place = if kind == K::Namespace { &name } else { namespace };
-        if LEFT_OUT.contains(&place) {
+        let place = if kind == K::Namespace { &name } else { &namespace };
+        if LEFT_OUT.contains(&place.as_str()) {
             return true;
         }
         if kind == K::ConfigMap && name == "istio" && namespace == self.options.root_namespace {
@@ -309,7 +320,7 @@ impl World {
         let written = if kind.is_cluster_scoped() { "" } else { written };
         let shown = Name { namespace: written.to_owned(), name: name.clone() };
         let resource = format!("{} {shown}", kind.as_str());
-        let name = Name { namespace: namespace.to_owned(), name };
+        let name = Name { namespace, name };
         let object = Object { kind, name, resource, value };
         let all = self.objects.entry(kind).or_default();
         match all.iter_mut().find(|o| o.name == object.name) {

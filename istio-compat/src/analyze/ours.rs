@@ -1,0 +1,35 @@
+//! What this mesh does not honour, though Istio accepts it.
+
+use super::{
+    report::Report,
+    world::{Kind, World},
+};
+use crate::parse;
+
+/// Kinds without effect here, and what to do instead.
+const WITHOUT_EFFECT: [(Kind, &str); 3] = [
+    (
+        Kind::EnvoyFilter,
+        "the proxy is not Envoy; most uses have a field in VirtualService or DestinationRule",
+    ),
+    (Kind::WasmPlugin, "the proxy runs no plugins"),
+    (Kind::TrafficExtension, "the proxy runs no plugins"),
+];
+
+/// Fields and kinds from the table of support.
+pub(super) fn support(world: &World, out: &mut Report) {
+    for (kind, instead) in WITHOUT_EFFECT {
+        for object in world.all(kind) {
+            out.add(object, "SLV0003", "", &[&kind.as_str(), &instead]);
+        }
+    }
+    for object in world.every() {
+        let Ok(parsed) = parse(&object.value) else { continue };
+        for field in parsed.unsupported {
+            out.add(object, "SLV0001", field.path, &[&field.message]);
+        }
+        for field in parsed.unknown {
+            out.add(object, "SLV0002", field.path, &[]);
+        }
+    }
+}
