@@ -247,7 +247,7 @@ impl JsonSchema for Anything {
         true
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "object", "additionalProperties": true })
+        schemars::json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
     }
 }
 
