@@ -13,6 +13,7 @@ mod gateway;
 mod gateway_secret;
 mod hosts;
 mod injection;
+mod judge;
 mod mesh;
 mod ours;
 mod policy;
@@ -31,6 +32,7 @@ mod workload;
 mod world;
 
 pub use catalogue::{CODES, Code};
+pub use judge::{Judgement, judge};
 pub use report::{Level, Message};
 pub use world::{Kind, Name, Object, Options, World};
 

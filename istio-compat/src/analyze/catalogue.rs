@@ -372,6 +372,7 @@ pub static CODES: &[Code] = &[
     code("SLV0001", Info, "FieldNotHonoured", "This mesh does not honour the field: %s."),
     code("SLV0002", Warning, "UnknownField", "No field of this name exists; the API server drops it."),
     code("SLV0003", Info, "KindNotHonoured", "This mesh has no %s: %s."),
+    code("SLV0004", Error, "SchemaViolation", "The API server refuses the field by its schema: %s."),
 ];
 
 /// The entry of a code.

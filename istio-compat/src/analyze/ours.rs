@@ -1,10 +1,10 @@
 //! What this mesh does not honour, though Istio accepts it.
 
 use super::{
+    judge::judge,
     report::Report,
     world::{Kind, World},
 };
-use crate::parse;
 
 /// Kinds without effect here, and what to do instead.
 const WITHOUT_EFFECT: [(Kind, &str); 3] = [
@@ -24,12 +24,15 @@ pub(super) fn support(world: &World, out: &mut Report) {
         }
     }
     for object in world.every() {
-        let Ok(parsed) = parse(&object.value) else { continue };
-        for field in parsed.unsupported {
+        let Some(judgement) = judge(&object.value) else { continue };
+        for field in judgement.unsupported {
             out.add(object, "SLV0001", field.path, &[&field.message]);
         }
-        for field in parsed.unknown {
+        for field in judgement.unknown {
             out.add(object, "SLV0002", field.path, &[]);
+        }
+        for field in judgement.violations {
+            out.add(object, "SLV0004", field.path, &[&field.message]);
         }
     }
 }

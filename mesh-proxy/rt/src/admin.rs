@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -112,7 +113,18 @@ impl AdminServer {
 
     /// Serves `listener` until the drain cancels: health must answer while connections drain.
     pub fn serve(self, name: &'static str, listener: TcpListener, tasks: &Tasks) {
+        self.serve_over(name, listener, tasks, |stream| std::future::ready(Some(stream)));
+    }
+
+    /// Serves `listener` over what `wrap` makes of a connection, e.g. TLS; without it the connection is closed.
+    pub fn serve_over<W, Fut, S>(self, name: &'static str, listener: TcpListener, tasks: &Tasks, wrap: W)
+    where
+        W: Fn(TcpStream) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Option<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let server = Arc::new(self);
+        let wrap = Arc::new(wrap);
         let owner = tasks.clone();
         tasks.spawn_critical(name, async move {
             let slots = Arc::new(Semaphore::new(server.limits.connections.max(1)));
@@ -127,17 +139,21 @@ impl AdminServer {
                         continue;
                     }
                 };
-                let server = Arc::clone(&server);
+                let (server, wrap) = (Arc::clone(&server), Arc::clone(&wrap));
                 owner.spawn("admin connection", async move {
                     let _slot = slot;
-                    server.connection(stream).await;
+                    let _not_fatal = stream.set_nodelay(true);
+                    // A peer that does not get on with it must not hold the slot.
+                    let wrapped = tokio::time::timeout(server.limits.header_wait, wrap(stream)).await;
+                    if let Ok(Some(stream)) = wrapped {
+                        server.connection(stream).await;
+                    }
                 });
             }
         });
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
-        let _not_fatal = stream.set_nodelay(true);
+    async fn connection(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let limits = self.limits;
         let service = service_fn(move |request| {
             let server = Arc::clone(&self);

@@ -130,6 +130,8 @@ pub enum ClientAuth {
     Required(Expect),
     /// Checked when there is one; the service decides what works without (joining does).
     Optional(Expect),
+    /// Not asked for: clients are no nodes.
+    NotAsked,
 }
 
 /// A node's or the controller's TLS identity. Cheap to clone; all clones see a replacement at once,
@@ -179,15 +181,16 @@ impl NodeTls {
 
     /// For servers.
     pub fn server_config(&self, clients: ClientAuth, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
-        let (expect, mandatory) = match clients {
-            ClientAuth::Required(expect) => (expect, true),
-            ClientAuth::Optional(expect) => (expect, false),
-        };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])
-            .map_err(TlsError::Config)?
-            .with_client_cert_verifier(Arc::new(self.verifier(expect, mandatory)))
-            .with_cert_resolver(Arc::new(self.resolver()));
+            .map_err(TlsError::Config)?;
+        let verified = |expect, mandatory| Arc::new(self.verifier(expect, mandatory));
+        let builder = match clients {
+            ClientAuth::Required(expect) => builder.with_client_cert_verifier(verified(expect, true)),
+            ClientAuth::Optional(expect) => builder.with_client_cert_verifier(verified(expect, false)),
+            ClientAuth::NotAsked => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(self.resolver()));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
