@@ -47,6 +47,11 @@ test-unit: ## what needs neither namespaces nor other programs
 	@mkdir -p $(LOGS)
 	rc=0; $(CARGO) test --locked --workspace --lib --bins 2>&1 | tee $(LOGS)/test-unit.log || rc=$$?; .ci/count.sh test-unit $(LOGS)/test-unit.log || rc=1; exit $$rc
 
+.PHONY: fuzz
+fuzz: ## every fuzz target for SECONDS (60) each, another way each time; `make test` runs each for a moment
+	@mkdir -p $(LOGS)
+	rc=0; SELVAGE_FUZZ_SECONDS=$(or $(SECONDS),60) SELVAGE_FUZZ_SEED=$$RANDOM$$RANDOM $(CARGO) test --locked --workspace --lib --test 'fuzz*' fuzz_ -- --nocapture --test-threads=2 2>&1 | tee $(LOGS)/fuzz.log || rc=$$?; .ci/count.sh fuzz $(LOGS)/fuzz.log || rc=1; exit $$rc
+
 .PHONY: conformance
 conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
 	@test -n "$${CONFORMANCE_VECTORS:-}" || { echo "conformance: set CONFORMANCE_VECTORS to the folder with the test data" >&2; exit 2; }

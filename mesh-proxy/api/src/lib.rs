@@ -35,4 +35,4 @@ pub mod xds {
 }
 
 pub use check::{Problem, check};
-pub use resource::{DecodeError, Resource, ResourceType};
+pub use resource::{DecodeError, NamedGatewayHost, Resource, ResourceType, gateway_host_name};

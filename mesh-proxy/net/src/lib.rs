@@ -11,7 +11,9 @@ pub mod memory;
 pub mod nfwatch;
 pub mod original_dst;
 mod prefixed;
+pub mod rulewatch;
 pub mod sniff;
 pub mod tls;
+pub mod udp;
 
 pub use prefixed::Prefixed;

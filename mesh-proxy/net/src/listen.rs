@@ -63,7 +63,7 @@ fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Soc
 }
 
 #[allow(unsafe_code, reason = "no crate here knows IPV6_TRANSPARENT")]
-fn set_transparent_v6(socket: &Socket) -> io::Result<()> {
+pub(crate) fn set_transparent_v6(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open for the whole call, and the pointer and length describe `on`,

@@ -2,6 +2,7 @@
 pub mod bins;
 pub mod demo;
 pub mod echo;
+pub mod fuzz;
 pub mod kube;
 pub mod lab;
 pub mod mesh;
