@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_testkit::lab::{Egress, Ipv6, Nat, NatSpec, Socket, Spec, World, world::Options};
+use mesh_testkit::{
+    bins,
+    lab::{Egress, Ipv6, Nat, NatSpec, Socket, Spec, World, world::Options},
+};
 
 /// Long enough for a packet on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
@@ -354,4 +357,38 @@ fn a_flapping_link_comes_and_goes() {
         last = Some(now);
     }
     assert!(changes >= 4 && arrived > 0, "{changes} changes, {arrived} packets");
+}
+
+/// Every world of the examples is usable; `make lab` brings one up, this test the rest of the special ones.
+#[test]
+fn the_worlds_of_the_examples_come_up() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/worlds");
+    let lab = bins::find("lab").unwrap();
+    let mut checked = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let output = std::process::Command::new(&lab).args(["up", "--check"]).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+        let spec = Spec::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(spec.name, name, "the world is called as its file");
+        let world = World::up(&spec).unwrap_or_else(|e| panic!("{name}: {}", e.full()));
+        world.check_closed().unwrap();
+        checked += 1;
+        if spec.sites["shop"].egress == Egress::Proxy {
+            continue;
+        }
+        // TCP to port 443 is what all of them let out, one family or the other.
+        let mut to = world.udp("cloud", 4000).unwrap();
+        let mut far = world.tcp("cloud", 443).unwrap();
+        if spec.sites["shop"].ipv6 == Ipv6::Only {
+            let mut from = world.udp("edge-a", 4000).unwrap();
+            let cloud = world.node("cloud").unwrap().address6().unwrap();
+            seen(&mut from, &mut to, SocketAddr::new(cloud, 4000));
+        } else {
+            let mut from = world.tcp("edge-a", 4100).unwrap();
+            connected(&mut from, &mut far, address(&world, "cloud", 443));
+        }
+    }
+    assert!(checked >= 14, "{checked} worlds");
 }

@@ -41,6 +41,9 @@ enum Verb {
         /// Use a user namespace even as root
         #[arg(long)]
         unprivileged: bool,
+        /// Only say whether the description is usable
+        #[arg(long)]
+        check: bool,
     },
     /// Runs a command on a node, in a pod, or on a site's router
     Exec {
@@ -199,7 +202,13 @@ fn run(cli: Cli) -> Result<i32, LabError> {
             say(&if names.is_empty() { "no world is up".to_owned() } else { names.join("\n") });
             Ok(0)
         }
-        Verb::Up { file, foreground, unprivileged } => {
+        Verb::Up { file, check: true, .. } => {
+            let spec = read(&file)?;
+            let plan = super::plan::plan(&spec)?;
+            say(&format!("{}: usable, {} namespaces", spec.name, plan.places.len()));
+            Ok(0)
+        }
+        Verb::Up { file, foreground, unprivileged, check: false } => {
             up(&file, cli.world.as_deref(), foreground, unprivileged).map(|()| 0)
         }
         Verb::Exec { at, command } => {
@@ -247,13 +256,17 @@ fn open(name: Option<&str>) -> Result<World, LabError> {
     }
 }
 
-fn up(file: &Path, name: Option<&str>, foreground: bool, unprivileged: bool) -> Result<(), LabError> {
+fn read(file: &Path) -> Result<Spec, LabError> {
     let text = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
     } else {
         fs::read_to_string(file)
     };
-    let mut spec = Spec::parse(&text.map_err(LabError::file("read", file))?)?;
+    Spec::parse(&text.map_err(LabError::file("read", file))?)
+}
+
+fn up(file: &Path, name: Option<&str>, foreground: bool, unprivileged: bool) -> Result<(), LabError> {
+    let mut spec = read(file)?;
     if let Some(name) = name {
         name.clone_into(&mut spec.name);
     }
@@ -283,11 +296,13 @@ fn status(world: &World, as_json: bool) {
     for place in world.places().values() {
         let kind = match place.kind {
             Kind::Internet => "public segment".to_owned(),
-            Kind::Router => "router".to_owned(),
+            Kind::Router => router(world, &place.name),
             Kind::Node => format!("node, site {}", place.site.as_deref().unwrap_or("-")),
             Kind::Pod => format!("pod on {}", place.node.as_deref().unwrap_or("-")),
         };
-        say(&format!("{:<24} {:<16} {kind}", place.name, place.address.to_string()));
+        let v4 = Some(place.address).filter(|a| !a.is_unspecified()).map(|a| a.to_string());
+        let all: Vec<String> = v4.into_iter().chain(place.address6.map(|a| a.to_string())).collect();
+        say(&format!("{:<24} {:<16} {kind}", place.name, all.join(" ")));
     }
     for fault in world.faults() {
         say(&format!("fault: {}", json!(fault)));
@@ -295,6 +310,22 @@ fn status(world: &World, as_json: bool) {
     if let Err(error) = world.check_closed() {
         say(&format!("WARNING: {}", error.full()));
     }
+}
+
+/// What a router does, in a few words.
+fn router(world: &World, name: &str) -> String {
+    let Some(site) = world.spec().sites.get(name) else { return "router".to_owned() };
+    let mut text = format!("router, {}", site.nat.kind.as_str());
+    if site.nat.hairpin {
+        text += ", hairpin";
+    }
+    if site.egress != super::Egress::Any {
+        text += &format!(", lets out: {}", site.egress.as_str());
+    }
+    if let Some(carrier) = &site.behind {
+        text += &format!(", behind {carrier}");
+    }
+    text
 }
 
 /// A reader that closes early is no error of ours.
