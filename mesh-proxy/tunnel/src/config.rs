@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::identity::NodeKey;
+use crate::{identity::NodeKey, ws::proxy::Proxy};
+
+pub use crate::nat::settings::{NatConfig, RelayConfig};
 
 /// Settings of one tunnel.
 #[derive(Debug, Clone)]
@@ -11,6 +13,10 @@ pub struct TunnelConfig {
     pub key: NodeKey,
     /// Multiaddrs to listen on: `/ip4/0.0.0.0/tcp/15008`, `/ip4/0.0.0.0/udp/15008/quic-v1`. Empty: dial only.
     pub listen: Vec<String>,
+    /// Through which addresses of WebSockets are dialled.
+    pub proxy: Option<Proxy>,
+    /// Reaching peers through NATs, and being reached.
+    pub nat: NatConfig,
     /// Bounds.
     pub limits: Limits,
     /// Waits.
@@ -21,7 +27,14 @@ impl TunnelConfig {
     /// Defaults, with TCP and QUIC listeners on one port of all IPv4 addresses.
     pub fn new(key: NodeKey, port: u16) -> Self {
         let listen = vec![format!("/ip4/0.0.0.0/tcp/{port}"), format!("/ip4/0.0.0.0/udp/{port}/quic-v1")];
-        Self { key, listen, limits: Limits::default(), timeouts: Timeouts::default() }
+        Self {
+            key,
+            listen,
+            proxy: None,
+            nat: NatConfig::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
     }
 }
 
@@ -76,8 +89,8 @@ pub struct Timeouts {
     pub circuit_stagger: Duration,
     /// An open that has no answer for this long has its connection probed.
     pub suspect: Duration,
-    /// A probe without an answer for this long: new streams take another connection. It doubles as the pause before a
-    /// silent connection with traffic is given up.
+    /// A probe without an answer for this long: new streams take another connection. Without one for three times
+    /// as long the connection is given up. A slow path gets more: six of its round trips.
     pub probe: Duration,
     /// A connection that is worse than another one takes no new streams any more after this, and closes when idle.
     pub linger: Duration,
@@ -110,7 +123,7 @@ impl Default for Timeouts {
             circuit_delay: Duration::from_millis(150),
             circuit_stagger: Duration::from_millis(250),
             suspect: Duration::from_millis(500),
-            probe: Duration::from_secs(1),
+            probe: Duration::from_millis(800),
             linger: Duration::from_secs(30),
             upgrade_min: Duration::from_secs(2),
             upgrade_max: Duration::from_secs(120),

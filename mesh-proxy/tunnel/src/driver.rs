@@ -23,9 +23,14 @@ use tokio::{
 
 use self::{
     dials::Job,
-    upkeep::{Upgrade, Watcher},
+    upkeep::{Traffic, Upgrade, Watcher},
 };
-use crate::{behaviour::Streams, tunnel::Shared};
+use crate::{
+    behaviour::Streams,
+    nat,
+    path::{PathTransport, is_circuit},
+    tunnel::Shared,
+};
 
 /// Asks the driver for something.
 #[derive(Debug)]
@@ -55,21 +60,23 @@ pub(crate) struct Behaviour {
     pub(crate) circuits: relay::client::Behaviour,
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
+    pub(crate) nat: nat::Parts,
 }
 
 pub(crate) struct Driver {
     swarm: Swarm<Behaviour>,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    listeners: Vec<ListenerId>,
+    listeners: Vec<(ListenerId, Multiaddr)>,
     addresses: watch::Sender<Vec<String>>,
     jobs: HashMap<PeerId, Job>,
     attempts: HashMap<ConnectionId, PeerId>,
     /// Peers on a path that may be bettered.
     upgrades: HashMap<PeerId, Upgrade>,
     /// Traffic of each connection when it was last looked at.
-    traffic: HashMap<ConnectionId, (u64, u64)>,
+    traffic: HashMap<ConnectionId, Traffic>,
     networks: Watcher,
+    nat: nat::Engine,
 }
 
 /// How often paths are looked after.
@@ -80,7 +87,8 @@ impl Driver {
         swarm: Swarm<Behaviour>,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        (listeners, addresses): (Vec<ListenerId>, watch::Sender<Vec<String>>),
+        (listeners, addresses): (Vec<(ListenerId, Multiaddr)>, watch::Sender<Vec<String>>),
+        nat: nat::Engine,
     ) -> Self {
         Self {
             swarm,
@@ -93,6 +101,7 @@ impl Driver {
             upgrades: HashMap::new(),
             traffic: HashMap::new(),
             networks: Watcher::new(),
+            nat,
         }
     }
 
@@ -126,6 +135,7 @@ impl Driver {
                 () = timer => self.start_due_groups(),
                 change = self.networks.next() => self.on_network(change),
                 _ = upkeep.tick() => self.upkeep(),
+                wake = self.nat.wait() => self.nat.woken(wake, &mut self.swarm),
             }
         }
     }
@@ -140,13 +150,16 @@ impl Driver {
     }
 
     fn listen(&mut self, address: Multiaddr) -> Result<(), String> {
-        let listener = self.swarm.listen_on(address).map_err(|e| e.to_string())?;
-        self.listeners.push(listener);
+        let listener = self.swarm.listen_on(address.clone()).map_err(|e| e.to_string())?;
+        self.listeners.push((listener, address));
         Ok(())
     }
 
     fn stop_listening(&mut self) {
-        for listener in self.listeners.drain(..) {
+        // The end of a QUIC listener is the end of its connections, and its port cannot be shared with a successor
+        // anyhow: it stays to the end, and streams are refused.
+        let leaving = |(_, address): &mut (_, Multiaddr)| PathTransport::of(address) != PathTransport::Quic;
+        for (listener, _) in self.listeners.extract_if(.., leaving) {
             self.swarm.remove_listener(listener);
         }
     }
@@ -161,6 +174,7 @@ impl Driver {
     // === events ===
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        self.nat.on_event(&event, &mut self.swarm);
         match event {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 tracing::debug!(peer = %peer_id, address = %endpoint.get_remote_address(), "connected");
@@ -176,6 +190,8 @@ impl Driver {
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 tracing::debug!(from = %send_back_addr, %error, "incoming connection failed");
             }
+            // Circuits are told apart: they are not addresses of this host.
+            SwarmEvent::NewListenAddr { address, .. } if is_circuit(&address) => {}
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::info!(%address, "tunnel listens");
                 self.addresses.send_modify(|a| a.push(address.to_string()));
@@ -189,6 +205,7 @@ impl Driver {
                 tracing::error!(%error, "tunnel listener failed");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Nat(event)) => self.nat.on_part(event, &mut self.swarm),
             _ => {}
         }
     }
@@ -218,6 +235,7 @@ pub(crate) async fn listening(
     swarm: &mut Swarm<Behaviour>,
     listeners: usize,
     limit: Duration,
+    nat: &mut nat::Engine,
 ) -> Vec<String> {
     let mut addresses = Vec::new();
     let mut seen = std::collections::HashSet::new();
@@ -225,6 +243,7 @@ pub(crate) async fn listening(
         while seen.len() < listeners {
             if let SwarmEvent::NewListenAddr { listener_id, address } = swarm.select_next_some().await {
                 tracing::info!(%address, "tunnel listens");
+                nat.listens(&address);
                 addresses.push(address.to_string());
                 seen.insert(listener_id);
             }

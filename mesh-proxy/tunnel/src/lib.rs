@@ -26,25 +26,35 @@ pub mod identity;
 mod marked;
 mod metrics;
 mod mux;
+pub mod nat;
 mod open;
 pub mod path;
 pub mod peers;
 mod plan;
 mod security;
 mod socket;
+pub mod status;
 pub mod stream;
 mod table;
 mod transport;
 pub mod tunnel;
 mod wire;
+mod ws;
 
 pub use accept::{Acceptor, Incoming};
-pub use config::{Limits, Timeouts, TunnelConfig};
+pub use config::{Limits, NatConfig, RelayConfig, Timeouts, TunnelConfig};
 pub use error::{OpenError, Refusal, StartError};
 pub use exec::Executors;
 pub use identity::{KeyError, NodeKey, peer_id_of, verify_join};
+pub use nat::{
+    NatReport,
+    kind::NatKind,
+    knowledge::{PeerKnowledge, Punch, PunchOutcome},
+};
 pub use open::MAX_EARLY;
 pub use path::{Path, PathKind, PathTransport};
 pub use peers::Peer;
+pub use status::{PathStatus, PeerStatus};
 pub use stream::{Place, TunnelStream};
-pub use tunnel::{PeerStatus, Tunnel};
+pub use tunnel::Tunnel;
+pub use ws::proxy::{Proxy, ProxyError};

@@ -117,6 +117,7 @@ mod tests {
                 .to_vec(),
             relay: true,
             reservations: vec![format!("/ip4/3.3.3.3/tcp/1/p2p/{r3}/p2p-circuit")],
+            ..Peer::default()
         };
         let groups = |peer: &Peer, timeouts: &Timeouts| {
             let all = [peer.clone(), relay("r1", &r1, "2.2.2.1"), relay("r2", &r2, "2.2.2.2")];

@@ -30,12 +30,14 @@ use rustls::{
         self,
         cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256},
     },
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, DnsName, ServerName, UnixTime},
     sign::CertifiedKey,
 };
 
 /// Protocol of the application layer, as libp2p names it.
 const ALPN: &[u8] = b"libp2p";
+/// What is inside looks like this at first.
+const WEB_ALPN: &[u8] = b"http/1.1";
 
 /// Encrypts connections and proves both peer ids.
 #[derive(Clone)]
@@ -50,6 +52,33 @@ impl Security {
         server.key_log = Arc::new(NoKeyLog {});
         server.send_tls13_tickets = 0;
         Ok(Self { server: Arc::new(server), client: Arc::new(client_config(key)?) })
+    }
+
+    /// The same, under the name of HTTP: what a middle box expects on port 443.
+    pub(crate) fn for_web(&self) -> Self {
+        let (mut server, mut client) = ((*self.server).clone(), (*self.client).clone());
+        server.alpn_protocols = vec![WEB_ALPN.to_vec()];
+        client.alpn_protocols = vec![WEB_ALPN.to_vec()];
+        client.enable_sni = true;
+        Self { server: Arc::new(server), client: Arc::new(client) }
+    }
+
+    /// Encrypts an accepted connection.
+    pub(crate) async fn accept<C>(self, socket: C) -> io::Result<(PeerId, TlsStream<C>)>
+    where
+        C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.upgrade_inbound(socket, "").await
+    }
+
+    /// Encrypts a connection to a host. A name is shown to the network, an address never.
+    pub(crate) async fn connect<C>(self, socket: C, host: &str) -> io::Result<(PeerId, TlsStream<C>)>
+    where
+        C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let name = DnsName::try_from(host.to_owned()).map_or_else(|_| nobody(), ServerName::DnsName);
+        let stream = TlsConnector::from(self.client).connect(name, socket).await?;
+        Ok((peer_of(stream.get_ref().1)?, stream.into()))
     }
 }
 
@@ -165,6 +194,11 @@ impl UpgradeInfo for Security {
     }
 }
 
+/// Peers have no names; an address is never sent.
+fn nobody() -> ServerName<'static> {
+    ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
 /// The peer whose key signed the certificate of the other side.
 fn peer_of(state: &CommonState) -> io::Result<PeerId> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
@@ -200,10 +234,8 @@ where
     type Future = BoxFuture<'static, io::Result<Self::Output>>;
 
     fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
-        // Peers have no names; an address is never sent.
-        let nobody = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         async move {
-            let stream = TlsConnector::from(self.client).connect(nobody, socket).await?;
+            let stream = TlsConnector::from(self.client).connect(nobody(), socket).await?;
             Ok((peer_of(stream.get_ref().1)?, stream.into()))
         }
         .boxed()

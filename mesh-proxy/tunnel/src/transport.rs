@@ -1,4 +1,4 @@
-//! The transport stack: TCP (one encryption layer: libp2p TLS) under a muxer, QUIC, and circuits through relays, which
+//! The transport stack: TCP (one encryption layer: libp2p TLS) under a muxer, QUIC, WebSocket, and circuits, which
 //! carry the same TLS and muxer from end to end. DNS names are resolved for what is dialled straight; the address of a
 //! relay is resolved when the relay itself is dialled.
 
@@ -15,20 +15,20 @@ use libp2p::{
 };
 
 use crate::{
-    config::{Limits, Timeouts},
+    config::{Limits, TunnelConfig},
     error::StartError,
     identity::NodeKey,
     mux,
     security::Security,
     socket::Socket,
+    ws::WsTransport,
 };
 
 pub(crate) fn build(
-    key: &NodeKey,
-    limits: &Limits,
-    timeouts: &Timeouts,
+    config: &TunnelConfig,
     circuits: relay::client::Transport,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+    let TunnelConfig { key, limits, timeouts, proxy, .. } = config;
     let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
     // Both directions of opening, and streams that are being refused.
     let muxer =
@@ -39,6 +39,8 @@ pub(crate) fn build(
         .authenticate(security.clone())
         .multiplex(muxer)
         .timeout(timeouts.dial);
+    let ws =
+        WsTransport::new(&security, muxer, timeouts.dial, proxy.clone()).map_err(StartError::Resolver)?;
     let circuits =
         circuits.upgrade(Version::V1Lazy).authenticate(security).multiplex(muxer).timeout(timeouts.dial);
     if std::env::var_os("SSLKEYLOGFILE").is_some() {
@@ -52,7 +54,8 @@ pub(crate) fn build(
     )
     .map(|either, _| either.into_inner());
     let named = dns::tokio::Transport::system(both).map_err(|e| StartError::Resolver(io::Error::other(e)))?;
-    let all = OrTransport::new(circuits.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), named);
+    let straight = OrTransport::new(ws, named).map(|either, _| either.into_inner());
+    let all = OrTransport::new(circuits.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), straight);
     Ok(all.map(|either, _| either.into_inner()).boxed())
 }
 

@@ -25,7 +25,8 @@ use crate::{
     error::StartError,
     exec::{Executors, Placement, Worker},
     metrics::Metrics,
-    path::{Networks, PathKind},
+    nat::{self, NatReport, knowledge::Knowledge},
+    path::Networks,
     peers::{Peer, View},
     stream::{Direction, StreamGuard},
     table::{Conn, Spread, Table},
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     /// Dials that both sides make at once, to open their NATs.
     punches: Mutex<HashSet<ConnectionId>>,
     commands: mpsc::WeakSender<Command>,
+    /// What is known of NATs.
+    pub(crate) knowledge: Knowledge,
     own: PeerId,
     draining: AtomicBool,
     queues: Vec<mpsc::Sender<Incoming>>,
@@ -135,31 +138,13 @@ impl Shared {
     }
 }
 
-/// State of one connection, for status output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerStatus {
-    /// Node name, empty when the peer just left the view.
-    pub node: String,
-    /// Base58 peer id.
-    pub peer_id: String,
-    /// Kind of path.
-    pub path: PathKind,
-    /// `tcp`, `quic` or `ws`.
-    pub transport: &'static str,
-    /// Whether this node dialled.
-    pub dialled: bool,
-    /// Streams on it.
-    pub streams: usize,
-    /// Last measured round trip.
-    pub rtt: Option<Duration>,
-}
-
 /// Handle of a running tunnel. Clones are cheap; the tunnel ends with [`Tunnel::close`] or when all are dropped.
 #[derive(Debug, Clone)]
 pub struct Tunnel {
     pub(crate) shared: Arc<Shared>,
     pub(crate) commands: mpsc::Sender<Command>,
     addresses: watch::Receiver<Vec<String>>,
+    nat: watch::Receiver<NatReport>,
 }
 
 /// Commands that wait for the driver.
@@ -193,6 +178,7 @@ impl Tunnel {
             networks: RwLock::default(),
             punches: Mutex::default(),
             commands: command_sender.downgrade(),
+            knowledge: Knowledge::default(),
             own,
             draining: AtomicBool::new(false),
             queues,
@@ -200,7 +186,7 @@ impl Tunnel {
             timeouts: config.timeouts.clone(),
         });
         let (circuits, client) = relay::client::new(own);
-        let transport = transport::build(&config.key, &config.limits, &config.timeouts, circuits)?;
+        let transport = transport::build(&config, circuits)?;
         let swarm_config = swarm::Config::with_executor({
             let placement = placement.clone();
             move |task| placement.spawn(task)
@@ -215,15 +201,19 @@ impl Tunnel {
                 .parse()
                 .map_err(|e| StartError::Address { address: text.clone(), reason: format!("{e}") })?;
             let listener = swarm
-                .listen_on(address)
+                .listen_on(address.clone())
                 .map_err(|e| StartError::Listen { address: text.clone(), reason: e.to_string() })?;
-            listeners.push(listener);
+            listeners.push((listener, address));
         }
-        let addresses = driver::listening(&mut swarm, listeners.len(), LISTEN_WAIT).await;
+        let nat_metrics = nat::Metrics::new(registry).map_err(StartError::Metrics)?;
+        let mut engine = nat::Engine::new(shared.clone(), own, config.nat.clone(), nat_metrics);
+        let report = engine.report();
+        let addresses = driver::listening(&mut swarm, listeners.len(), LISTEN_WAIT, &mut engine).await;
         let (address_sender, address_receiver) = watch::channel(addresses);
-        let driver = Driver::new(swarm, shared.clone(), command_receiver, (listeners, address_sender));
+        let driver =
+            Driver::new(swarm, shared.clone(), command_receiver, (listeners, address_sender), engine);
         placement.control().spawn(driver.run());
-        let tunnel = Self { shared, commands: command_sender, addresses: address_receiver };
+        let tunnel = Self { shared, commands: command_sender, addresses: address_receiver, nat: report };
         Ok((tunnel, acceptors))
     }
 
@@ -235,6 +225,11 @@ impl Tunnel {
     /// Addresses that the tunnel listens on, loopback ones included, as they come and go.
     pub fn addresses(&self) -> watch::Receiver<Vec<String>> {
         self.addresses.clone()
+    }
+
+    /// How this node is reached, for the controller, as it changes.
+    pub fn nat(&self) -> watch::Receiver<NatReport> {
+        self.nat.clone()
     }
 
     /// Replaces the view of peers. Peers that are not in it any more are cut, streams and all.
@@ -301,21 +296,6 @@ impl Tunnel {
     pub fn tracked_peers(&self) -> usize {
         self.shared.table.len()
     }
-
-    /// Every connection.
-    pub fn status(&self) -> Vec<PeerStatus> {
-        let view = self.shared.view();
-        let status = |conn: Arc<Conn>| PeerStatus {
-            node: view.peer(&conn.peer).map_or_else(String::new, |k| k.node.to_string()),
-            peer_id: conn.peer.to_base58(),
-            path: conn.path.kind,
-            transport: conn.path.transport.as_str(),
-            dialled: conn.dialled,
-            streams: conn.streams.load(Ordering::Relaxed),
-            rtt: conn.rtt(),
-        };
-        self.shared.table.connections().into_iter().map(status).collect()
-    }
 }
 
 fn behaviour(config: &TunnelConfig, shared: Arc<Shared>, circuits: relay::client::Behaviour) -> Behaviour {
@@ -332,5 +312,6 @@ fn behaviour(config: &TunnelConfig, shared: Arc<Shared>, circuits: relay::client
         circuits,
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(probe),
+        nat: nat::Parts::new(&config.nat),
     }
 }

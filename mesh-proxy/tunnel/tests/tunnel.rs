@@ -5,6 +5,12 @@
 mod bounds;
 #[path = "tunnel/common.rs"]
 mod common;
+#[path = "tunnel/early.rs"]
+mod early;
+#[path = "tunnel/link.rs"]
+mod link;
+#[path = "tunnel/paths.rs"]
+mod paths;
 #[path = "tunnel/streams.rs"]
 mod streams;
 #[path = "tunnel/workers.rs"]

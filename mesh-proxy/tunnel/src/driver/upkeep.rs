@@ -23,6 +23,27 @@ pub(super) struct Upgrade {
     failures: u32,
 }
 
+/// What a connection had moved when it was last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    sent: u64,
+    received: u64,
+    /// Something was sent, and nothing has come since that could be its answer.
+    unanswered: bool,
+}
+
+impl Traffic {
+    /// Whether the peer should be asked for a sign of life.
+    fn wants_probe(&mut self, sent: u64, received: u64) -> bool {
+        let (spoke, heard) = (sent > self.sent, received > self.received);
+        let ask = (self.unanswered || spoke) && !heard;
+        // What came in the same second as the last words may have been before them.
+        self.unanswered = spoke && heard;
+        (self.sent, self.received) = (sent, received);
+        ask
+    }
+}
+
 /// Follows the addresses of this host.
 pub(super) struct Watcher(Option<IfWatcher>);
 
@@ -70,10 +91,12 @@ impl Driver {
 
     /// Probes a connection that sends and hears nothing; lets one that is not needed go.
     fn look_after(&mut self, conn: &Arc<Conn>, survey: &Survey, now: Instant) {
-        let (sent, received) = (conn.sent.get(), conn.received.get());
-        let before = self.traffic.insert(conn.id, (sent, received)).unwrap_or_default();
-        if (sent > before.0 && received == before.1) || conn.suspect.load(Ordering::Relaxed) {
+        let traffic = self.traffic.entry(conn.id).or_default();
+        if traffic.wants_probe(conn.sent.get(), conn.received.get()) || conn.suspect.load(Ordering::Relaxed) {
             self.shared.probe(conn);
+        }
+        if self.nat.keeps(&conn.peer) {
+            return;
         }
         let idle = conn.streams.load(Ordering::Relaxed) == 0;
         let age = now.saturating_duration_since(conn.since.1);
@@ -153,5 +176,22 @@ impl Driver {
             self.shared.table.forgive(survey.peer);
             self.upgrade_soon(survey.peer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Traffic;
+
+    #[test]
+    fn words_without_an_answer_ask_for_a_sign_of_life() {
+        let mut traffic = Traffic::default();
+        let mut asks = |sent, received| traffic.wants_probe(sent, received);
+        assert!(!asks(0, 0), "nothing was said");
+        assert!(asks(1, 0), "no answer");
+        assert!(!asks(1, 0), "asked once");
+        assert!(!asks(2, 5), "perhaps an answer");
+        assert!(asks(2, 5), "perhaps none");
+        assert!(!asks(2, 9) && !asks(2, 9), "only the peer speaks");
     }
 }

@@ -1,0 +1,153 @@
+//! What the tunnel says of itself: which path each peer is on, how it does, and why it is not a better one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use libp2p::PeerId;
+
+use crate::{
+    path::{PathKind, PathTransport},
+    peers::{Known, View},
+    table::Conn,
+    tunnel::Tunnel,
+};
+
+/// State of one connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Node name, empty when the peer just left the view.
+    pub node: String,
+    /// Base58 peer id.
+    pub peer_id: String,
+    /// Kind of path.
+    pub path: PathKind,
+    /// `tcp`, `quic` or `ws`.
+    pub transport: &'static str,
+    /// Whether this node dialled.
+    pub dialled: bool,
+    /// Streams on it.
+    pub streams: usize,
+    /// Last measured round trip.
+    pub rtt: Option<Duration>,
+}
+
+/// All connections with one peer that take the same path.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PathStatus {
+    /// The peer's node name.
+    pub peer: String,
+    /// Its base58 peer id.
+    pub peer_id: String,
+    /// Whether new streams take this path; one path of a peer does.
+    pub active: bool,
+    /// Kind of path.
+    pub path: PathKind,
+    /// What carries it.
+    pub transport: PathTransport,
+    /// Node name of the relay, or its peer id if it is in no view.
+    pub relay: Option<String>,
+    /// The peer's address as this node sees it.
+    pub address: String,
+    /// Connections.
+    pub connections: usize,
+    /// Streams on them.
+    pub streams: usize,
+    /// Smoothed round trip.
+    pub rtt: Option<Duration>,
+    /// Share of probes without an answer in time, 0 to 1; none before the first probe.
+    pub loss: Option<f64>,
+    /// When the oldest of the connections was made.
+    pub since: SystemTime,
+    /// Bytes of streams that this node sent on the connections that are open.
+    pub bytes_sent: u64,
+    /// The same, received.
+    pub bytes_received: u64,
+    /// Why the path is not better, and what would change it; empty when it is as good as it gets.
+    pub why_not_better: String,
+}
+
+impl Tunnel {
+    /// Every connection.
+    pub fn status(&self) -> Vec<PeerStatus> {
+        let view = self.shared.view();
+        let status = |conn: Arc<Conn>| PeerStatus {
+            node: view.peer(&conn.peer).map_or_else(String::new, |k| k.node.to_string()),
+            peer_id: conn.peer.to_base58(),
+            path: conn.path.kind,
+            transport: conn.path.transport.as_str(),
+            dialled: conn.dialled,
+            streams: conn.streams.load(Ordering::Relaxed),
+            rtt: conn.rtt(),
+        };
+        self.shared.table.connections().into_iter().map(status).collect()
+    }
+
+    /// The paths of every peer that has connections, sorted by name, the one that new streams take first.
+    pub fn paths(&self) -> Vec<PathStatus> {
+        let view = self.shared.view();
+        let mut all = Vec::new();
+        for survey in self.shared.table.survey() {
+            let mut of_peer = BTreeMap::<_, Vec<&Arc<Conn>>>::new();
+            for conn in survey.conns.iter().filter(|c| !c.closed.load(Ordering::Relaxed)) {
+                let active = survey.best == Some(conn.path) && conn.is_usable();
+                let relay = conn.relay.map(|r| r.to_base58());
+                of_peer.entry((!active, conn.path.rank(), relay)).or_default().push(conn);
+            }
+            let known = view.peer(&survey.peer);
+            let groups = of_peer.into_iter().map(|((inactive, ..), conns)| (!inactive, conns));
+            all.extend(groups.filter_map(|(active, conns)| one(&view, known, active, &conns)));
+        }
+        all.sort_by(|a, b| (&a.peer, &a.peer_id, !a.active).cmp(&(&b.peer, &b.peer_id, !b.active)));
+        all
+    }
+}
+
+fn one(view: &View, known: Option<&Arc<Known>>, active: bool, conns: &[&Arc<Conn>]) -> Option<PathStatus> {
+    let first = conns.first()?;
+    let sum = |of: &dyn Fn(&Conn) -> u64| conns.iter().map(|c| of(c)).sum();
+    let probes = sum(&|c| c.probes.0.load(Ordering::Relaxed).into());
+    let lost = sum(&|c| c.probes.1.load(Ordering::Relaxed).into());
+    let name = |relay: PeerId| view.peer(&relay).map_or_else(|| relay.to_base58(), |k| k.node.to_string());
+    Some(PathStatus {
+        peer: known.map_or_else(String::new, |k| k.node.to_string()),
+        peer_id: first.peer.to_base58(),
+        active,
+        path: first.path.kind,
+        transport: first.path.transport,
+        relay: first.relay.map(name),
+        address: first.remote.to_string(),
+        connections: conns.len(),
+        streams: conns.iter().map(|c| c.streams.load(Ordering::Relaxed)).sum(),
+        rtt: conns.iter().filter_map(|c| c.rtt()).min(),
+        loss: (probes > 0).then(|| lost as f64 / probes as f64),
+        since: conns.iter().map(|c| c.since.0).min()?,
+        bytes_sent: sum(&|c| c.sent.get()),
+        bytes_received: sum(&|c| c.received.get()),
+        why_not_better: why(first, known),
+    })
+}
+
+/// What the addresses alone say; the NAT traversal knows more about relayed and punched paths.
+fn why(conn: &Conn, known: Option<&Arc<Known>>) -> String {
+    let straight = known.map_or(0, |k| k.addresses.len());
+    let text = match (conn.path.kind, conn.path.transport, straight) {
+        (PathKind::Relayed, _, 0) => {
+            "the registry has no address of the peer: it would need one that this node reaches"
+        }
+        (PathKind::Relayed, ..) => {
+            "none of the peer's addresses answers from here: an open port, or a NAT that can be punched, would change it"
+        }
+        (PathKind::Punched, ..) => {
+            "a NAT is between the nodes: a forwarded port at one of them would change it"
+        }
+        (_, PathTransport::Ws, _) => {
+            "only WebSocket on TLS gets through: UDP or TCP to the tunnel port would change it"
+        }
+        (_, PathTransport::Quic, _) => "TCP to the tunnel port does not get through, QUIC does",
+        _ => "",
+    };
+    text.to_owned()
+}
