@@ -104,7 +104,9 @@ impl NetworkBehaviour for Streams {
     ) -> Result<THandler<Self>, ConnectionDenied> {
         // Behind a relay the remote address names the peer only; the local one says through whom.
         let address = if is_circuit(local) { local } else { remote };
-        self.connect(id, peer, address, (false, self.shared.take_punched(id)))
+        // The other half of a punch: the peer dials at the same time.
+        let punched = self.shared.take_punched(id) || self.shared.knowledge.is_punching(&peer);
+        self.connect(id, peer, address, (false, punched))
     }
 
     fn handle_established_outbound_connection(

@@ -70,6 +70,11 @@ impl Placement {
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = worker;
     }
 
+    /// Runs a task on a data worker, or on the control runtime when there is none.
+    pub(crate) fn spawn_on(&self, worker: Option<Worker>, task: impl Future<Output = ()> + Send + 'static) {
+        worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control).spawn(task);
+    }
+
     pub(crate) fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let worker = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
         let handle = worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control);

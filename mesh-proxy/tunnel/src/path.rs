@@ -144,7 +144,7 @@ impl Networks {
     }
 
     /// Whether a host of one of these networks has the address.
-    fn contain(&self, ip: IpAddr) -> bool {
+    pub(crate) fn contain(&self, ip: IpAddr) -> bool {
         let own = |net: &IpNet| net.prefix_len() < net.max_prefix_len() && net.contains(&ip);
         ip.is_loopback() || is_link_local(ip) || self.0.iter().any(own)
     }

@@ -19,6 +19,8 @@ pub struct Peer {
     pub relay: bool,
     /// Circuit addresses at which the node listens: `…/p2p/RELAY/p2p-circuit`.
     pub reservations: Vec<String>,
+    /// Kind of NAT that it says it is behind.
+    pub nat: String,
 }
 
 /// A peer, parsed.
@@ -31,6 +33,7 @@ pub(crate) struct Known {
     /// Where it is reached through relays that it chose, whole: `…/p2p/RELAY/p2p-circuit/p2p/PEER`.
     pub(crate) circuits: Vec<Multiaddr>,
     pub(crate) relay: bool,
+    pub(crate) nat: Box<str>,
 }
 
 impl Known {
@@ -87,6 +90,7 @@ impl View {
                 addresses,
                 circuits,
                 relay: peer.relay,
+                nat: peer.nat.as_str().into(),
             });
             if known.relay {
                 view.relays.push(known.clone());

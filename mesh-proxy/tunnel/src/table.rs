@@ -280,6 +280,11 @@ impl Table {
         }
     }
 
+    /// The worker that runs a connection with `peer`.
+    pub(crate) fn worker_of(&self, peer: &PeerId) -> Option<Worker> {
+        self.lock().get(peer)?.conns.first()?.worker
+    }
+
     pub(crate) fn find(&self, peer: PeerId, id: ConnectionId) -> Option<Arc<Conn>> {
         self.lock().get(&peer)?.conns.iter().find(|c| c.id == id).cloned()
     }

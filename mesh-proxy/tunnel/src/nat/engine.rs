@@ -1,0 +1,482 @@
+//! Listens to the swarm and acts on it. Owned by the driver and called from its loop; every wait is a task in here, so
+//! nothing of it holds up a dial or a stream.
+//!
+//! - `circuits`: requests of others to this relay, reservations of this node at relays.
+//! - `punching`: talks about punches, and the dials that follow.
+
+mod circuits;
+mod punching;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use libp2p::{
+    Multiaddr, PeerId, Stream, Swarm, identify, ping, relay as circuit,
+    swarm::{ConnectionId, DialError, SwarmEvent},
+};
+use tokio::sync::watch;
+
+use self::punching::Attempt;
+use super::{
+    NatReport, PartsEvent,
+    candidates::{self, Carrier, socket_of},
+    kind::{Detector, NatKind},
+    metrics::Metrics,
+    ports::{self, Ticket, is_relayed},
+    punch::{Agreed, Schedule},
+    relay::{self, Server},
+    reserve::Reservations,
+    settings::NatConfig,
+    wire,
+};
+use crate::{
+    driver::{Behaviour, BehaviourEvent},
+    peers::View,
+    tunnel::Shared,
+};
+
+/// How often everything is looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(250);
+/// Tasks under way; a stream of a peer beyond it is reset.
+const MAX_TASKS: usize = 4_096;
+
+/// Why this node dials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dial {
+    /// To a relay.
+    Relay(PeerId),
+    /// To meet a peer that dials at the same time.
+    Punch(PeerId),
+}
+
+/// What a stream is for that was asked for.
+enum Awaited {
+    /// To ask the destination of a circuit.
+    Circuit(relay::Circuit, Stream, relay::Asking),
+    /// To talk about a punch, or to ask for one.
+    Punch { peer: PeerId, ask: bool },
+}
+
+/// How a task ended.
+enum Done {
+    Nothing,
+    /// A relay was asked for something.
+    Request {
+        peer: PeerId,
+        id: ConnectionId,
+        asking: relay::Asking,
+        stream: Stream,
+        request: relay::Request,
+    },
+    /// A circuit was agreed to.
+    Joined(relay::Circuit, io::Result<(Stream, Stream)>),
+    /// A talk about a punch ended.
+    Talk {
+        peer: PeerId,
+        result: io::Result<Option<Agreed>>,
+    },
+}
+
+/// What the loop of the driver waits for.
+pub(crate) struct Wake(Option<Done>);
+
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    config: NatConfig,
+    own: PeerId,
+    metrics: Metrics,
+    server: Option<Arc<Server>>,
+    reservations: Reservations,
+    schedule: Schedule,
+    attempts: HashMap<PeerId, Attempt>,
+    dials: HashMap<ConnectionId, Dial>,
+    awaited: HashMap<Ticket, Awaited>,
+    tasks: FuturesUnordered<BoxFuture<'static, Done>>,
+    udp: Detector,
+    tcp: Detector,
+    /// Where each connection's peer saw this node, for connections from the listen port.
+    seen: HashMap<ConnectionId, (Carrier, SocketAddr)>,
+    listening: BTreeSet<Multiaddr>,
+    /// Addresses that the operator or the router gave.
+    given: BTreeSet<Multiaddr>,
+    view: Arc<View>,
+    report: watch::Sender<NatReport>,
+    /// Candidates that peers were told last; others start punches anew.
+    told: Vec<Multiaddr>,
+    next_tick: Instant,
+    /// When transports that are missing to held relays are dialled again.
+    next_mend: Instant,
+}
+
+impl Engine {
+    pub(crate) fn new(shared: Arc<Shared>, own: PeerId, config: NatConfig, metrics: Metrics) -> Self {
+        let external: BTreeSet<Multiaddr> = config.external.iter().filter_map(|a| a.parse().ok()).collect();
+        let want = if external.is_empty() && !config.relay.enabled { config.reservations } else { 0 };
+        let server = config.relay.enabled.then(|| Server::new(config.relay.clone(), metrics.clone()));
+        let now = Instant::now();
+        Self {
+            reservations: Reservations::new(own, want, config.measured_relays),
+            schedule: Schedule::new(config.punch_backoff, config.punch_backoff_max),
+            attempts: HashMap::new(),
+            dials: HashMap::new(),
+            awaited: HashMap::new(),
+            tasks: FuturesUnordered::new(),
+            udp: Detector::default(),
+            tcp: Detector::default(),
+            seen: HashMap::new(),
+            listening: BTreeSet::new(),
+            given: external,
+            view: Arc::default(),
+            report: watch::Sender::new(NatReport { relay: config.relay.enabled, ..NatReport::default() }),
+            told: Vec::new(),
+            next_tick: now,
+            next_mend: now,
+            shared,
+            config,
+            own,
+            metrics,
+            server,
+        }
+    }
+
+    pub(crate) fn report(&self) -> watch::Receiver<NatReport> {
+        self.report.subscribe()
+    }
+
+    /// Takes addresses that the swarm listens on since before the loop began.
+    pub(crate) fn listens(&mut self, address: &Multiaddr) {
+        if !is_relayed(address) && self.listening.insert(address.clone()) {
+            let ips: BTreeSet<_> =
+                self.listening.iter().filter_map(|a| socket_of(a).map(|(_, at)| at.ip())).collect();
+            // Both: a network that changed voids what was seen of either.
+            if self.udp.set_local(ips.clone()) | self.tcp.set_local(ips) {
+                self.schedule.all_changed(Instant::now());
+            }
+        }
+    }
+
+    /// Whether the connections with a peer stay although better ones exist: reservations are on them, or they show
+    /// under which address this node is seen.
+    pub(crate) fn keeps(&self, peer: &PeerId) -> bool {
+        self.reservations.held().any(|p| p == *peer) || self.server.as_ref().is_some_and(|s| s.has(peer))
+    }
+
+    /// Waits for the next thing to do.
+    pub(crate) fn wait(&mut self) -> impl Future<Output = Wake> {
+        let at = self
+            .attempts
+            .values()
+            .filter_map(Attempt::next)
+            .min()
+            .map_or(self.next_tick, |a| a.min(self.next_tick));
+        let tasks = &mut self.tasks;
+        async move {
+            tokio::select! {
+                Some(done) = tasks.next(), if !tasks.is_empty() => Wake(Some(done)),
+                () = tokio::time::sleep_until(at.into()) => Wake(None),
+            }
+        }
+    }
+
+    pub(crate) fn woken(&mut self, wake: Wake, swarm: &mut Swarm<Behaviour>) {
+        match wake.0 {
+            Some(Done::Request { peer, id, asking, stream, request }) => {
+                self.on_request((peer, id), asking, stream, request, swarm);
+            }
+            Some(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
+            Some(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
+            Some(Done::Nothing) => {}
+            None => {}
+        }
+        self.shoot(swarm);
+        if Instant::now() >= self.next_tick {
+            self.tick(swarm);
+        }
+    }
+
+    fn task(&mut self, limit: Duration, task: impl Future<Output = Done> + Send + 'static) {
+        if self.tasks.len() < MAX_TASKS {
+            let limited = tokio::time::timeout(limit, task);
+            self.tasks.push(limited.map(|r| r.unwrap_or(Done::Nothing)).boxed());
+        }
+    }
+
+    fn tick(&mut self, swarm: &mut Swarm<Behaviour>) {
+        let now = Instant::now();
+        self.next_tick = now + TICK;
+        let view = self.shared.view();
+        if !Arc::ptr_eq(&view, &self.view) {
+            self.on_view(view, swarm, now);
+        }
+        self.step_reservations(swarm, now);
+        self.start_punches(swarm, now);
+        self.publish(now);
+    }
+
+    fn on_view(&mut self, view: Arc<View>, swarm: &mut Swarm<Behaviour>, now: Instant) {
+        let relays: Vec<_> = view.relays().iter().map(|r| (r.id, r.addresses.clone())).collect();
+        let gone = self.reservations.set_relays(&relays, now);
+        self.execute(gone, swarm, now);
+        for (peer, known) in view.iter() {
+            self.shared.knowledge.set_peer_nat(*peer, NatKind::parse(&known.nat));
+            let before = self.view.peer(peer);
+            if before.is_some_and(|b| !b.same_places(known) || b.nat != known.nat) {
+                self.schedule.changed(peer, now);
+            }
+        }
+        self.shared.knowledge.retain(|p| view.peer(p).is_some());
+        self.view = view;
+    }
+
+    /// Tells status output and the controller.
+    fn publish(&mut self, now: Instant) {
+        let (udp, tcp) = (self.udp.kind(), self.tcp.kind());
+        let own = if udp == NatKind::Unknown { tcp } else { udp };
+        let granted = self.reservations.granted();
+        let udp_works = match (self.udp.outer().is_empty(), self.tcp.outer().is_empty()) {
+            (false, _) => Some(true),
+            (true, false) => Some(false),
+            (true, true) => None,
+        };
+        self.shared.knowledge.set_own(own, udp_works);
+        self.shared.knowledge.set_relays(self.view.relays().len(), granted.len(), self.config.punch);
+        self.metrics.reservations.set(i64::try_from(granted.len()).unwrap_or(i64::MAX));
+        let reservations = granted.iter().flat_map(|relay| {
+            let all = self.reservations.addresses(relay).iter().take(2);
+            all.map(move |a| format!("{a}/p2p/{relay}/p2p-circuit"))
+        });
+        let report = NatReport {
+            nat: own.as_str().to_owned(),
+            relay: self.config.relay.enabled,
+            reservations: reservations.collect(),
+            addresses: self.given.iter().map(ToString::to_string).collect(),
+        };
+        self.report.send_if_modified(|old| {
+            let changed = *old != report;
+            *old = report;
+            changed
+        });
+        let candidates = self.candidates();
+        if candidates != self.told {
+            self.told = candidates;
+            self.schedule.all_changed(now);
+        }
+    }
+
+    /// What peers are told about where this node may be met.
+    fn candidates(&self) -> Vec<Multiaddr> {
+        let outer = |carrier, detector: &Detector| {
+            // Of a symmetric NAT only the host matters, and one address says that.
+            let most = if detector.is_symmetric() { 1 } else { 3 };
+            let all = detector.outer().into_iter().take(most);
+            all.map(move |at| candidates::multiaddr(carrier, at)).collect::<Vec<_>>()
+        };
+        let listening =
+            |carrier| self.listening.iter().any(|a| socket_of(a).is_some_and(|(c, _)| c == carrier));
+        let mut seen = Vec::new();
+        for (carrier, detector) in [(Carrier::Udp, &self.udp), (Carrier::Tcp, &self.tcp)] {
+            if listening(carrier) {
+                seen.extend(outer(carrier, detector));
+            }
+        }
+        candidates::own(seen, self.given.iter().cloned(), self.listening.iter().cloned(), self.loopback())
+    }
+
+    /// Whether this node is on the loopback interface only: then, and only then, others on it are met there.
+    fn loopback(&self) -> bool {
+        let mut ips = self.listening.iter().filter_map(|a| socket_of(a).map(|(_, at)| at.ip()));
+        ips.all(|ip| ip.is_loopback())
+    }
+
+    // === events ===
+
+    /// Sees each event before the driver does.
+    pub(crate) fn on_event(&mut self, event: &SwarmEvent<BehaviourEvent>, swarm: &mut Swarm<Behaviour>) {
+        let now = Instant::now();
+        match event {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                let relayed = endpoint.is_relayed();
+                self.on_connected(*peer_id, *connection_id, relayed, swarm, now);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, endpoint, .. } => {
+                self.on_disconnected(*peer_id, *connection_id, endpoint.is_relayed(), swarm, now);
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                self.on_dial_failed(*connection_id, error, swarm, now);
+            }
+            SwarmEvent::NewListenAddr { address, .. } => self.listens(address),
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.listening.remove(address);
+            }
+            SwarmEvent::ListenerClosed { listener_id, .. } => {
+                self.on_listener_closed(*listener_id, swarm, now)
+            }
+            SwarmEvent::ExternalAddrConfirmed { address } if !is_relayed(address) => {
+                self.given.insert(address.clone());
+            }
+            SwarmEvent::ExternalAddrExpired { address } => {
+                self.given.remove(address);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                connection_id,
+                info,
+            })) => self.on_identified((*peer_id, *connection_id), &info.observed_addr, swarm, now),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
+                connection,
+                result: Ok(rtt),
+            })) => {
+                if swarm.behaviour().nat.ports.links.get(connection).is_some_and(|l| !l.relayed) {
+                    self.reservations.rtt(peer, *rtt);
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Circuits(
+                circuit::client::Event::ReservationReqAccepted { relay_peer_id, .. },
+            )) => self.on_granted(*relay_peer_id, now),
+            _ => {}
+        }
+    }
+
+    /// Takes an event of the engine's own parts.
+    pub(crate) fn on_part(&mut self, event: PartsEvent, swarm: &mut Swarm<Behaviour>) {
+        match event {
+            PartsEvent::Ports(ports::Event::Inbound { peer, id, protocol, stream }) => {
+                match protocol.as_ref() {
+                    wire::HOP => self.on_hop(peer, id, stream),
+                    wire::PUNCH => self.on_punch_stream(peer, id, stream, swarm),
+                    _ => {}
+                }
+            }
+            PartsEvent::Ports(ports::Event::Opened { ticket, stream }) => {
+                match (self.awaited.remove(&ticket), stream) {
+                    (Some(Awaited::Circuit(circuit, source, asking)), stream) => {
+                        self.join(circuit, source, stream, asking);
+                    }
+                    (Some(Awaited::Punch { peer, ask }), Some(stream)) => self.talk(peer, ask, stream),
+                    (Some(Awaited::Punch { peer, ask: false }), None) => self.no_answer(peer),
+                    (Some(Awaited::Punch { ask: true, .. }) | None, _) => {}
+                }
+            }
+        }
+    }
+
+    fn on_connected(
+        &mut self,
+        peer: PeerId,
+        id: ConnectionId,
+        relayed: bool,
+        swarm: &mut Swarm<Behaviour>,
+        now: Instant,
+    ) {
+        let dial = self.dials.remove(&id);
+        if relayed {
+            if swarm.behaviour().nat.ports.direct(&peer).is_none() {
+                self.want_punch(peer, now);
+            }
+            return;
+        }
+        self.count_links(&peer, swarm, now);
+        if self.keeps(&peer) {
+            swarm.behaviour_mut().nat.ports.hold(id, true);
+        }
+        self.on_direct(peer, dial == Some(Dial::Punch(peer)));
+        if matches!(dial, Some(Dial::Relay(_))) {
+            self.step_reservations(swarm, now);
+        }
+    }
+
+    fn on_disconnected(
+        &mut self,
+        peer: PeerId,
+        id: ConnectionId,
+        relayed: bool,
+        swarm: &mut Swarm<Behaviour>,
+        now: Instant,
+    ) {
+        if !relayed {
+            self.count_links(&peer, swarm, now);
+            if let Some(server) = &self.server {
+                server.closed(peer, id);
+            }
+            if let Some((carrier, observer)) = self.seen.remove(&id) {
+                self.detector(carrier).lost(observer);
+            }
+        }
+        let mut links =
+            swarm.behaviour().nat.ports.links.values().filter(|l| l.peer == peer && l.established);
+        match (links.any(|l| !l.relayed), swarm.is_connected(&peer)) {
+            (true, _) => {}
+            (false, true) => self.want_punch(peer, now),
+            (false, false) => self.schedule.forget(&peer),
+        }
+    }
+
+    fn count_links(&mut self, peer: &PeerId, swarm: &Swarm<Behaviour>, now: Instant) {
+        let count = swarm.behaviour().nat.ports.all_direct(peer).len();
+        self.reservations.connections(peer, count, now);
+    }
+
+    fn on_dial_failed(
+        &mut self,
+        id: ConnectionId,
+        error: &DialError,
+        swarm: &mut Swarm<Behaviour>,
+        now: Instant,
+    ) {
+        match self.dials.remove(&id) {
+            Some(Dial::Relay(relay)) => {
+                tracing::debug!(%relay, %error, "relay is not reached");
+                if !self.dials.values().any(|d| *d == Dial::Relay(relay)) {
+                    self.reservations.dial_failed(&relay, now);
+                }
+            }
+            Some(Dial::Punch(peer)) => self.on_shot_failed(peer, id, error, swarm),
+            None => {}
+        }
+    }
+
+    fn detector(&mut self, carrier: Carrier) -> &mut Detector {
+        match carrier {
+            Carrier::Udp => &mut self.udp,
+            Carrier::Tcp => &mut self.tcp,
+        }
+    }
+
+    /// A peer says as whom it sees this node.
+    fn on_identified(
+        &mut self,
+        (peer, id): (PeerId, ConnectionId),
+        observed: &Multiaddr,
+        swarm: &Swarm<Behaviour>,
+        now: Instant,
+    ) {
+        let Some(link) = swarm.behaviour().nat.ports.links.get(&id) else { return };
+        // On a connection that the peer dialled it sees what it dialled.
+        if !link.dialled || !link.from_listen_port {
+            return;
+        }
+        let (Some((carrier, observer)), Some((same, seen))) = (socket_of(&link.remote), socket_of(observed))
+        else {
+            return;
+        };
+        if carrier != same {
+            return;
+        }
+        // What is seen on one's own network says nothing about the router.
+        let near = self.shared.networks().contain(observer.ip());
+        if near && !self.loopback() && !self.reservations.is_relay(&peer) {
+            return;
+        }
+        tracing::debug!(%peer, %seen, "this node is seen");
+        self.detector(carrier).observe(observer, seen, now);
+        self.seen.insert(id, (carrier, observer));
+    }
+}

@@ -1,0 +1,168 @@
+//! What is known about reaching each peer, for status output: the kind of NAT on both sides, how the last punch ended,
+//! and one sentence that says why the path is not better and what would change it.
+//!
+//! - [`why`]: the sentence, a pure function of facts.
+
+mod why;
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use libp2p::PeerId;
+
+pub use self::why::{Facts, why_not_better};
+use super::kind::NatKind;
+
+/// How a punch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PunchOutcome {
+    /// A direct connection came about.
+    Ok,
+    /// Both sides dialled and none came about.
+    Failed,
+    /// The peer did not take part.
+    NoAnswer,
+    /// There is no address to dial.
+    NoCandidates,
+}
+
+impl PunchOutcome {
+    /// Label for output and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::NoAnswer => "no-answer",
+            Self::NoCandidates => "no-candidates",
+        }
+    }
+}
+
+/// The last punch with a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Punch {
+    /// When it ended.
+    pub at: SystemTime,
+    /// How it ended.
+    pub outcome: PunchOutcome,
+    /// Tries since the peer was last reached directly, this one included.
+    pub attempts: u32,
+}
+
+/// What is known about one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerKnowledge {
+    /// Kind of the peer's NAT.
+    pub nat: NatKind,
+    /// The last punch with it.
+    pub last_punch: Option<Punch>,
+    /// A punch is under way.
+    pub punching: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    own: NatKind,
+    udp: Option<bool>,
+    reservations: usize,
+    relays: usize,
+    punch: bool,
+    peers: HashMap<PeerId, PeerKnowledge>,
+    /// Peers with which a punch is under way, until when at most.
+    punching: HashMap<PeerId, Instant>,
+}
+
+/// Knowledge of one node, shared between the swarm and status output.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    state: Mutex<State>,
+}
+
+impl Knowledge {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kind of this node's own NAT.
+    pub fn own(&self) -> NatKind {
+        self.lock().own
+    }
+
+    /// What is known about a peer.
+    pub(crate) fn peer(&self, peer: &PeerId) -> PeerKnowledge {
+        let state = self.lock();
+        let mut known = state.peers.get(peer).copied().unwrap_or_default();
+        known.punching = state.punching.contains_key(peer);
+        known
+    }
+
+    /// One sentence for a peer that is reached by `path`; empty when there is nothing better.
+    pub(crate) fn why(&self, peer: &PeerId, (own, other): (&str, &str), path: &str) -> String {
+        let known = self.peer(peer);
+        let state = self.lock();
+        why_not_better(&Facts {
+            own,
+            peer: other,
+            path,
+            own_nat: state.own,
+            peer_nat: known.nat,
+            udp_works: state.udp,
+            punch_enabled: state.punch,
+            punching: known.punching,
+            last: known.last_punch.map(|p| (p.outcome, p.attempts)),
+            relays: state.relays,
+            reservations: state.reservations,
+        })
+    }
+
+    /// Whether a connection that this peer makes now is the other half of a punch.
+    pub(crate) fn is_punching(&self, peer: &PeerId) -> bool {
+        self.lock().punching.get(peer).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// Whether the last punch with a peer brought a direct connection.
+    pub(crate) fn is_ok(&self, peer: &PeerId) -> bool {
+        let state = self.lock();
+        state.peers.get(peer).and_then(|p| p.last_punch).is_some_and(|p| p.outcome == PunchOutcome::Ok)
+    }
+
+    pub(crate) fn set_own(&self, kind: NatKind, udp: Option<bool>) {
+        let mut state = self.lock();
+        (state.own, state.udp) = (kind, udp);
+    }
+
+    pub(crate) fn set_relays(&self, relays: usize, reservations: usize, punch: bool) {
+        let mut state = self.lock();
+        (state.relays, state.reservations, state.punch) = (relays, reservations, punch);
+    }
+
+    pub(crate) fn set_peer_nat(&self, peer: PeerId, nat: NatKind) {
+        if nat != NatKind::Unknown {
+            self.lock().peers.entry(peer).or_default().nat = nat;
+        }
+    }
+
+    pub(crate) fn punch_began(&self, peer: PeerId, until: Instant) {
+        self.lock().punching.insert(peer, until);
+    }
+
+    pub(crate) fn punch_ended(&self, peer: PeerId, outcome: PunchOutcome, attempts: u32) {
+        let mut state = self.lock();
+        if outcome != PunchOutcome::Ok {
+            state.punching.remove(&peer);
+        }
+        let punch = Punch { at: SystemTime::now(), outcome, attempts };
+        state.peers.entry(peer).or_default().last_punch = Some(punch);
+    }
+
+    /// Forgets peers that left the view, and punches that are long over.
+    pub(crate) fn retain(&self, wanted: impl Fn(&PeerId) -> bool) {
+        let mut state = self.lock();
+        state.peers.retain(|p, _| wanted(p));
+        let now = Instant::now();
+        state.punching.retain(|p, until| wanted(p) && *until > now);
+    }
+}
