@@ -20,8 +20,11 @@ mod failure;
 mod forward_proxy;
 mod http;
 mod l4;
+pub mod names;
+mod prologue;
 pub mod stream;
 mod target;
+pub mod tls;
 mod watch;
 mod worker;
 
@@ -30,8 +33,12 @@ pub use connector::{TunnelError, TunnelOpener};
 pub use stream::Stream;
 pub use worker::{Listeners, Shared, Worker};
 
+pub(crate) use cluster::ClusterState;
+pub(crate) use connector::Purpose;
+pub(crate) use worker::WorkerState;
+
 /// A cluster as Envoy names it.
-fn cluster_name(cluster: &mesh_core::Cluster) -> String {
+pub(crate) fn cluster_name(cluster: &mesh_core::Cluster) -> String {
     let key = &cluster.key;
     if *key.host == *external::PASSTHROUGH {
         return external::PASSTHROUGH.to_owned();

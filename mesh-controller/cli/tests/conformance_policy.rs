@@ -71,7 +71,7 @@ fn check(world: &[Value], case: &Value) -> Vec<String> {
 fn value(p: &EffectivePolicy, key: &str, want: &Value) -> Value {
     let limit = |n: Option<u32>| json!(n.unwrap_or(u32::MAX));
     match key {
-        "lb" => json!(match p.lb {
+        "lb" => json!(match p.balancing.kind {
             LoadBalancing::LeastRequest => "LEAST_REQUEST",
             LoadBalancing::RoundRobin => "ROUND_ROBIN",
             LoadBalancing::Random => "RANDOM",
@@ -80,12 +80,12 @@ fn value(p: &EffectivePolicy, key: &str, want: &Value) -> Value {
         "maxConnections" => limit(p.pool.max_connections),
         "maxRequests" => limit(p.pool.max_requests),
         "connectTimeout_ms" => json!(p.pool.connect_timeout.as_millis()),
-        "tls" => json!(match p.tls {
+        "tls" => json!(match p.tls.mode {
             ClientTlsMode::Auto => "auto",
             ClientTlsMode::Disable => "none",
             ClientTlsMode::Simple | ClientTlsMode::Mutual | ClientTlsMode::IstioMutual => "tls",
         }),
-        "sni" => json!(&*p.sni),
+        "sni" => json!(&*p.tls.sni),
         "panicThreshold" => json!(p.outlier.map(|o| f64::from(o.min_health_percent))),
         "outlier" => {
             let Some(o) = p.outlier else { return Value::Null };

@@ -3,6 +3,13 @@
 //! An endpoint that cannot be connected to is avoided for a time that doubles with each failure; when the time is
 //! over, one pick tries it. When all are avoided, all are used. An ejected endpoint (see [`crate::outlier`]) is out
 //! of service altogether, unless too few are left.
+//!
+//! Endpoints stand in groups (see [`groups`]): one for all, or by locality. A pick chooses the group first, then the
+//! endpoint in it; a group that has nothing to offer is followed by the others.
+
+mod choose;
+pub mod groups;
+pub mod table;
 
 use std::{
     net::SocketAddr,
@@ -11,11 +18,13 @@ use std::{
 };
 
 use crate::{
-    client::{Dice, DiceKind},
+    client::Dice,
     cluster::Cluster,
+    endpoint::Place,
     outlier::{Exchange, OutlierState, may_eject},
-    policy::LoadBalancing,
 };
+use groups::{Group, Groups};
+use table::HashTable;
 
 /// How long an endpoint is avoided after its first connection failure.
 const AVOID_FIRST: Duration = Duration::from_secs(1);
@@ -23,29 +32,55 @@ const AVOID_FIRST: Duration = Duration::from_secs(1);
 const AVOID_MAX: Duration = Duration::from_secs(30);
 /// How long others wait for the result of the one that tries an avoided endpoint.
 const TRIAL: Duration = Duration::from_secs(1);
+/// How often the shares of endpoints that warm up are looked at.
+const WARM_STEP: Duration = Duration::from_millis(100);
 
 /// Run-time state of a cluster. Not shared: one for each worker, or behind a lock.
 #[derive(Debug, Default)]
 pub struct Balancer {
     cluster: Option<Arc<Cluster>>,
+    place: Arc<Place>,
     states: Vec<State>,
-    /// Next position (equal weights).
-    cursor: usize,
+    groups: Groups,
+    /// For consistent hashing: one for each group, shared with other balancers.
+    tables: Arc<[HashTable]>,
     last_interval: Option<Instant>,
+    /// Until then the shares of groups are right, unless an endpoint's health changes.
+    shares_hold: Option<Instant>,
+    /// When the weights of endpoints that warm up are to be looked at again.
+    warm_at: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct State {
+    /// When the endpoint was first seen.
+    since: Instant,
     failures: u32,
     avoid_until: Option<Instant>,
     outlier: OutlierState,
+    /// Share of the endpoint: its weight, less while it warms up.
+    weight: u64,
     /// Smooth weighted round robin.
     credit: i64,
 }
 
 impl State {
+    fn new(now: Instant) -> Self {
+        let outlier = OutlierState::default();
+        Self { since: now, failures: 0, avoid_until: None, outlier, weight: 1, credit: 0 }
+    }
+
     fn avoided(&self, now: Instant) -> bool {
         self.avoid_until.is_some_and(|t| now < t)
+    }
+
+    fn healthy(&self, now: Instant) -> bool {
+        !self.avoided(now) && !self.outlier.is_ejected(now)
+    }
+
+    /// When its health changes by itself.
+    fn changes_at(&self, now: Instant) -> Option<Instant> {
+        [self.avoid_until, self.outlier.back_at()].into_iter().flatten().filter(|t| now < *t).min()
     }
 }
 
@@ -57,38 +92,101 @@ pub struct Pick<'a> {
     pub load: &'a dyn Fn(usize) -> u32,
     /// Now.
     pub now: Instant,
+    /// The request's key for consistent hashing; none = it has none.
+    pub hash: Option<u64>,
+    /// Prefer localities that this call has not tried.
+    pub remote: bool,
 }
 
 impl Balancer {
-    /// A balancer that knows nothing.
+    /// A balancer that knows nothing, not even where it is.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A balancer at a place.
+    pub fn at(place: Arc<Place>) -> Self {
+        Self { place, ..Self::default() }
+    }
+
+    /// Tells where this is; looked at from the next cluster on.
+    pub fn moved(&mut self, place: &Arc<Place>) {
+        if self.place != *place {
+            self.place = Arc::clone(place);
+            if let Some(cluster) = self.cluster.clone() {
+                self.regroup(&cluster);
+            }
+        }
     }
 
     /// Position in `cluster.endpoints` of the endpoint to use. None: there is none that is not excluded or ejected.
     /// Allocates only when the cluster is another one than before.
     pub fn pick(&mut self, cluster: &Arc<Cluster>, how: &Pick<'_>, dice: &mut impl Dice) -> Option<usize> {
-        self.sync(cluster);
+        self.sync(cluster, how.now);
         self.on_time(cluster, how.now);
-        let panic = self.in_panic(cluster, how.now);
-        let usable = |s: &State, i: usize| {
-            (panic || !s.outlier.is_ejected(how.now)) && !how.exclude.contains(&cluster.endpoints[i].addr)
-        };
-        let wanted = |s: &State, i: usize| usable(s, i) && !s.avoided(how.now);
-        let picked =
-            self.choose(cluster, how, dice, &wanted).or_else(|| self.choose(cluster, how, dice, &usable))?;
+        let first = self.groups.choose(dice)?;
+        let picked = self.pick_from(cluster, how, dice, first)?;
         let state = &mut self.states[picked];
         if state.failures > 0 && !state.avoided(how.now) {
             state.avoid_until = Some(how.now + TRIAL);
+            self.shares_hold = None;
         }
         Some(picked)
     }
 
+    fn pick_from(
+        &mut self,
+        cluster: &Cluster,
+        how: &Pick<'_>,
+        dice: &mut impl Dice,
+        first: usize,
+    ) -> Option<usize> {
+        let now = how.now;
+        let usable = |panic: bool, s: &State, i: usize| {
+            (panic || !s.outlier.is_ejected(now)) && !how.exclude.contains(&cluster.endpoints[i].addr)
+        };
+        let count = self.groups.list.len();
+        // The chosen group, then the others, the nearest first.
+        let order = |k: usize| if k == 0 { first } else { k - usize::from(k <= first) };
+        if how.remote && count > 1 {
+            let tried = |g: &Group| {
+                g.members.iter().any(|i| how.exclude.contains(&cluster.endpoints[*i as usize].addr))
+            };
+            for g in (0..count).map(order) {
+                if tried(&self.groups.list[g]) {
+                    continue;
+                }
+                let panic = self.groups.list[g].panic;
+                let found =
+                    self.choose(cluster, how, dice, g, &|s, i| usable(panic, s, i) && !s.avoided(now));
+                if found.is_some() {
+                    return found;
+                }
+            }
+        }
+        for avoided_too in [false, true] {
+            for g in (0..count).map(order) {
+                let panic = self.groups.list[g].panic;
+                let ok = |s: &State, i: usize| usable(panic, s, i) && (avoided_too || !s.avoided(now));
+                let found = self.choose(cluster, how, dice, g, &ok);
+                if found.is_some() {
+                    return found;
+                }
+            }
+        }
+        None
+    }
+
     /// A connection to the endpoint came about.
     pub fn on_connected(&mut self, addr: SocketAddr) {
+        let mut changed = false;
         if let Some(s) = self.state(addr) {
+            changed = s.avoid_until.take().is_some();
             s.failures = 0;
-            s.avoid_until = None;
+            s.outlier.connected();
+        }
+        if changed {
+            self.shares_hold = None;
         }
     }
 
@@ -98,21 +196,22 @@ impl Balancer {
             s.failures = s.failures.saturating_add(1);
             let time = AVOID_FIRST.saturating_mul(1 << (s.failures - 1).min(8)).min(AVOID_MAX);
             s.avoid_until = Some(now + time);
+            self.shares_hold = None;
         }
-        self.on_exchange(addr, Exchange::GatewayError, now);
+        self.on_exchange(addr, Exchange::LocalFailure, now);
     }
 
     /// An exchange with the endpoint ended. Connection failures are counted by [`Self::on_connect_failure`].
     pub fn on_exchange(&mut self, addr: SocketAddr, exchange: Exchange, now: Instant) {
-        let Some(policy) = self.cluster.as_ref().and_then(|c| c.policy.outlier) else { return };
-        let ejected = self.ejected(now);
-        let total = self.states.len();
-        if let Some(s) = self.state(addr)
-            && s.outlier.record(&policy, exchange)
-            && !s.outlier.is_ejected(now)
-            && may_eject(&policy, ejected, total)
-        {
-            s.outlier.eject(&policy, now);
+        let Some(cluster) = self.cluster.clone() else { return };
+        let Some(policy) = &cluster.policy.outlier else { return };
+        let Some(at) = self.position(addr) else { return };
+        if !self.states[at].outlier.record(policy, exchange) || self.states[at].outlier.is_ejected(now) {
+            return;
+        }
+        if may_eject(policy, self.ejected(now), self.states.len()) {
+            self.states[at].outlier.eject(policy, now);
+            self.shares_hold = None;
         }
     }
 
@@ -123,8 +222,12 @@ impl Balancer {
 
     /// Whether the endpoint is avoided or ejected at the moment.
     pub fn is_unhealthy(&self, addr: SocketAddr, now: Instant) -> bool {
-        self.position(addr)
-            .is_some_and(|i| self.states[i].avoided(now) || self.states[i].outlier.is_ejected(now))
+        self.position(addr).is_some_and(|i| !self.states[i].healthy(now))
+    }
+
+    /// The groups as they are now, the first to be used first.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups.list
     }
 
     fn position(&self, addr: SocketAddr) -> Option<usize> {
@@ -136,7 +239,7 @@ impl Balancer {
     }
 
     /// Takes over what is known about endpoints that are in the new cluster too.
-    fn sync(&mut self, cluster: &Arc<Cluster>) {
+    fn sync(&mut self, cluster: &Arc<Cluster>, now: Instant) {
         if self.cluster.as_ref().is_some_and(|c| Arc::ptr_eq(c, cluster)) {
             return;
         }
@@ -146,141 +249,63 @@ impl Balancer {
                 Some(c) => c.endpoints.iter().map(|e| e.addr).zip(self.states.iter().copied()).collect(),
                 None => Default::default(),
             };
-            self.states =
-                cluster.endpoints.iter().map(|e| known.get(&e.addr).copied().unwrap_or_default()).collect();
+            let state = |addr| known.get(&addr).copied().unwrap_or_else(|| State::new(now));
+            self.states = cluster.endpoints.iter().map(|e| state(e.addr)).collect();
         }
         self.cluster = Some(cluster.clone());
+        self.regroup(cluster);
+    }
+
+    fn regroup(&mut self, cluster: &Arc<Cluster>) {
+        self.groups = Groups::of(cluster, &self.place);
+        self.tables = match &cluster.policy.balancing.hash {
+            Some(policy) => cluster.hash_tables(policy.table, &self.groups),
+            None => Arc::default(),
+        };
+        self.shares_hold = None;
+        self.warm_at = None;
+        for (state, e) in self.states.iter_mut().zip(&cluster.endpoints) {
+            state.weight = u64::from(e.weight);
+        }
+        if cluster.policy.balancing.warmup.is_some() {
+            self.warm_at = self.states.iter().map(|s| s.since).min();
+        }
+        self.groups.weigh(|i| self.states[i].weight);
     }
 
     fn on_time(&mut self, cluster: &Cluster, now: Instant) {
-        let Some(policy) = &cluster.policy.outlier else { return };
-        let last = *self.last_interval.get_or_insert(now);
-        if now.saturating_duration_since(last) >= policy.interval {
-            self.last_interval = Some(now);
-            self.states.iter_mut().for_each(|s| s.outlier.on_interval(now));
-        }
-    }
-
-    fn in_panic(&self, cluster: &Cluster, now: Instant) -> bool {
-        let Some(policy) = &cluster.policy.outlier else { return false };
-        let healthy = self.states.len() - self.ejected(now);
-        policy.min_health_percent > 0
-            && healthy * 100 < self.states.len() * policy.min_health_percent as usize
-    }
-
-    fn choose(
-        &mut self,
-        cluster: &Cluster,
-        how: &Pick<'_>,
-        dice: &mut impl Dice,
-        ok: &dyn Fn(&State, usize) -> bool,
-    ) -> Option<usize> {
-        if cluster.endpoints.is_empty() {
-            return None;
-        }
-        match cluster.policy.lb {
-            LoadBalancing::RoundRobin if cluster.equal_weights => self.next_in_turn(ok),
-            LoadBalancing::RoundRobin => self.next_by_weight(cluster, ok),
-            LoadBalancing::Random | LoadBalancing::Passthrough => self.random(cluster, dice, ok),
-            LoadBalancing::LeastRequest => {
-                let a = self.random(cluster, dice, ok)?;
-                let b = self.random_other(cluster, dice, ok, a);
-                // load / weight, without a division
-                let cost = |i: usize, other: usize| {
-                    (u64::from((how.load)(i)) + 1) * u64::from(cluster.endpoints[other].weight)
-                };
-                Some(if cost(b, a) < cost(a, b) { b } else { a })
+        if let Some(policy) = &cluster.policy.outlier {
+            let last = *self.last_interval.get_or_insert(now);
+            if now.saturating_duration_since(last) >= policy.interval {
+                self.last_interval = Some(now);
+                self.states.iter_mut().for_each(|s| s.outlier.on_interval(now));
             }
         }
-    }
-
-    fn next_in_turn(&mut self, ok: &dyn Fn(&State, usize) -> bool) -> Option<usize> {
-        let n = self.states.len();
-        let found = (0..n).map(|k| (self.cursor + k) % n).find(|i| ok(&self.states[*i], *i))?;
-        self.cursor = (found + 1) % n;
-        Some(found)
-    }
-
-    /// Everyone gains its weight; the richest goes and pays the sum.
-    fn next_by_weight(&mut self, cluster: &Cluster, ok: &dyn Fn(&State, usize) -> bool) -> Option<usize> {
-        let mut best: Option<usize> = None;
-        let mut sum = 0;
-        for (i, e) in cluster.endpoints.iter().enumerate() {
-            if !ok(&self.states[i], i) {
-                continue;
-            }
-            self.states[i].credit += i64::from(e.weight);
-            sum += i64::from(e.weight);
-            if best.is_none_or(|b| self.states[i].credit > self.states[b].credit) {
-                best = Some(i);
-            }
+        if self.warm_at.is_some_and(|at| at <= now) {
+            self.warm(cluster, now);
         }
-        self.states[best?].credit -= sum;
-        best
-    }
-
-    fn random(
-        &self,
-        cluster: &Cluster,
-        dice: &mut impl Dice,
-        ok: &dyn Fn(&State, usize) -> bool,
-    ) -> Option<usize> {
-        // A few draws find one that is all right unless most are not; then a walk finds one if there is any.
-        for _ in 0..4 {
-            let i = draw(cluster, dice);
-            if ok(&self.states[i], i) {
-                return Some(i);
-            }
-        }
-        let n = self.states.len();
-        let start = draw(cluster, dice);
-        (0..n).map(|k| (start + k) % n).find(|i| ok(&self.states[*i], *i))
-    }
-
-    /// Another one than `first` if a few draws find one.
-    fn random_other(
-        &self,
-        cluster: &Cluster,
-        dice: &mut impl Dice,
-        ok: &dyn Fn(&State, usize) -> bool,
-        first: usize,
-    ) -> usize {
-        let n = cluster.endpoints.len();
-        if n == 2 {
-            let other = 1 - first;
-            return if ok(&self.states[other], other) { other } else { first };
-        }
-        for _ in 0..3 {
-            let i = draw(cluster, dice);
-            if i != first && ok(&self.states[i], i) {
-                return i;
-            }
-        }
-        first
-    }
-}
-
-/// A position, by weight.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "the product lies in [0, n)"
-)]
-fn draw(cluster: &Cluster, dice: &mut impl Dice) -> usize {
-    let n = cluster.endpoints.len();
-    let x = dice.roll(DiceKind::Balance);
-    if cluster.equal_weights {
-        return ((x * n as f64) as usize).min(n - 1);
-    }
-    let mut at = (x * cluster.total_weight as f64) as u64;
-    for (i, e) in cluster.endpoints.iter().enumerate() {
-        match at.checked_sub(u64::from(e.weight)) {
-            Some(rest) => at = rest,
-            None => return i,
+        let matters = self.groups.list.len() > 1 || cluster.policy.outlier.is_some();
+        if matters && self.shares_hold.is_none_or(|until| until <= now) {
+            let panic_below = cluster.policy.outlier.as_ref().map_or(0, |o| o.min_health_percent);
+            let (states, groups) = (&self.states, &mut self.groups);
+            groups.share(panic_below, |i| states[i].healthy(now), |i| !states[i].outlier.is_ejected(now));
+            let changes = self.states.iter().filter_map(|s| s.changes_at(now)).min();
+            self.shares_hold = Some(changes.unwrap_or(now + Duration::from_secs(3600)));
         }
     }
-    n - 1
+
+    /// Sets the weights of endpoints that are new.
+    fn warm(&mut self, cluster: &Cluster, now: Instant) {
+        let Some(warmup) = cluster.policy.balancing.warmup else { return };
+        let mut warming = false;
+        for (state, e) in self.states.iter_mut().zip(&cluster.endpoints) {
+            let age = now.saturating_duration_since(state.since);
+            warming |= age < warmup.duration;
+            state.weight = u64::from(e.weight) * u64::from(warmup.share(age));
+        }
+        self.warm_at = warming.then(|| now + WARM_STEP);
+        self.groups.weigh(|i| self.states[i].weight);
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Over how much time requests are counted.
 const WINDOW: Duration = Duration::from_secs(10);
+/// Shortest and longest time that a rule may order.
+const WINDOWS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 const SLOTS: usize = 10;
 
 /// Counts requests and hands out retries. Not shared: one for each cluster and worker, or behind a lock.
@@ -14,6 +16,7 @@ pub struct RetryBudget {
     percent: u32,
     /// Retries that are allowed in a window however few requests there are.
     minimum: u32,
+    window: Duration,
     requests: [u32; SLOTS],
     retries: [u32; SLOTS],
     slot: usize,
@@ -30,7 +33,21 @@ impl Default for RetryBudget {
 impl RetryBudget {
     /// A budget of `percent` of the requests, at least `minimum` in ten seconds.
     pub fn new(percent: u32, minimum: u32) -> Self {
-        Self { percent, minimum, requests: [0; SLOTS], retries: [0; SLOTS], slot: 0, slot_start: None }
+        Self::over(percent, minimum, WINDOW)
+    }
+
+    /// The same over another time.
+    pub fn over(percent: u32, minimum: u32, window: Duration) -> Self {
+        let window = window.clamp(*WINDOWS.start(), *WINDOWS.end());
+        Self {
+            percent,
+            minimum,
+            window,
+            requests: [0; SLOTS],
+            retries: [0; SLOTS],
+            slot: 0,
+            slot_start: None,
+        }
     }
 
     /// Counts a request (not a retry).
@@ -52,7 +69,7 @@ impl RetryBudget {
     }
 
     fn advance(&mut self, now: Instant) {
-        let step = WINDOW / SLOTS as u32;
+        let step = self.window / SLOTS as u32;
         let Some(start) = self.slot_start else {
             self.slot_start = Some(now);
             return;

@@ -2,14 +2,15 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use crate::{
-    endpoint::{EndpointEntry, EndpointSet},
+    balance::{groups::Groups, table::HashTable},
+    endpoint::{EndpointEntry, EndpointSet, NamedEndpoint},
     hash::Fnv,
-    policy::{EffectivePolicy, PolicyEntry, SubsetEntry},
-    service::{PortEntry, ServiceDef, ServiceKind},
+    policy::{EffectivePolicy, HashTableKind, PolicyEntry, SubsetEntry},
+    service::{PortEntry, Protocol, Resolution, ServiceDef, ServiceKind},
 };
 
 /// What makes two clusters the same across snapshots.
@@ -21,6 +22,8 @@ pub struct ClusterKey {
     pub subset: Arc<str>,
     /// Service port.
     pub port: u16,
+    /// A port of datagrams.
+    pub udp: bool,
     /// `namespace/name` of the DestinationRule; empty = none.
     pub policy: Arc<str>,
 }
@@ -33,6 +36,7 @@ impl ClusterKey {
             self.subset.as_bytes(),
             &self.port.to_be_bytes(),
             self.policy.as_bytes(),
+            if self.udp { b"udp" } else { b"" },
         ])
     }
 }
@@ -72,12 +76,67 @@ pub struct Cluster {
     pub endpoints: Box<[ClusterEndpoint]>,
     /// How to treat them.
     pub policy: Arc<EffectivePolicy>,
-    /// The name behind an ExternalName service: it has no endpoints, the name is to be resolved.
-    pub external_name: Option<Arc<str>>,
+    /// Where its endpoints come from.
+    pub source: Source,
+    /// Near endpoints are preferred even without outlier detection.
+    pub prefers_near: bool,
     /// All weights are equal.
     pub equal_weights: bool,
     /// Sum of the weights.
     pub total_weight: u64,
+    /// Outside the mesh, as the rule that declares it says.
+    pub external: bool,
+    /// Names of which a server shows one, when TLS is opened towards it and its rule says nothing.
+    pub subject_alt_names: Arc<[Box<str>]>,
+    /// Tables for consistent hashing, made when first needed.
+    pub tables: TableCache,
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Source {
+    /// The list.
+    #[default]
+    List,
+    /// The address that the client called.
+    Original,
+    /// Names, beside the list.
+    Names {
+        /// The names.
+        names: Box<[NamedEndpoint]>,
+        /// Only the first address of a look-up is used.
+        first: bool,
+    },
+    /// The name that the request asks for.
+    Asked,
+}
+
+/// Tables for consistent hashing of one cluster. They follow from the endpoints, so they do not count when clusters
+/// are compared.
+#[derive(Debug, Default)]
+pub struct TableCache(Mutex<Option<(Members, Arc<[HashTable]>)>>);
+
+type Members = Box<[Box<[u32]>]>;
+
+impl PartialEq for TableCache {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Cluster {
+    /// The tables for these groups of endpoints; shared by all who group them so.
+    pub(crate) fn hash_tables(&self, kind: HashTableKind, groups: &Groups) -> Arc<[HashTable]> {
+        let mut cached = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((members, tables)) = &*cached
+            && members.iter().map(|m| &**m).eq(groups.members())
+        {
+            return Arc::clone(tables);
+        }
+        let tables: Arc<[_]> = groups.members().map(|m| HashTable::build(kind, &self.endpoints, m)).collect();
+        *cached = Some((groups.members().map(Into::into).collect(), Arc::clone(&tables)));
+        tables
+    }
 }
 
 /// Compiles all clusters of a service, ordered by (policy, port, subset). The position of a policy counts from 1;
@@ -93,11 +152,14 @@ pub(crate) fn compile_all(
     }
     for (number, policy) in std::iter::once(None).chain(def.policies.iter().map(Some)).enumerate() {
         for port in &def.ports {
-            let subsets = policy.map_or(&[][..], |p| &p.subsets);
+            let udp = port.protocol == Protocol::Udp;
+            // No rule sends datagrams to a subset.
+            let subsets = policy.filter(|_| !udp).map_or(&[][..], |p| &p.subsets);
             for subset in std::iter::once(None).chain(subsets.iter().map(Some)) {
                 let slot = ClusterSlot {
                     policy: u32::try_from(number).unwrap_or(u32::MAX),
                     port: port.number,
+                    udp,
                     subset: subset.map_or_else(|| def.no_subset.clone(), |s| s.name.clone()),
                 };
                 let new = compile_one(def, set, policy, port, subset);
@@ -117,6 +179,7 @@ pub(crate) fn compile_all(
 pub(crate) struct ClusterSlot {
     policy: u32,
     port: u16,
+    udp: bool,
     subset: Arc<str>,
 }
 
@@ -127,10 +190,10 @@ fn find<'a>(list: &'a [(ClusterSlot, Arc<Cluster>)], slot: &ClusterSlot) -> Opti
 pub(crate) fn lookup<'a>(
     list: &'a [(ClusterSlot, Arc<Cluster>)],
     policy: u32,
-    port: u16,
+    (port, udp): (u16, bool),
     subset: &str,
 ) -> Option<&'a Arc<Cluster>> {
-    list.binary_search_by(|(s, _)| (s.policy, s.port, &*s.subset).cmp(&(policy, port, subset)))
+    list.binary_search_by(|(s, _)| (s.policy, s.port, s.udp, &*s.subset).cmp(&(policy, port, udp, subset)))
         .ok()
         .map(|i| &list[i].1)
 }
@@ -142,12 +205,13 @@ fn compile_one(
     port: &PortEntry,
     subset: Option<&SubsetEntry>,
 ) -> Cluster {
-    let endpoints = select(def, set, port.number, subset);
+    let endpoints = select(def, set, port, subset);
     let first = endpoints.first().map_or(1, |e| e.weight);
     let key = ClusterKey {
         host: def.host.clone(),
         subset: subset.map_or_else(|| def.no_subset.clone(), |s| s.name.clone()),
         port: port.number,
+        udp: port.protocol == Protocol::Udp,
         policy: policy.map_or_else(|| def.no_subset.clone(), |p| p.source.clone()),
     };
     Cluster {
@@ -160,8 +224,35 @@ fn compile_one(
         total_weight: endpoints.iter().map(|e| u64::from(e.weight)).sum(),
         endpoints,
         policy: policy.map_or_else(no_policy, |p| Arc::new(p.effective(subset, port.number))),
-        external_name: def.external_name.clone(),
+        source: source(def, set, subset),
+        prefers_near: def.prefers_near,
+        external: def.kind == ServiceKind::External && !def.internal,
+        subject_alt_names: def.subject_alt_names.clone(),
+        tables: TableCache::default(),
     }
+}
+
+fn source(def: &ServiceDef, set: &EndpointSet, subset: Option<&SubsetEntry>) -> Source {
+    if let Some(name) = &def.external_name {
+        return Source::Names { names: [NamedEndpoint::outside(name)].into(), first: false };
+    }
+    match def.resolution {
+        Resolution::Static => Source::List,
+        Resolution::Original => Source::Original,
+        Resolution::Asked => Source::Asked,
+        Resolution::Dns { first } => {
+            let mut names: Box<[_]> =
+                set.names.iter().filter(|n| in_subset(&n.entry, subset)).cloned().collect();
+            if set.names.is_empty() && set.endpoints.is_empty() && !def.host.starts_with('*') {
+                names = [NamedEndpoint::outside(&def.host)].into();
+            }
+            if names.is_empty() { Source::List } else { Source::Names { names, first } }
+        }
+    }
+}
+
+fn in_subset(e: &EndpointEntry, subset: Option<&SubsetEntry>) -> bool {
+    subset.is_none_or(|s| s.labels.iter().all(|(k, v)| e.label(k) == Some(v.as_str())))
 }
 
 /// What applies where no rule does: one for all.
@@ -173,18 +264,20 @@ fn no_policy() -> Arc<EffectivePolicy> {
 fn select(
     def: &ServiceDef,
     set: &EndpointSet,
-    port: u16,
+    port: &PortEntry,
     subset: Option<&SubsetEntry>,
 ) -> Box<[ClusterEndpoint]> {
-    let in_subset = |e: &EndpointEntry| {
-        subset.is_none_or(|s| s.labels.iter().all(|(k, v)| label(e, k) == Some(v.as_str())))
-    };
     let usable = |terminating: bool| {
         set.endpoints
             .iter()
-            .filter(|e| (e.ready || def.publish_not_ready) && e.terminating == terminating && in_subset(e))
+            .filter(|e| {
+                (e.ready || def.publish_not_ready) && e.terminating == terminating && in_subset(e, subset)
+            })
             .filter_map(|e| {
-                let target = e.target_port(port)?;
+                let target = match port.protocol {
+                    Protocol::Udp => e.udp_target_port(port.number)?,
+                    _ => e.target_port(port.number).or_else(|| def.default_target(port.number))?,
+                };
                 Some(ClusterEndpoint {
                     addr: SocketAddr::new(e.address, target),
                     weight: e.weight,
@@ -198,18 +291,69 @@ fn select(
     if live.is_empty() { usable(true) } else { live }
 }
 
-/// A label of the endpoint's pod, or one that its place gives it.
-fn label<'a>(e: &'a EndpointEntry, key: &str) -> Option<&'a str> {
-    if let Some(v) = e.workload.labels.get(key) {
-        return Some(v);
+impl Cluster {
+    /// The same destination with other endpoints. `salt` tells it apart from the original where both are in use; empty
+    /// = it takes its place.
+    pub fn with_endpoints(&self, endpoints: Box<[ClusterEndpoint]>, salt: &[u8]) -> Self {
+        let first = endpoints.first().map_or(1, |e| e.weight);
+        Self {
+            key: self.key.clone(),
+            id: if salt.is_empty() { self.id } else { Fnv::of(&[&self.id.to_be_bytes(), salt]) },
+            service_name: self.service_name.clone(),
+            service_namespace: self.service_namespace.clone(),
+            port: self.port.clone(),
+            equal_weights: endpoints.iter().all(|e| e.weight == first),
+            total_weight: endpoints.iter().map(|e| u64::from(e.weight)).sum(),
+            endpoints,
+            policy: self.policy.clone(),
+            source: Source::List,
+            prefers_near: self.prefers_near,
+            external: self.external,
+            subject_alt_names: self.subject_alt_names.clone(),
+            tables: TableCache::default(),
+        }
     }
-    let v = match key {
-        "topology.kubernetes.io/region" => &*e.locality.region,
-        "topology.kubernetes.io/zone" => &*e.locality.zone,
-        "selvage.io/site" => &*e.locality.site,
-        "topology.istio.io/network" => &*e.locality.network,
-        "kubernetes.io/hostname" => e.node.as_deref().unwrap_or_default(),
-        _ => "",
-    };
-    (!v.is_empty()).then_some(v)
+
+    /// A destination that no table knows, under one of the names that Istio has for such traffic.
+    pub fn unknown(name: &str, addr: Option<SocketAddr>) -> Self {
+        let none: Arc<str> = "".into();
+        let port = addr.map_or(0, |a| a.port());
+        let key = ClusterKey {
+            host: name.into(),
+            subset: none.clone(),
+            port,
+            udp: false,
+            // Not a policy, but what tells two addresses apart.
+            policy: addr.map_or_else(|| none.clone(), |a| a.to_string().into()),
+        };
+        Self {
+            id: key.id(),
+            key,
+            service_name: name.into(),
+            service_namespace: "unknown".into(),
+            port: PortEntry { number: port, name: none, protocol: Protocol::Detect },
+            endpoints: addr.map(ClusterEndpoint::outside).into_iter().collect(),
+            policy: Arc::default(),
+            source: Source::List,
+            prefers_near: false,
+            equal_weights: true,
+            total_weight: 1,
+            external: true,
+            subject_alt_names: Arc::default(),
+            tables: TableCache::default(),
+        }
+    }
+}
+
+impl ClusterEndpoint {
+    /// An address of which nothing else is known.
+    pub fn outside(addr: SocketAddr) -> Self {
+        Self::at(addr, &EndpointEntry::outside(addr.ip()))
+    }
+
+    /// An endpoint that a template describes, at an address.
+    pub fn at(addr: SocketAddr, template: &EndpointEntry) -> Self {
+        let endpoint = EndpointEntry { address: addr.ip(), ..template.clone() };
+        Self { addr, weight: endpoint.weight, endpoint: Arc::new(endpoint) }
+    }
 }

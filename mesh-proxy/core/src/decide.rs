@@ -8,7 +8,7 @@ use crate::{
     cluster::Cluster,
     route::{
         Action, Destinations, DirectResponse, HttpRule, Redirect, RouteMatch, TcpRule, TlsRule,
-        VirtualHostEntry, WeightedDestination,
+        VirtualHostEntry, WeightedDestination, index::Place,
     },
     service::ServiceEntry,
     tables::{Tables, VipMatch},
@@ -138,12 +138,18 @@ impl Tables {
             matched: None,
             outcome: HttpOutcome::Blackhole,
         };
-        let Some(service) = self.service_at_port(request.authority(), client.namespace, port) else {
+        let scope = self.scope_of(client);
+        let known = |s: &ServiceEntry| scope.is_none_or(|scope| scope.sees(s, port));
+        let Some(service) = self.service_at_port(request.authority(), client.namespace, port, known) else {
             d.outcome = self.unknown_host(client, original);
             return d;
         };
         d.service = Some(service);
-        let claims = |v: &&VirtualHostEntry| v.visible_to(client) && v.has_http_for(client, port);
+        let claims = |v: &&VirtualHostEntry| {
+            v.visible_to(client)
+                && scope.is_none_or(|scope| scope.sees_rules(v, &service.host, port))
+                && v.has_http_for(client, port)
+        };
         let Some(host) = service.virtual_hosts.iter().find(claims) else {
             d.outcome = match service.cluster(client, "", port) {
                 Some(cluster) => HttpOutcome::Forward { destination: None, cluster },
@@ -156,6 +162,19 @@ impl Tables {
             d.outcome = HttpOutcome::NoRoute;
             return d;
         };
+        self.act_on(&mut d, (host, place), client, port, dice);
+        d
+    }
+
+    /// What the rule at a place of a VirtualService makes of a request.
+    pub(crate) fn act_on<'t>(
+        &'t self,
+        d: &mut HttpDecision<'t>,
+        (host, place): (&'t VirtualHostEntry, Place),
+        client: &Client<'_>,
+        port: u16,
+        dice: &mut impl Dice,
+    ) {
         let rule = &host.http[place.rule as usize];
         d.rule = Some(rule);
         d.matched = place.matched.map(|m| (m as usize, &rule.matches[m as usize]));
@@ -170,14 +189,13 @@ impl Tables {
                 None => HttpOutcome::NoRoute,
             },
         };
-        d
     }
 
     fn unknown_host<'t>(&'t self, client: &Client<'_>, original: Option<&VipMatch<'t>>) -> HttpOutcome<'t> {
         match original {
             _ if client.gateway.is_some() => HttpOutcome::NoRoute,
             Some(vip) => HttpOutcome::Passthrough(vip.service.cluster(client, "", vip.port.number)),
-            None if self.mesh().registry_only => HttpOutcome::Blackhole,
+            None if self.registry_only(client) => HttpOutcome::Blackhole,
             None => HttpOutcome::Passthrough(None),
         }
     }
@@ -213,7 +231,7 @@ impl Tables {
         port: u16,
         dice: &mut impl Dice,
     ) -> L4Decision<'t> {
-        let Some(vip) = original else { return self.unknown_address() };
+        let Some(vip) = original else { return self.unknown_address(client) };
         let found = vip.service.virtual_hosts.iter().filter(|v| v.visible_to(client)).find_map(|v| {
             let rule: &TcpRule = v.find_tcp(client, to, port)?;
             Some((v, rule.index, &rule.destinations))
@@ -232,8 +250,9 @@ impl Tables {
     ) -> L4Decision<'t> {
         let named = self
             .service_for_host(sni, client.namespace)
+            .filter(|s| self.sees(client, s, port))
             .and_then(|service| Some(VipMatch { service, port: service.port(port)? }));
-        let Some(vip) = original.copied().or(named) else { return self.unknown_address() };
+        let Some(vip) = original.copied().or(named) else { return self.unknown_address(client) };
         let mut claimed = false;
         let found = vip.service.virtual_hosts.iter().filter(|v| v.visible_to(client)).find_map(|v| {
             claimed |= v.has_tls_for(client, port);
@@ -242,13 +261,13 @@ impl Tables {
         });
         if found.is_none() && claimed {
             // The service's rules take its place, and none is for this name.
-            return L4Decision { service: Some(vip.service), ..self.unknown_address() };
+            return L4Decision { service: Some(vip.service), ..self.unknown_address(client) };
         }
         self.finish_l4(client, &vip, found, dice)
     }
 
-    fn unknown_address(&self) -> L4Decision<'_> {
-        let outcome = if self.mesh().registry_only { L4Outcome::Blackhole } else { L4Outcome::Passthrough };
+    fn unknown_address(&self, client: &Client<'_>) -> L4Decision<'_> {
+        let outcome = if self.registry_only(client) { L4Outcome::Blackhole } else { L4Outcome::Passthrough };
         L4Decision { service: None, virtual_host: None, destinations: None, rule_index: None, outcome }
     }
 

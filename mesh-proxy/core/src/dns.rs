@@ -1,6 +1,8 @@
 //! Answers for names of the mesh. Names come in lower case, with or without their last dot; short forms are expanded
 //! by the client's resolver, so only full names are known here.
 
+pub mod pods;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
@@ -74,7 +76,7 @@ pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
         return reverse(tables, name, query);
     }
     if let Some(service) = tables.service(name).filter(|s| s.kind != ServiceKind::RouteOnly) {
-        return of_service(service, query);
+        return of_service(tables, service, query);
     }
     let ours =
         name.strip_suffix(&*tables.mesh().cluster_domain).is_some_and(|p| p.is_empty() || p.ends_with('.'));
@@ -101,14 +103,17 @@ fn is_inner(tables: &Tables, name: &str) -> bool {
         && tables.services().any(|s| *s.namespace == *namespace && s.host.ends_with(name))
 }
 
-fn of_service(s: &ServiceEntry, query: QueryType) -> Answer {
+fn of_service(tables: &Tables, s: &ServiceEntry, query: QueryType) -> Answer {
     match s.kind {
         ServiceKind::ExternalName => match &s.external_name {
             Some(target) => Answer::Cname(target.to_string()),
             None => Answer::NoData,
         },
         ServiceKind::ClusterIp => addresses(s.vips.iter().copied(), query),
-        ServiceKind::Headless => addresses(members(s).map(|e| e.address), query),
+        // Without an address of ours the name means what it means outside.
+        ServiceKind::External if s.vips.is_empty() => Answer::NotOurs,
+        ServiceKind::External => addresses(s.vips.iter().copied(), query),
+        ServiceKind::Headless => addresses(members(s).map(|e| tables.address_here(e)), query),
         ServiceKind::RouteOnly => Answer::NotOurs,
     }
 }
@@ -148,7 +153,7 @@ fn below(tables: &Tables, name: &str, query: QueryType) -> Option<Answer> {
     let service = tables.service(rest).filter(|s| s.kind == ServiceKind::Headless)?;
     let mut found = members(service).filter(|e| label_of(e) == first).peekable();
     found.peek()?;
-    Some(addresses(found.map(|e| e.address), query))
+    Some(addresses(found.map(|e| tables.address_here(e)), query))
 }
 
 /// The label of a member: its host name, else its address with dashes.
@@ -168,11 +173,15 @@ fn named_port(s: &ServiceEntry, port: &str, proto: &str, query: QueryType) -> Op
     if query != QueryType::Srv {
         return Some(Answer::NoData);
     }
+    let target = |e: &EndpointEntry| match port.protocol {
+        Protocol::Udp => e.udp_target_port(port.number),
+        _ => e.target_port(port.number),
+    };
     let srv = |port, target| Record::Srv { priority: 0, weight: 1, port, target };
     let records: Vec<_> = match s.kind {
-        ServiceKind::ClusterIp => vec![srv(port.number, s.host.to_string())],
+        ServiceKind::ClusterIp | ServiceKind::External => vec![srv(port.number, s.host.to_string())],
         ServiceKind::Headless => members(s)
-            .filter_map(|e| Some(srv(e.target_port(port.number)?, format!("{}.{}", label_of(e), s.host))))
+            .filter_map(|e| Some(srv(target(e)?, format!("{}.{}", label_of(e), s.host))))
             .take(MAX_RECORDS)
             .collect(),
         ServiceKind::ExternalName | ServiceKind::RouteOnly => Vec::new(),
@@ -183,8 +192,12 @@ fn named_port(s: &ServiceEntry, port: &str, proto: &str, query: QueryType) -> Op
 fn reverse(tables: &Tables, name: &str, query: QueryType) -> Answer {
     let Some(ip) = address_of(name) else { return Answer::NotOurs };
     let mut names: Vec<String> = tables.services_at(ip).map(|s| s.host.to_string()).collect();
-    for m in tables.endpoint_services(ip) {
-        names.extend(members(m).filter(|e| e.address == ip).map(|e| format!("{}.{}", label_of(e), m.host)));
+    for m in tables.endpoint_services(ip).chain(tables.services_of_pod(ip)) {
+        names.extend(
+            members(m)
+                .filter(|e| tables.address_here(e) == ip)
+                .map(|e| format!("{}.{}", label_of(e), m.host)),
+        );
     }
     names.dedup();
     names.truncate(MAX_RECORDS);

@@ -27,6 +27,45 @@ impl Locality {
             network: m.network.as_str().into(),
         }
     }
+
+    /// What the place says in the stead of a label.
+    fn label<'a>(&'a self, key: &str, node: &'a str) -> Option<&'a str> {
+        let v = match key {
+            "topology.kubernetes.io/region" => &*self.region,
+            "topology.kubernetes.io/zone" => &*self.zone,
+            "selvage.io/site" | "topology.istio.io/subzone" => &*self.site,
+            "topology.istio.io/network" => &*self.network,
+            "kubernetes.io/hostname" => node,
+            _ => "",
+        };
+        (!v.is_empty()).then_some(v)
+    }
+}
+
+/// Where a client is, as far as balancing looks at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its node's place.
+    pub locality: Locality,
+    /// The node.
+    pub node: Box<str>,
+    /// The node's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Place {
+    /// The place of a node.
+    pub fn of(node: &NodeEntry) -> Self {
+        Self { locality: node.locality.clone(), node: (*node.name).into(), labels: node.labels.clone() }
+    }
+
+    /// A label, or what the place says in its stead.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        match self.labels.get(key) {
+            Some(v) => Some(v),
+            None => self.locality.label(key, &self.node),
+        }
+    }
 }
 
 /// Who a workload is: source identity, subset labels, metric labels.
@@ -77,6 +116,8 @@ pub struct EndpointEntry {
     pub address: IpAddr,
     /// Service port and the port at the endpoint.
     pub ports: Box<[(u16, u16)]>,
+    /// The same for datagrams, which have port numbers of their own.
+    pub udp_ports: Box<[(u16, u16)]>,
     /// The node that owns it; none = reachable directly.
     pub node: Option<Arc<str>>,
     /// Who it is.
@@ -99,9 +140,27 @@ impl EndpointEntry {
         self.ports.iter().find(|(s, _)| *s == service_port).map(|(_, t)| *t)
     }
 
+    /// A label of the endpoint's pod, or one that its place gives it.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        match self.workload.labels.get(key) {
+            Some(v) => Some(v),
+            None => self.locality.label(key, self.node.as_deref().unwrap_or_default()),
+        }
+    }
+
     /// The service port that leads to a port of the endpoint.
     pub fn service_port(&self, target_port: u16) -> Option<u16> {
         self.ports.iter().find(|(_, t)| *t == target_port).map(|(s, _)| *s)
+    }
+
+    /// The endpoint's port for a service port of UDP.
+    pub fn udp_target_port(&self, service_port: u16) -> Option<u16> {
+        self.udp_ports.iter().find(|(s, _)| *s == service_port).map(|(_, t)| *t)
+    }
+
+    /// The service port of UDP that leads to a port of the endpoint.
+    pub fn udp_service_port(&self, target_port: u16) -> Option<u16> {
+        self.udp_ports.iter().find(|(_, t)| *t == target_port).map(|(s, _)| *s)
     }
 }
 
@@ -110,6 +169,17 @@ impl EndpointEntry {
 pub struct EndpointSet {
     /// In the order of the resource.
     pub endpoints: Box<[Arc<EndpointEntry>]>,
+    /// Endpoints that are names, to be resolved when they are used.
+    pub names: Box<[NamedEndpoint]>,
+}
+
+/// An endpoint whose addresses a name has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedEndpoint {
+    /// The name.
+    pub name: Arc<str>,
+    /// The endpoint; its address says nothing.
+    pub entry: Arc<EndpointEntry>,
 }
 
 impl EndpointSet {
@@ -120,8 +190,52 @@ impl EndpointSet {
         known: &dyn Fn(IpAddr) -> Option<&'a Arc<WorkloadEntry>>,
     ) -> Self {
         let mut seen = Seen::default();
-        let endpoints = m.endpoints.iter().filter_map(|e| compile_endpoint(e, &mut seen, known)).collect();
-        Self { endpoints }
+        let (mut endpoints, mut names) = (Vec::new(), Vec::new());
+        for e in &m.endpoints {
+            let named = !e.fqdn.is_empty() && e.address.is_empty();
+            let Some(entry) = compile_endpoint(e, &mut seen, known) else { continue };
+            match named {
+                true => names.push(NamedEndpoint { name: e.fqdn.to_ascii_lowercase().into(), entry }),
+                false => endpoints.push(entry),
+            }
+        }
+        Self { endpoints: endpoints.into(), names: names.into() }
+    }
+}
+
+impl NamedEndpoint {
+    /// A name outside the mesh of which nothing else is known.
+    pub fn outside(name: &Arc<str>) -> Self {
+        let entry = EndpointEntry::outside(IpAddr::from([0, 0, 0, 0]));
+        Self { name: Arc::clone(name), entry: Arc::new(entry) }
+    }
+}
+
+impl EndpointEntry {
+    /// An address outside the mesh of which nothing else is known.
+    pub fn outside(address: IpAddr) -> Self {
+        let workload = WorkloadEntry {
+            address,
+            node: "".into(),
+            namespace: "unknown".into(),
+            name: "unknown".into(),
+            owner: "unknown".into(),
+            service_account: "".into(),
+            labels: BTreeMap::new(),
+            host_network: false,
+        };
+        Self {
+            address,
+            ports: Box::default(),
+            udp_ports: Box::default(),
+            node: None,
+            workload: Arc::new(workload),
+            ready: true,
+            terminating: false,
+            hostname: None,
+            locality: Arc::default(),
+            weight: 1,
+        }
     }
 }
 
@@ -156,18 +270,18 @@ fn compile_endpoint<'a>(
     seen: &mut Seen,
     known: &dyn Fn(IpAddr) -> Option<&'a Arc<WorkloadEntry>>,
 ) -> Option<Arc<EndpointEntry>> {
-    let address: IpAddr = e.address.parse().ok()?;
+    let named = !e.fqdn.is_empty() && e.address.is_empty();
+    let address: IpAddr = if named { IpAddr::from([0, 0, 0, 0]) } else { e.address.parse().ok()? };
     let node = seen.name(&e.node);
     let nobody = model::Workload::default();
     let workload = WorkloadEntry::compile(address, &node, e.workload.as_ref().unwrap_or(&nobody));
-    let ports = e
-        .ports
-        .iter()
-        .filter_map(|p| Some((u16::try_from(p.service_port).ok()?, u16::try_from(p.target_port).ok()?)))
-        .collect();
+    let map =
+        |p: &model::PortMap| Some((u16::try_from(p.service_port).ok()?, u16::try_from(p.target_port).ok()?));
+    let ports = e.ports.iter().filter_map(map).collect();
     Some(Arc::new(EndpointEntry {
         address,
         ports,
+        udp_ports: e.udp_ports.iter().filter_map(map).collect(),
         workload: known(address).filter(|w| ***w == workload).cloned().unwrap_or_else(|| Arc::new(workload)),
         node: (!node.is_empty()).then_some(node),
         ready: e.ready,

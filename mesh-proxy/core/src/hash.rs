@@ -76,3 +76,10 @@ impl Fnv {
         h.0
     }
 }
+
+/// Spreads the bits of a hash: FNV's values of similar texts lie close together.
+pub(crate) const fn mix(h: u64) -> u64 {
+    let h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    h ^ (h >> 31)
+}

@@ -78,12 +78,15 @@ impl Tables {
         authority: &str,
         namespace: &str,
         port: u16,
+        known: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
         self.find_host(authority, namespace, |s| match s.kind {
+            _ if !known(s) => false,
             ServiceKind::RouteOnly => port == 80,
-            ServiceKind::ClusterIp | ServiceKind::Headless | ServiceKind::ExternalName => {
-                s.port(port).is_some()
-            }
+            ServiceKind::ClusterIp
+            | ServiceKind::Headless
+            | ServiceKind::ExternalName
+            | ServiceKind::External => s.port(port).is_some() && s.visible_to(namespace),
         })
     }
 

@@ -14,8 +14,10 @@ pub enum Exchange {
     Ok,
     /// 5xx that is not a gateway error.
     ServerError,
-    /// 502, 503, 504, a reset, or no connection.
+    /// 502, 503 or 504, as the endpoint answered.
     GatewayError,
+    /// No answer of the endpoint: a reset, no connection, no answer in time.
+    LocalFailure,
 }
 
 impl Exchange {
@@ -34,6 +36,7 @@ impl Exchange {
 pub struct OutlierState {
     consecutive_5xx: u32,
     consecutive_gateway: u32,
+    consecutive_local: u32,
     ejections: u32,
     ejected_until: Option<Instant>,
 }
@@ -44,18 +47,32 @@ impl OutlierState {
         self.ejected_until.is_some_and(|t| now < t)
     }
 
+    /// When it was or will be back in service, if it was ever ejected.
+    pub const fn back_at(&self) -> Option<Instant> {
+        self.ejected_until
+    }
+
     /// Counts an exchange. True: the endpoint is to be ejected, if [`may_eject`] allows it.
     pub fn record(&mut self, policy: &OutlierPolicy, exchange: Exchange) -> bool {
         match exchange {
             Exchange::Ok => {
                 self.consecutive_5xx = 0;
                 self.consecutive_gateway = 0;
+                self.consecutive_local = 0;
             }
             Exchange::ServerError => {
                 self.consecutive_5xx += 1;
                 self.consecutive_gateway = 0;
+                self.consecutive_local = 0;
             }
             Exchange::GatewayError => {
+                self.consecutive_5xx += 1;
+                self.consecutive_gateway += 1;
+                self.consecutive_local = 0;
+            }
+            Exchange::LocalFailure if policy.split_local_origin => self.consecutive_local += 1,
+            // Without the split a failure of ours is what the client would see: a gateway error.
+            Exchange::LocalFailure => {
                 self.consecutive_5xx += 1;
                 self.consecutive_gateway += 1;
             }
@@ -63,12 +80,19 @@ impl OutlierState {
         let over = |count: u32, limit: u32| limit > 0 && count >= limit;
         over(self.consecutive_5xx, policy.consecutive_5xx)
             || over(self.consecutive_gateway, policy.consecutive_gateway)
+            || over(self.consecutive_local, policy.consecutive_local_origin)
+    }
+
+    /// A connection came about: nothing is wrong with the way there.
+    pub fn connected(&mut self) {
+        self.consecutive_local = 0;
     }
 
     /// Ejects the endpoint, each time for longer.
     pub fn eject(&mut self, policy: &OutlierPolicy, now: Instant) {
         self.consecutive_5xx = 0;
         self.consecutive_gateway = 0;
+        self.consecutive_local = 0;
         self.ejections += 1;
         let time =
             policy.base_ejection.saturating_mul(self.ejections).min(MAX_EJECTION.max(policy.base_ejection));
@@ -97,6 +121,9 @@ mod tests {
         OutlierPolicy {
             consecutive_5xx: 3,
             consecutive_gateway: 2,
+            split_local_origin: false,
+            consecutive_local_origin: 0,
+            error_codes: Box::default(),
             interval: Duration::from_secs(10),
             base_ejection: Duration::from_secs(30),
             max_ejection_percent: 50,
@@ -139,5 +166,30 @@ mod tests {
         assert!(may_eject(&p, 0, 1));
         assert!(may_eject(&p, 1, 4));
         assert!(!may_eject(&p, 2, 4));
+    }
+
+    #[test]
+    fn local_failures_count_for_themselves_when_split() {
+        let p = OutlierPolicy { split_local_origin: true, consecutive_local_origin: 2, ..policy() };
+        let mut s = OutlierState::default();
+        assert!(!s.record(&p, Exchange::LocalFailure));
+        assert!(!s.record(&p, Exchange::GatewayError), "an answer says that the way there works");
+        assert!(!s.record(&p, Exchange::LocalFailure));
+        s.connected();
+        assert!(!s.record(&p, Exchange::LocalFailure));
+        assert!(s.record(&p, Exchange::LocalFailure));
+        // Without the split it is a gateway error; the limit of the split does not count.
+        let (p, mut s) = (policy(), OutlierState::default());
+        assert!(!s.record(&p, Exchange::LocalFailure));
+        assert!(s.record(&p, Exchange::LocalFailure));
+    }
+
+    #[test]
+    fn the_rule_may_say_which_codes_count() {
+        let p = OutlierPolicy { error_codes: [429, 503].into(), ..policy() };
+        assert_eq!(p.exchange(429), Exchange::ServerError);
+        assert_eq!(p.exchange(503), Exchange::GatewayError);
+        assert_eq!(p.exchange(500), Exchange::Ok);
+        assert_eq!(policy().exchange(500), Exchange::ServerError);
     }
 }

@@ -1,84 +1,35 @@
 //! DestinationRules compiled: which one applies to a client, and what results for a subset and a port.
 
+mod balancing;
+mod pool;
+mod tls;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_api::model;
 
-use crate::client::Client;
+pub use balancing::{
+    Balancing, CookieKey, Distribute, HashKey, HashPolicy, HashTableKind, LoadBalancing, LocalityPolicy,
+    Warmup,
+};
+pub use pool::{ConnectTunnel, H2Keepalive, H2Upgrade, Pool, ProxyProtocol, RetryBudgetPolicy, TcpKeepalive};
+pub use tls::{ClientTls, ClientTlsMode};
 
-/// How a client picks an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LoadBalancing {
-    /// The less busy of two random ones. The default, as in Istio.
-    #[default]
-    LeastRequest,
-    /// One after the other.
-    RoundRobin,
-    /// Any.
-    Random,
-    /// The address that the client called.
-    Passthrough,
-}
-
-/// TLS towards the endpoint, as a DestinationRule orders it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ClientTlsMode {
-    /// Nothing ordered: the mesh chooses.
-    #[default]
-    Auto,
-    /// Plaintext.
-    Disable,
-    /// Server authentication only.
-    Simple,
-    /// With own certificate.
-    Mutual,
-    /// With the mesh's certificate.
-    IstioMutual,
-}
-
-/// Limits on connections and requests. None = no limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// How long a connection attempt may take.
-    pub connect_timeout: Duration,
-    /// Open connections to the cluster.
-    pub max_connections: Option<u32>,
-    /// Requests that wait for a connection.
-    pub max_pending_requests: Option<u32>,
-    /// Requests in flight.
-    pub max_requests: Option<u32>,
-    /// Requests that one connection serves.
-    pub max_requests_per_connection: Option<u32>,
-    /// Retries in flight.
-    pub max_retries: Option<u32>,
-    /// After which idle time a pooled connection is closed.
-    pub http_idle_timeout: Duration,
-    /// After which idle time a proxied TCP connection is closed. Zero = never.
-    pub tcp_idle_timeout: Duration,
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(10),
-            max_connections: None,
-            max_pending_requests: None,
-            max_requests: None,
-            max_requests_per_connection: None,
-            max_retries: None,
-            http_idle_timeout: Duration::from_secs(3600),
-            tcp_idle_timeout: Duration::from_secs(3600),
-        }
-    }
-}
+use crate::{client::Client, outlier::Exchange};
 
 /// When an endpoint is left out because of its answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutlierPolicy {
     /// Ejection after so many 5xx in a row; 0 = off.
     pub consecutive_5xx: u32,
     /// Ejection after so many 502, 503, 504 or connection failures in a row; 0 = off.
     pub consecutive_gateway: u32,
+    /// Failures to connect, and no answers in time, count for themselves.
+    pub split_local_origin: bool,
+    /// Ejection after so many of them in a row; 0 = off. Only with the split.
+    pub consecutive_local_origin: u32,
+    /// The statuses that count as 5xx; empty = 500 to 599.
+    pub error_codes: Box<[u16]>,
     /// How often ejected endpoints are looked at.
     pub interval: Duration,
     /// First ejection; the n-th takes n times as long, at most 300 s.
@@ -89,21 +40,53 @@ pub struct OutlierPolicy {
     pub min_health_percent: u32,
 }
 
+impl OutlierPolicy {
+    fn compile(m: &model::OutlierDetection) -> Self {
+        Self {
+            consecutive_5xx: m.consecutive_5xx,
+            consecutive_gateway: m.consecutive_gateway,
+            split_local_origin: m.split_local_origin,
+            consecutive_local_origin: m.consecutive_local_origin,
+            error_codes: m.error_codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect(),
+            interval: millis(m.interval.as_ref()).unwrap_or(Duration::from_secs(10)),
+            base_ejection: millis(m.base_ejection.as_ref()).unwrap_or(Duration::from_secs(30)),
+            max_ejection_percent: m.max_ejection_percent,
+            min_health_percent: m.min_health_percent,
+        }
+    }
+
+    /// What a status says about the endpoint.
+    pub fn exchange(&self, status: u16) -> Exchange {
+        if self.error_codes.is_empty() {
+            return Exchange::of_status(status);
+        }
+        match (self.error_codes.contains(&status), status) {
+            (true, 502..=504) => Exchange::GatewayError,
+            (true, _) => Exchange::ServerError,
+            (false, _) => Exchange::Ok,
+        }
+    }
+}
+
 /// What applies to one destination.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EffectivePolicy {
     /// `namespace/name` of the DestinationRule; empty = none.
     pub source: Arc<str>,
     /// Balancing.
-    pub lb: LoadBalancing,
+    pub balancing: Balancing,
     /// Limits.
     pub pool: Pool,
     /// Ejection; none = off.
     pub outlier: Option<OutlierPolicy>,
-    /// TLS mode.
-    pub tls: ClientTlsMode,
-    /// Name to send as SNI; empty = default.
-    pub sni: Box<str>,
+    /// TLS towards the endpoint.
+    pub tls: Arc<ClientTls>,
+    /// Says to the endpoint who the client is.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections go through an HTTP proxy.
+    pub tunnel: Option<Arc<ConnectTunnel>>,
+    /// Bounds retries; none = the built-in one.
+    pub retry_budget: Option<RetryBudgetPolicy>,
 }
 
 impl EffectivePolicy {
@@ -121,6 +104,7 @@ pub struct PolicyEntry {
     visible_to: Box<[Box<str>]>,
     selector: BTreeMap<String, String>,
     policy: Blocks,
+    kept: Kept,
     ports: Box<[(u16, Blocks)]>,
     /// Named groups of endpoints.
     pub subsets: Box<[SubsetEntry]>,
@@ -134,16 +118,25 @@ pub struct SubsetEntry {
     /// Labels that its endpoints carry.
     pub labels: BTreeMap<String, String>,
     policy: Blocks,
+    kept: Kept,
     ports: Box<[(u16, Blocks)]>,
 }
 
-/// The four blocks that inheritance treats as wholes.
+/// The four blocks that a port's entry replaces as wholes.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Blocks {
-    lb: Option<LoadBalancing>,
+    balancing: Option<Balancing>,
     pool: Option<Pool>,
     outlier: Option<OutlierPolicy>,
-    tls: Option<(ClientTlsMode, Box<str>)>,
+    tls: Option<Arc<ClientTls>>,
+}
+
+/// The blocks that survive a port's entry.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Kept {
+    proxy_protocol: Option<ProxyProtocol>,
+    tunnel: Option<Arc<ConnectTunnel>>,
+    retry_budget: Option<RetryBudgetPolicy>,
 }
 
 impl PolicyEntry {
@@ -152,6 +145,7 @@ impl PolicyEntry {
             name: s.name.as_str().into(),
             labels: s.labels.clone(),
             policy: Blocks::compile(s.policy.as_ref()),
+            kept: Kept::compile(s.policy.as_ref()),
             ports: ports(&s.ports),
         };
         Self {
@@ -159,6 +153,7 @@ impl PolicyEntry {
             visible_to: m.visible_to.iter().map(|v| v.as_str().into()).collect(),
             selector: m.workload_selector.clone(),
             policy: Blocks::compile(m.policy.as_ref()),
+            kept: Kept::compile(m.policy.as_ref()),
             ports: ports(&m.ports),
             subsets: m.subsets.iter().map(subset).collect(),
         }
@@ -175,20 +170,23 @@ impl PolicyEntry {
     pub fn effective(&self, subset: Option<&SubsetEntry>, port: u16) -> EffectivePolicy {
         let at = |list: &[(u16, Blocks)]| list.iter().find(|(p, _)| *p == port).map(|(_, b)| b.clone());
         let mut blocks = at(&self.ports).unwrap_or_else(|| self.policy.clone());
+        let mut kept = self.kept.clone();
         if let Some(s) = subset {
             blocks = match at(&s.ports) {
                 Some(replaced) => replaced,
                 None => blocks.overlaid(&s.policy),
             };
+            kept = kept.overlaid(&s.kept);
         }
-        let (tls, sni) = blocks.tls.unwrap_or_default();
         EffectivePolicy {
             source: self.source.clone(),
-            lb: blocks.lb.unwrap_or_default(),
+            balancing: blocks.balancing.unwrap_or_default(),
             pool: blocks.pool.unwrap_or_default(),
             outlier: blocks.outlier,
-            tls,
-            sni,
+            tls: blocks.tls.unwrap_or_default(),
+            proxy_protocol: kept.proxy_protocol,
+            tunnel: kept.tunnel,
+            retry_budget: kept.retry_budget,
         }
     }
 }
@@ -203,73 +201,42 @@ impl Blocks {
     fn compile(m: Option<&model::TrafficPolicy>) -> Self {
         let Some(m) = m else { return Self::default() };
         Self {
-            lb: m.load_balancer.as_ref().map(|l| lb(l.simple())),
-            pool: m.connection_pool.as_ref().map(pool),
-            outlier: m.outlier.as_ref().map(outlier),
-            tls: m.tls.as_ref().map(|t| (tls(t.mode()), t.sni.as_str().into())),
+            balancing: m.load_balancer.as_ref().map(Balancing::compile),
+            pool: m.connection_pool.as_ref().map(Pool::compile),
+            outlier: m.outlier.as_ref().map(OutlierPolicy::compile),
+            tls: m.tls.as_ref().map(|t| Arc::new(ClientTls::compile(t))),
         }
     }
 
     fn overlaid(self, over: &Self) -> Self {
         Self {
-            lb: over.lb.or(self.lb),
+            balancing: over.balancing.clone().or(self.balancing),
             pool: over.pool.clone().or(self.pool),
-            outlier: over.outlier.or(self.outlier),
+            outlier: over.outlier.clone().or(self.outlier),
             tls: over.tls.clone().or(self.tls),
         }
     }
 }
 
-fn lb(simple: model::load_balancer::Simple) -> LoadBalancing {
-    use model::load_balancer::Simple;
-    match simple {
-        Simple::Unspecified | Simple::LeastRequest => LoadBalancing::LeastRequest,
-        Simple::RoundRobin => LoadBalancing::RoundRobin,
-        Simple::Random => LoadBalancing::Random,
-        Simple::Passthrough => LoadBalancing::Passthrough,
+impl Kept {
+    fn compile(m: Option<&model::TrafficPolicy>) -> Self {
+        let Some(m) = m else { return Self::default() };
+        Self {
+            proxy_protocol: m.proxy_protocol.as_ref().map(|p| ProxyProtocol::compile(*p)),
+            tunnel: m.tunnel.as_ref().and_then(ConnectTunnel::compile).map(Arc::new),
+            retry_budget: m.retry_budget.as_ref().map(RetryBudgetPolicy::compile),
+        }
     }
-}
 
-fn tls(mode: model::client_tls::Mode) -> ClientTlsMode {
-    use model::client_tls::Mode;
-    match mode {
-        Mode::Unspecified => ClientTlsMode::Auto,
-        Mode::Disable => ClientTlsMode::Disable,
-        Mode::Simple => ClientTlsMode::Simple,
-        Mode::Mutual => ClientTlsMode::Mutual,
-        Mode::IstioMutual => ClientTlsMode::IstioMutual,
+    fn overlaid(self, over: &Self) -> Self {
+        Self {
+            proxy_protocol: over.proxy_protocol.or(self.proxy_protocol),
+            tunnel: over.tunnel.clone().or(self.tunnel),
+            retry_budget: over.retry_budget.or(self.retry_budget),
+        }
     }
 }
 
 pub(crate) fn millis(m: Option<&model::Millis>) -> Option<Duration> {
     m.map(|m| Duration::from_millis(m.value))
-}
-
-fn pool(m: &model::ConnectionPool) -> Pool {
-    let limit = |n: u32| (n > 0).then_some(n);
-    let default = Pool::default();
-    let tcp_idle = millis(m.tcp_idle_timeout.as_ref());
-    Pool {
-        connect_timeout: millis(m.connect_timeout.as_ref()).unwrap_or(default.connect_timeout),
-        max_connections: limit(m.max_connections),
-        max_pending_requests: limit(m.max_pending_requests),
-        max_requests: limit(m.max_requests),
-        max_requests_per_connection: limit(m.max_requests_per_connection),
-        max_retries: limit(m.max_retries),
-        http_idle_timeout: millis(m.http_idle_timeout.as_ref())
-            .or(tcp_idle.filter(|t| !t.is_zero()))
-            .unwrap_or(default.http_idle_timeout),
-        tcp_idle_timeout: tcp_idle.unwrap_or(default.tcp_idle_timeout),
-    }
-}
-
-fn outlier(m: &model::OutlierDetection) -> OutlierPolicy {
-    OutlierPolicy {
-        consecutive_5xx: m.consecutive_5xx,
-        consecutive_gateway: m.consecutive_gateway,
-        interval: millis(m.interval.as_ref()).unwrap_or(Duration::from_secs(10)),
-        base_ejection: millis(m.base_ejection.as_ref()).unwrap_or(Duration::from_secs(30)),
-        max_ejection_percent: m.max_ejection_percent,
-        min_health_percent: m.min_health_percent,
-    }
 }

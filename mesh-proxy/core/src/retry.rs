@@ -105,6 +105,8 @@ pub struct RetryPolicy {
     pub backoff: Duration,
     /// Prefer endpoints that this request has not tried.
     pub ignore_previous_hosts: bool,
+    /// Prefer localities that this request has not tried.
+    pub remote_localities: bool,
 }
 
 /// The interval that back-off starts from, as in Istio.
@@ -124,6 +126,7 @@ impl Default for RetryPolicy {
             status_codes: Box::default(),
             backoff: DEFAULT_BACKOFF,
             ignore_previous_hosts: true,
+            remote_localities: false,
         }
     }
 }
@@ -153,6 +156,7 @@ impl RetryPolicy {
             status_codes: codes.into_boxed_slice(),
             backoff: millis(m.backoff.as_ref()).filter(|d| !d.is_zero()).unwrap_or(DEFAULT_BACKOFF),
             ignore_previous_hosts: m.ignore_previous_hosts,
+            remote_localities: m.remote_localities,
         }
     }
 

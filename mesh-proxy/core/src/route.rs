@@ -3,7 +3,7 @@
 
 pub(crate) mod compile;
 mod explain;
-mod index;
+pub(crate) mod index;
 mod matching;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

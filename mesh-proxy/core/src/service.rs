@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, ops::Deref, sync::Arc};
 
+use ipnet::IpNet;
 use mesh_api::model;
 
 use crate::{
@@ -23,6 +24,25 @@ pub enum ServiceKind {
     ExternalName,
     /// A rule's host that no registry knows.
     RouteOnly,
+    /// A ServiceEntry; its host may be `*.suffix`.
+    External,
+}
+
+/// Where connections to an external host go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Resolution {
+    /// To the endpoints that are listed.
+    #[default]
+    Static,
+    /// To the address that the client called.
+    Original,
+    /// To the addresses of names.
+    Dns {
+        /// Only the first address of a look-up counts.
+        first: bool,
+    },
+    /// To the name that the request asks for.
+    Asked,
 }
 
 /// What is spoken at a port.
@@ -97,6 +117,18 @@ pub struct ServiceDef {
     pub policies: Box<[PolicyEntry]>,
     /// Endpoints count as ready from the start.
     pub publish_not_ready: bool,
+    /// Client namespaces that know the host; empty = all.
+    pub visible_to: Box<[Box<str>]>,
+    /// Where connections go; external hosts only.
+    pub resolution: Resolution,
+    /// An external host that belongs to the mesh all the same.
+    pub internal: bool,
+    /// Address ranges beside the virtual addresses.
+    pub ranges: Box<[IpNet]>,
+    /// Names of which a server shows one.
+    pub subject_alt_names: Arc<[Box<str>]>,
+    /// Near endpoints are preferred even without outlier detection.
+    pub prefers_near: bool,
     pub(crate) no_subset: Arc<str>,
 }
 
@@ -141,6 +173,7 @@ impl ServiceDef {
                 Kind::Headless => ServiceKind::Headless,
                 Kind::ExternalName => ServiceKind::ExternalName,
                 Kind::RouteOnly => ServiceKind::RouteOnly,
+                Kind::External => ServiceKind::External,
             },
             vips: m.vips.iter().filter_map(|v| v.parse().ok()).collect(),
             ports: m.ports.iter().filter_map(port).collect(),
@@ -148,13 +181,48 @@ impl ServiceDef {
             virtual_hosts,
             policies: m.policies.iter().map(PolicyEntry::compile).collect(),
             publish_not_ready: m.publish_not_ready,
+            visible_to: m.visible_to.iter().map(|v| v.as_str().into()).collect(),
+            resolution: match m.resolution() {
+                _ if m.kind() != Kind::External => Resolution::Static,
+                model::service::Resolution::Unspecified | model::service::Resolution::None => {
+                    Resolution::Original
+                }
+                model::service::Resolution::Static => Resolution::Static,
+                model::service::Resolution::Dns => Resolution::Dns { first: false },
+                model::service::Resolution::DnsRoundRobin => Resolution::Dns { first: true },
+                model::service::Resolution::DynamicDns => Resolution::Asked,
+            },
+            internal: m.location() == model::service::Location::MeshInternal,
+            ranges: m.cidrs.iter().filter_map(|c| c.parse().ok()).collect(),
+            subject_alt_names: m.subject_alt_names.iter().map(|s| s.as_str().into()).collect(),
+            prefers_near: m.traffic_distribution,
             no_subset: Arc::from(""),
         })
     }
 
-    /// The port with that number.
+    /// The port with that number for connections; datagrams have numbers of their own.
     pub fn port(&self, number: u16) -> Option<&PortEntry> {
-        self.ports.iter().find(|p| p.number == number)
+        self.ports.iter().find(|p| p.number == number && p.protocol != Protocol::Udp)
+    }
+
+    /// The port with that number for datagrams.
+    pub fn udp_port(&self, number: u16) -> Option<&PortEntry> {
+        self.udp_ports().find(|p| p.number == number)
+    }
+
+    /// All ports for datagrams.
+    pub fn udp_ports(&self) -> impl Iterator<Item = &PortEntry> {
+        self.ports.iter().filter(|p| p.protocol == Protocol::Udp)
+    }
+
+    /// The port at endpoints that say nothing themselves.
+    pub(crate) fn default_target(&self, port: u16) -> Option<u16> {
+        (self.kind == ServiceKind::External).then(|| self.port(port).map(|p| p.number)).flatten()
+    }
+
+    /// Whether clients of a namespace know this host.
+    pub fn visible_to(&self, namespace: &str) -> bool {
+        self.visible_to.is_empty() || self.visible_to.iter().any(|n| **n == *namespace)
     }
 
     /// The port with that name.
@@ -183,7 +251,13 @@ impl ServiceEntry {
     /// for this client, or no such port.
     pub fn cluster(&self, client: &Client<'_>, subset: &str, port: u16) -> Option<&Arc<Cluster>> {
         let policy = self.policies.iter().position(|p| p.applies_to(client)).map_or(0, |i| i + 1);
-        cluster::lookup(&self.clusters, u32::try_from(policy).unwrap_or(0), port, subset)
+        cluster::lookup(&self.clusters, u32::try_from(policy).unwrap_or(0), (port, false), subset)
+    }
+
+    /// The cluster for a service port of datagrams, as a client sees it.
+    pub fn udp_cluster(&self, client: &Client<'_>, port: u16) -> Option<&Arc<Cluster>> {
+        let policy = self.policies.iter().position(|p| p.applies_to(client)).map_or(0, |i| i + 1);
+        cluster::lookup(&self.clusters, u32::try_from(policy).unwrap_or(0), (port, true), "")
     }
 
     /// All clusters of the service.

@@ -4,10 +4,13 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use mesh_api::{Resource, ResourceType, model};
 
 use crate::{
+    dns::pods::Pods,
     endpoint::{EndpointEntry, EndpointSet, NodeEntry, WorkloadEntry},
+    extras::Extras,
     retry::RetryPolicy,
     service::{PortEntry, ServiceDef, ServiceEntry, ServiceKind},
     shards::Shards,
@@ -114,7 +117,11 @@ pub struct Tables {
     workloads: Shards<IpAddr, Arc<WorkloadEntry>>,
     node_workloads: Shards<Arc<str>, Arc<[Arc<WorkloadEntry>]>>,
     nodes: Shards<Arc<str>, Arc<NodeEntry>>,
+    pub(crate) pods: Pods,
     pub(crate) wildcards: usize,
+    pub(crate) extras: Extras,
+    /// Address ranges of external services.
+    ranges: Arc<[(IpNet, Arc<str>)]>,
 }
 
 impl Default for Tables {
@@ -135,7 +142,10 @@ impl Tables {
             workloads: Shards::new(),
             node_workloads: Shards::new(),
             nodes: Shards::new(),
+            pods: Pods::default(),
             wildcards: 0,
+            extras: Extras::default(),
+            ranges: Arc::default(),
         }
     }
 
@@ -186,24 +196,43 @@ impl Tables {
         self.vips.get(&vip).into_iter().flat_map(|h| h.iter()).filter_map(|h| self.services.get(h))
     }
 
-    /// The service port behind a virtual address.
+    /// The service port behind a virtual address, or in a range of addresses.
     pub fn by_vip(&self, ip: IpAddr, port: u16) -> Option<VipMatch<'_>> {
-        self.services_at(ip).find_map(|service| Some(VipMatch { service, port: service.port(port)? }))
+        self.by_vip_for(ip, port, |_| true)
+    }
+
+    /// The same among the services that a client knows.
+    pub fn by_vip_for<'t>(
+        &'t self,
+        ip: IpAddr,
+        port: u16,
+        knows: impl Fn(&ServiceEntry) -> bool,
+    ) -> Option<VipMatch<'t>> {
+        let at_port = |service: &'t Arc<ServiceEntry>| Some(VipMatch { service, port: service.port(port)? });
+        let exact = self.services_at(ip).filter(|s| knows(s)).find_map(at_port);
+        exact.or_else(|| {
+            let around = self.ranges.iter().filter(|(net, _)| net.contains(&ip));
+            around.filter_map(|(_, h)| self.services.get(h)).filter(|s| knows(s)).find_map(at_port)
+        })
     }
 
     /// Whether this is a virtual address.
     pub fn is_vip(&self, ip: IpAddr) -> bool {
-        self.vips.get(&ip).is_some()
+        self.vips.get(&ip).is_some() || self.is_pod_address(ip)
     }
 
     /// Every address whose traffic the mesh takes: virtual addresses, and endpoints of headless services, which are
-    /// called by their own addresses. An address may come more than once.
+    /// called one by one. An address may come more than once.
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.services().flat_map(|s| captured(s))
+        self.services().flat_map(|s| self.captured(s))
     }
 
-    /// The endpoint that is called by its own address. A headless service is preferred.
+    /// The endpoint that is called by its own address, or by the one that it has on this node. A headless service is
+    /// preferred.
     pub fn endpoint_by_addr(&self, ip: IpAddr, port: u16) -> Option<EndpointMatch<'_>> {
+        if self.is_pod_address(ip) {
+            return self.pod_at(ip, port, false);
+        }
         let mut found: Option<EndpointMatch<'_>> = None;
         for service in self.addresses.get(&ip)?.iter().filter_map(|h| self.services.get(h)) {
             let hit = service.endpoints.endpoints.iter().filter(|e| e.address == ip).find_map(|endpoint| {
@@ -238,7 +267,15 @@ impl Tables {
 
     /// The workload with that address: as its node's list says, else as some endpoint says.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<WorkloadEntry>> {
-        self.workloads.get(&ip).or_else(|| self.endpoints_at(ip).next().map(|e| &e.workload))
+        // Pod networks of two sites may be the same: what calls from here is a pod of this node.
+        let own = |node: Option<&str>| node.is_some() && node == self.pods.node();
+        let listed = self.workloads.get(&ip);
+        let here = self.endpoints_at(ip).find(|e| own(e.node.as_deref())).map(|e| &e.workload);
+        listed
+            .filter(|w| here.is_none() || own(Some(&w.node)))
+            .or(here)
+            .or(listed)
+            .or_else(|| self.endpoints_at(ip).next().map(|e| &e.workload))
     }
 
     /// The workloads of a node.
@@ -259,12 +296,6 @@ impl Tables {
         self.workloads_of(node).any(|w| w.address == ip)
             || self.endpoints_at(ip).any(|e| e.node.as_deref() == Some(node))
     }
-}
-
-fn captured(s: &ServiceEntry) -> impl Iterator<Item = IpAddr> {
-    let headless = s.kind == ServiceKind::Headless;
-    let members = s.endpoints.endpoints.iter().filter(move |e| headless && !e.workload.host_network);
-    s.vips.iter().copied().chain(members.map(|e| e.address))
 }
 
 /// A snapshot in the making.
@@ -303,6 +334,11 @@ impl Work {
                 let host: Arc<str> = e.host.as_str().into();
                 self.set_endpoints(&host, Some(set));
             }
+            other => {
+                if let Err(e) = self.tables.extras.set(other) {
+                    self.reject(kind, &name, e.to_string());
+                }
+            }
         }
     }
 
@@ -314,13 +350,16 @@ impl Work {
             ResourceType::Service => {
                 if let Some(old) = self.tables.services.remove(name) {
                     self.unlist_vips(&old);
+                    self.set_ranges(&old.host, &[]);
                     self.tables.wildcards -= usize::from(old.host.starts_with('*'));
-                    self.applied.vips_changed |= captured(&old).next().is_some();
+                    self.applied.vips_changed |= self.tables.captured(&old).next().is_some();
+                    self.tables.pods.follow(&old.host, None);
                     self.touched.remove(name);
                     self.applied.hosts.push(old.host.clone());
                 }
             }
             ResourceType::Endpoints => self.set_endpoints(&Arc::from(name), None),
+            other => self.tables.extras.remove(other, name),
         }
     }
 
@@ -328,7 +367,10 @@ impl Work {
         self.applied.rules_compiled += 1;
         let host = def.host.clone();
         let old = self.tables.services.get(&*host).cloned();
-        let same_vips = old.as_ref().is_some_and(|o| o.vips == def.vips && o.kind == def.kind);
+        let same_vips = old.as_ref().is_some_and(|o| {
+            let ports = |d: &ServiceDef| d.udp_ports().map(|p| p.number).collect::<Vec<_>>();
+            o.vips == def.vips && o.kind == def.kind && ports(o) == ports(&def)
+        });
         if !same_vips {
             self.applied.vips_changed = true;
             if let Some(o) = &old {
@@ -338,6 +380,9 @@ impl Work {
                 list(&mut self.tables.vips, *vip, &host);
             }
         }
+        if old.as_ref().is_some_and(|o| !o.ranges.is_empty()) || !def.ranges.is_empty() {
+            self.set_ranges(&host, &def.ranges);
+        }
         if old.is_none() && host.starts_with('*') {
             self.tables.wildcards += 1;
         }
@@ -346,6 +391,14 @@ impl Work {
         let entry = ServiceEntry::staged(def, endpoints, old.as_deref());
         self.tables.services.insert(host.clone(), Arc::new(entry));
         self.touched.insert(host);
+    }
+
+    /// The longest prefix first.
+    fn set_ranges(&mut self, host: &Arc<str>, ranges: &[IpNet]) {
+        let mut all: Vec<_> = self.tables.ranges.iter().filter(|(_, h)| h != host).cloned().collect();
+        all.extend(ranges.iter().map(|r| (*r, host.clone())));
+        all.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        self.tables.ranges = all.into();
     }
 
     fn unlist_vips(&mut self, old: &ServiceEntry) {
@@ -393,9 +446,15 @@ impl Work {
         }
         self.drop_workloads(&node);
         self.applied.workloads_changed = true;
+        let own: Option<Arc<str>> = self.tables.pods.node().map(Arc::from);
+        let own = own.as_deref();
         for w in new.iter() {
             // Several host-network pods share an address: the first one speaks for it.
-            let taken = self.tables.workloads.get(&w.address).is_some_and(|o| o.node == w.node);
+            let taken = self
+                .tables
+                .workloads
+                .get(&w.address)
+                .is_some_and(|o| o.node == w.node || Some(&*o.node) == own);
             if !taken {
                 self.tables.workloads.insert(w.address, w.clone());
             }
@@ -421,6 +480,7 @@ impl Work {
                 let headless = entry.kind == ServiceKind::Headless;
                 self.applied.vips_changed |= headless && entry.endpoints != endpoints;
                 let new = ServiceEntry::build(entry.def.clone(), endpoints, Some(entry));
+                self.applied.vips_changed |= self.tables.pods.follow(&host, Some(&new));
                 self.tables.services.insert(host.clone(), Arc::new(new));
                 self.applied.clusters_built += 1;
             }

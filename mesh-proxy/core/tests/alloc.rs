@@ -128,7 +128,7 @@ fn mesh(endpoints: usize, lb: model::load_balancer::Simple) -> Tables {
         name: name.into(),
         labels: [("version".to_owned(), name.to_owned())].into(),
         policy: Some(model::TrafficPolicy {
-            load_balancer: Some(model::LoadBalancer { simple: lb as i32 }),
+            load_balancer: Some(model::LoadBalancer { simple: lb as i32, ..Default::default() }),
             ..Default::default()
         }),
         ..Default::default()
@@ -222,7 +222,7 @@ fn a_pick_allocates_nothing() {
         let now = Instant::now();
         let tried = [cluster.endpoints[0].addr];
         let mut pick = || {
-            let how = Pick { exclude: &tried, load: &|i| i as u32 % 3, now };
+            let how = Pick { exclude: &tried, load: &|i| i as u32 % 3, now, hash: None, remote: false };
             assert!(balancer.pick(cluster, &how, &mut dice).is_some_and(|i| i != 0));
         };
         pick();

@@ -46,6 +46,7 @@ const fn kind(k: ServiceKind) -> &'static str {
         ServiceKind::ClusterIp => "cluster_ip",
         ServiceKind::Headless => "headless",
         ServiceKind::ExternalName => "external_name",
+        ServiceKind::External => "external",
         ServiceKind::RouteOnly => "route_only",
     }
 }
@@ -119,7 +120,7 @@ fn cluster(c: &Cluster) -> Value {
         .collect();
     json!({
         "host": &*c.key.host, "port": c.key.port, "subset": &*c.key.subset, "policy": &*c.key.policy,
-        "load_balancer": format!("{:?}", c.policy.lb), "outlier_detection": c.policy.outlier.is_some(),
+        "load_balancer": format!("{:?}", c.policy.balancing.kind), "outlier_detection": c.policy.outlier.is_some(),
         "connect_timeout_ms": c.policy.pool.connect_timeout.as_millis(), "endpoints": endpoints,
     })
 }

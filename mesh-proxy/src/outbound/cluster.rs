@@ -13,13 +13,14 @@ use std::{
 };
 
 use mesh_core::{
-    Cluster, WorkloadEntry,
+    Cluster, Place as Here, WorkloadEntry,
     balance::{Balancer, Pick},
     budget::RetryBudget,
     outlier::Exchange,
+    policy::RetryBudgetPolicy,
 };
 
-use super::{endpoint::Endpoint, worker::WorkerState};
+use super::{endpoint::Endpoint, prologue::Prologue, worker::WorkerState};
 use crate::telemetry::local::Held;
 
 /// Share of requests that may be retried, in percent.
@@ -38,6 +39,8 @@ pub(crate) struct ClusterState {
     /// Outlives this state when only the endpoints change.
     health: Rc<RefCell<Health>>,
     pub(crate) limits: Arc<Limits>,
+    /// What a connection to an endpoint begins with; none = the first byte is the client's.
+    pub(crate) prologue: Option<Rc<Prologue>>,
     /// Who waits for a connection in this worker.
     waiting: Cell<u32>,
 }
@@ -45,6 +48,23 @@ pub(crate) struct ClusterState {
 struct Health {
     balancer: Balancer,
     budget: RetryBudget,
+    policy: Option<RetryBudgetPolicy>,
+}
+
+/// What a request says about its endpoint.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Choice {
+    /// Key of consistent hashing.
+    pub(crate) hash: Option<u64>,
+    /// Prefer localities that were not tried.
+    pub(crate) remote: bool,
+}
+
+fn budget(policy: Option<RetryBudgetPolicy>) -> RetryBudget {
+    policy.map_or_else(
+        || RetryBudget::new(RETRY_PERCENT, RETRY_MINIMUM),
+        |p| RetryBudget::over(p.percent, p.minimum, p.interval),
+    )
 }
 
 /// Addresses that a call has tried.
@@ -52,7 +72,12 @@ pub(crate) type Tried = Vec<SocketAddr>;
 
 impl ClusterState {
     /// The state for a cluster; connections to endpoints that were there before are kept.
-    pub(crate) fn new(cluster: &Arc<Cluster>, old: Option<&Self>, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(
+        cluster: &Arc<Cluster>,
+        old: Option<&Self>,
+        limits: Arc<Limits>,
+        here: &Arc<Here>,
+    ) -> Self {
         let known: HashMap<_, _> = old
             .into_iter()
             .flat_map(|o| o.endpoints.iter())
@@ -71,23 +96,50 @@ impl ClusterState {
                 gone.close_idle();
             }
         }
+        let policy = cluster.policy.retry_budget;
         let health = old.map_or_else(
             || {
-                let budget = RetryBudget::new(RETRY_PERCENT, RETRY_MINIMUM);
-                Rc::new(RefCell::new(Health { balancer: Balancer::new(), budget }))
+                let balancer = Balancer::at(Arc::clone(here));
+                Rc::new(RefCell::new(Health { balancer, budget: budget(policy), policy }))
             },
             |o| Rc::clone(&o.health),
         );
+        {
+            let mut health = health.borrow_mut();
+            if health.policy != policy {
+                health.budget = budget(policy);
+                health.policy = policy;
+            }
+        }
         let workloads = cluster.endpoints.iter().map(|e| Held::new(&e.endpoint.workload)).collect();
-        Self { cluster: Held::new(cluster), workloads, endpoints, health, limits, waiting: Cell::new(0) }
+        let prologue = Prologue::of(&cluster.policy);
+        let cluster = Held::new(cluster);
+        Self { cluster, workloads, endpoints, health, limits, prologue, waiting: Cell::new(0) }
+    }
+
+    /// The node is at another place.
+    pub(crate) fn moved(&self, here: &Arc<Here>) {
+        self.health.borrow_mut().balancer.moved(here);
     }
 
     /// The endpoint for the next try. Those in `tried` come again only if `again` allows it and nothing else is left.
     pub(crate) fn pick(&self, worker: &WorkerState, tried: &Tried, again: bool) -> Option<usize> {
+        self.pick_for(worker, Choice::default(), tried, again)
+    }
+
+    /// The same for a request that says something about its endpoint.
+    pub(crate) fn pick_for(
+        &self,
+        worker: &WorkerState,
+        choice: Choice,
+        tried: &Tried,
+        again: bool,
+    ) -> Option<usize> {
         let load = |i: usize| self.endpoints[i].load();
         let mut health = self.health.borrow_mut();
         let mut pick = |exclude: &[SocketAddr]| {
-            let how = Pick { exclude, load: &load, now: Instant::now() };
+            let Choice { hash, remote } = choice;
+            let how = Pick { exclude, load: &load, now: Instant::now(), hash, remote };
             health.balancer.pick(&self.cluster, &how, &mut worker.dice())
         };
         match pick(tried) {
@@ -115,6 +167,13 @@ impl ClusterState {
     pub(crate) fn exchanged(&self, addr: SocketAddr, exchange: Exchange) {
         if self.cluster.policy.outlier.is_some() {
             self.health.borrow_mut().balancer.on_exchange(addr, exchange, Instant::now());
+        }
+    }
+
+    /// The endpoint answered with a status.
+    pub(crate) fn answered(&self, addr: SocketAddr, status: u16) {
+        if let Some(outlier) = &self.cluster.policy.outlier {
+            self.health.borrow_mut().balancer.on_exchange(addr, outlier.exchange(status), Instant::now());
         }
     }
 
@@ -177,8 +236,7 @@ impl ClusterState {
 
     /// Closes what has been idle for too long.
     pub(crate) fn sweep(&self, now: Instant) {
-        let timeout = self.cluster.policy.pool.http_idle_timeout;
-        self.endpoints.iter().for_each(|e| e.sweep(now, timeout));
+        self.endpoints.iter().for_each(|e| e.sweep(now, &self.cluster.policy.pool));
     }
 
     /// Closes all idle connections.

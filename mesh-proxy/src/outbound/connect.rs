@@ -7,8 +7,9 @@ use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    cluster::{ClusterState, Tried},
+    cluster::{Choice, ClusterState, Tried},
     connector::{ConnectError, Purpose},
+    prologue::Ends,
     stream::Upstream,
     worker::WorkerState,
 };
@@ -26,6 +27,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) pinned: Option<SocketAddr>,
     /// The endpoint to begin with.
     pub(crate) first: Option<usize>,
+    /// What the request says about its endpoint.
+    pub(crate) choice: Choice,
+    /// What a prologue says of both sides.
+    pub(crate) ends: Ends<'a>,
 }
 
 struct Attempt {
@@ -93,7 +98,7 @@ fn choose(wanted: &Wanted<'_>, tried: &Tried) -> Option<usize> {
     if let Some(addr) = wanted.pinned {
         return wanted.state.position(addr).filter(|_| !tried.contains(&addr));
     }
-    wanted.state.pick(wanted.worker, tried, false)
+    wanted.state.pick_for(wanted.worker, wanted.choice, tried, false)
 }
 
 async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt {
@@ -101,6 +106,13 @@ async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt
     let endpoint = &wanted.state.endpoints[index];
     let within = deadline.saturating_duration_since(started).max(Duration::from_millis(1));
     let node: Option<&Arc<str>> = endpoint.node.as_ref();
-    let result = wanted.worker.connector.connect(endpoint.addr, node, wanted.purpose, within).await;
+    let connecting = wanted.worker.connector.connect(endpoint.addr, node, wanted.purpose, within);
+    let result = match &wanted.state.prologue {
+        None => connecting.await,
+        Some(prologue) => {
+            let begun = async { prologue.run(connecting.await?, &wanted, endpoint.addr).await };
+            tokio::time::timeout(within, begun).await.unwrap_or(Err(ConnectError::Timeout(endpoint.addr)))
+        }
+    };
     Attempt { index, started, result }
 }

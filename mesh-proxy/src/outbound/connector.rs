@@ -72,12 +72,16 @@ pub(crate) enum ConnectError {
     /// A limit on connections.
     #[error("too many connections")]
     Overflow,
+    /// The handshake with the endpoint.
+    #[error("TLS to {0}: {1}")]
+    Tls(SocketAddr, String),
 }
 
 impl ConnectError {
     pub(crate) const fn class(&self) -> FailureClass {
         match self {
             Self::Tcp(..) | Self::Loop(_) | Self::NoTunnel(_) => FailureClass::ConnectFailure,
+            Self::Tls(..) => FailureClass::TlsFailure,
             Self::Timeout(_) => FailureClass::ConnectTimeout,
             Self::NoEndpoint => FailureClass::NoHealthyUpstream,
             Self::Overflow => FailureClass::Overflow,
@@ -162,6 +166,16 @@ impl Connector {
         addr: SocketAddr,
         purpose: Purpose<'_>,
     ) -> Result<Upstream, ConnectError> {
+        self.stream(owner, addr, purpose).await.map(Upstream::Tunnel)
+    }
+
+    /// A tunnel stream to an endpoint that another node owns.
+    pub(crate) async fn stream(
+        &self,
+        owner: &Arc<str>,
+        addr: SocketAddr,
+        purpose: Purpose<'_>,
+    ) -> Result<Box<dyn Stream>, ConnectError> {
         let Some(tunnel) = &self.tunnel else { return Err(ConnectError::NoTunnel(addr)) };
         let open = TunnelOpen {
             version: 1,
@@ -173,7 +187,7 @@ impl Connector {
             subset: purpose.subset.to_owned(),
         };
         let opened = tunnel.open(owner, open).await;
-        opened.map(Upstream::Tunnel).map_err(|e| ConnectError::Tunnel(Arc::clone(owner), e))
+        opened.map_err(|e| ConnectError::Tunnel(Arc::clone(owner), e))
     }
 }
 

@@ -15,6 +15,8 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 
+use mesh_core::policy::Pool;
+
 use super::http::body::RequestBody;
 
 /// Most idle HTTP/1 connections that a worker keeps to one endpoint.
@@ -30,15 +32,20 @@ const RESTED: Duration = Duration::from_millis(100);
 const TUNNELLED: Duration = Duration::from_secs(8);
 
 fn takes_requests(owner: Owner, born: Instant, now: Instant) -> bool {
-    owner.is_none() || now.saturating_duration_since(born) < TUNNELLED
+    owner.caller.is_none() || now.saturating_duration_since(born) < TUNNELLED
 }
 
 pub(crate) type Request = http::Request<RequestBody>;
 pub(crate) type Response = http::Response<Incoming>;
 
 /// Whose connection it is. Connections through the tunnel carry the caller's identity, so only the same caller may
-/// use one again; direct ones have none.
-pub(crate) type Owner = Option<IpAddr>;
+/// use one again; direct ones have none. Connections under TLS belong to the name in their handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Owner {
+    pub(crate) caller: Option<IpAddr>,
+    /// 0 = no TLS.
+    pub(crate) tls: u64,
+}
 
 /// One endpoint.
 pub(crate) struct Endpoint {
@@ -106,15 +113,17 @@ impl Endpoint {
     }
 
     /// A pooled HTTP/2 connection with room for one more stream.
-    pub(crate) fn take_h2(self: &Rc<Self>, owner: Owner, max_requests: Option<u32>) -> Option<Lease> {
+    pub(crate) fn take_h2(self: &Rc<Self>, owner: Owner, pool: &Pool) -> Option<Lease> {
         let mut all = self.h2.borrow_mut();
         let now = Instant::now();
         // One that is left here ends with its last stream.
-        all.retain(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now));
-        let max = max_requests.unwrap_or(u32::MAX);
-        let found = all
-            .iter()
-            .find(|c| c.owner == owner && c.served.get() < max && c.in_flight.get() < MAX_STREAMS)?;
+        let young =
+            |born| pool.max_connection_duration.is_none_or(|max| now.saturating_duration_since(born) < max);
+        all.retain(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now) && young(c.born));
+        let max = pool.max_requests_per_connection.unwrap_or(u32::MAX);
+        let streams = pool.max_concurrent_streams.unwrap_or(MAX_STREAMS);
+        let found =
+            all.iter().find(|c| c.owner == owner && c.served.get() < max && c.in_flight.get() < streams)?;
         let found = Rc::clone(found);
         drop(all);
         Some(Lease::h2(self, found))
@@ -135,14 +144,16 @@ impl Endpoint {
     }
 
     /// Closes connections that have been idle for too long, and forgets closed ones.
-    pub(crate) fn sweep(&self, now: Instant, idle_timeout: Duration) {
-        let fresh = |since: Instant| now.saturating_duration_since(since) < idle_timeout;
-        self.idle
-            .borrow_mut()
-            .retain(|c| !c.sender.is_closed() && fresh(c.since) && takes_requests(c.owner, c.born, now));
-        self.h2
-            .borrow_mut()
-            .retain(|c| !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get())));
+    pub(crate) fn sweep(&self, now: Instant, pool: &Pool) {
+        let fresh = |since: Instant| now.saturating_duration_since(since) < pool.http_idle_timeout;
+        let young =
+            |born| pool.max_connection_duration.is_none_or(|max| now.saturating_duration_since(born) < max);
+        self.idle.borrow_mut().retain(|c| {
+            !c.sender.is_closed() && fresh(c.since) && young(c.born) && takes_requests(c.owner, c.born, now)
+        });
+        self.h2.borrow_mut().retain(|c| {
+            !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get()) && young(c.born))
+        });
     }
 
     /// Closes the connection that has been idle for longest; false if there is none.
@@ -266,10 +277,11 @@ impl Lease {
     }
 
     /// The exchange is over and whole: the connection may serve the next request, unless it served enough.
-    pub(crate) fn release(self, max_requests: Option<u32>) {
+    pub(crate) fn release(self, pool: &Pool) {
         let LeaseKind::H1 { sender, served, born } = self.kind else { return };
         let served = served + 1;
-        if sender.is_closed() || max_requests.is_some_and(|max| served >= max) {
+        let old = pool.max_connection_duration.is_some_and(|max| born.elapsed() >= max);
+        if old || sender.is_closed() || pool.max_requests_per_connection.is_some_and(|max| served >= max) {
             return;
         }
         let mut idle = self.busy.endpoint().idle.borrow_mut();

@@ -23,6 +23,8 @@ pub(crate) enum FailureClass {
     ConnectFailure,
     /// The endpoint did not answer the connection attempt.
     ConnectTimeout,
+    /// The TLS handshake with the endpoint failed.
+    TlsFailure,
     /// The endpoint's node refused the call.
     RefusedByOwner,
     /// The endpoint closed the connection before it answered.
@@ -74,6 +76,8 @@ const CONNECT_FAILURE: &str = "upstream connect error or disconnect/reset before
                                refused";
 const CONNECT_TIMEOUT: &str =
     "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
+const TLS_FAILURE: &str = "upstream connect error or disconnect/reset before headers. reset reason: remote \
+                           connection failure, transport failure reason: TLS_error";
 const CLOSED: &str =
     "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: remote reset";
@@ -121,6 +125,13 @@ impl FailureClass {
                 Flags::CONNECT_FAILURE,
                 CONNECT_TIMEOUT,
                 "upstream_reset_before_response_started{connection_timeout}",
+            ),
+            Self::TlsFailure => of(
+                503,
+                UNAVAILABLE,
+                Flags::CONNECT_FAILURE,
+                TLS_FAILURE,
+                "upstream_reset_before_response_started{tls_failure}",
             ),
             Self::RefusedByOwner => of(
                 503,
@@ -204,6 +215,7 @@ mod tests {
             (FailureClass::NoHealthyUpstream, 503, 14, "UH"),
             (FailureClass::ConnectFailure, 503, 14, "UF"),
             (FailureClass::ConnectTimeout, 503, 14, "UF"),
+            (FailureClass::TlsFailure, 503, 14, "UF"),
             (FailureClass::RefusedByOwner, 503, 7, "UAEX"),
             (FailureClass::UpstreamClosed, 503, 14, "UC"),
             (FailureClass::UpstreamReset, 503, 14, "UR"),

@@ -8,19 +8,22 @@ use std::{
 };
 
 use mesh_api::model::tunnel_open::Kind;
-use mesh_core::{Client, Cluster, L4Outcome, Tables};
+use mesh_core::{Client, Cluster, L4Outcome, Source, Tables, policy::HashKey, sticky::of_address};
 use mesh_net::{
     Prefixed,
     copy::{CopyError, CopyOptions, Observe, Side, copy_bidirectional, copy_tcp},
 };
 
 use super::{
-    cluster::{ClusterState, Limit},
+    cluster::{Choice, ClusterState, Limit},
     connect::{self, Wanted},
     connection::{ClientStream, Connection},
     connector::Purpose,
+    external::{self, Asked},
     failure::FailureClass,
+    prologue::Ends,
     stream::Upstream,
+    tls::Alpn,
     worker::WorkerState,
 };
 use crate::telemetry::{Flags, access_log::Entry, local::Parties};
@@ -42,7 +45,8 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     drop(tables);
 
     // 2. What is behind the destination?
-    let state = match resolve(&connection.worker, &cluster).await {
+    let asked = Asked { addr: connection.target.addr, host: sni.as_deref().unwrap_or_default() };
+    let state = match resolve(&connection.worker, &cluster, asked).await {
         Ok(state) => state,
         Err(class) => return log.failed(class),
     };
@@ -57,7 +61,17 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     let kind = Kind::Tcp;
     let purpose =
         Purpose { source: source.as_ref().map(|s| s.get()), host: &key.host, subset: &key.subset, kind };
-    let wanted = Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None };
+    let hashed = state.cluster.policy.balancing.hash.as_ref();
+    let hash = hashed.filter(|h| h.key == HashKey::SourceIp).map(|_| of_address(connection.client.ip()));
+    let ends = Ends {
+        client: Some(connection.client),
+        called: connection.target.addr,
+        host: sni.as_deref().unwrap_or_default(),
+        alpn: Alpn::Nothing,
+    };
+    let choice = Choice { hash, remote: false };
+    let wanted =
+        Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None, choice, ends };
     let connected = Box::pin(connect::connect(wanted, &mut Vec::new())).await;
     let (index, upstream) = match connected {
         Ok(c) => c,
@@ -75,7 +89,11 @@ pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Opt
     log.opened();
     let idle = state.cluster.policy.pool.tcp_idle_timeout;
     let options = CopyOptions { idle: (!idle.is_zero()).then_some(idle), ..CopyOptions::default() };
-    let result = copy(client, upstream, options, &log).await;
+    let copying = copy(client, upstream, options, &log);
+    let result = match state.cluster.policy.pool.max_connection_duration {
+        None => copying.await,
+        Some(max) => tokio::time::timeout(max, copying).await.unwrap_or(Err(CopyError::Idle)),
+    };
 
     // 5. Say how it went.
     log.ended(result);
@@ -118,16 +136,19 @@ fn route(
     }
 }
 
-/// The worker's state of a cluster; an external name is resolved first.
+/// The worker's state of a cluster; what is outside the mesh is looked for first.
 pub(crate) async fn resolve(
     worker: &Rc<WorkerState>,
     cluster: &Arc<Cluster>,
+    asked: Asked<'_>,
 ) -> Result<Rc<ClusterState>, FailureClass> {
-    let Some(name) = &cluster.external_name else { return Ok(worker.cluster(cluster)) };
-    match Box::pin(worker.externals.resolved(cluster, name)).await {
+    if cluster.source == Source::List {
+        return Ok(worker.cluster(cluster));
+    }
+    match Box::pin(external::resolve(worker, cluster, asked)).await {
         Ok(resolved) => Ok(worker.cluster(&resolved)),
         Err(e) => {
-            tracing::debug!(error = %e, %name, "external name not resolved");
+            tracing::debug!(error = %e, host = %cluster.key.host, "no endpoint outside");
             Err(FailureClass::NoHealthyUpstream)
         }
     }
@@ -144,7 +165,7 @@ async fn copy(
             let mut upstream = Prefixed::from(socket);
             copy_tcp(&mut client, &mut upstream, options, log).await.map(drop)
         }
-        Upstream::Tunnel(mut stream) => {
+        Upstream::Tunnel(mut stream) | Upstream::Tls(mut stream) => {
             copy_bidirectional(&mut client, &mut stream, options, log).await.map(drop)
         }
     }

@@ -21,13 +21,15 @@ pub(crate) enum Upstream {
     Tcp(TcpStream),
     /// Through the node that owns the endpoint.
     Tunnel(Box<dyn Stream>),
+    /// Under TLS that begins here, over either of them.
+    Tls(Box<dyn Stream>),
 }
 
 impl Upstream {
     fn inner(self: Pin<&mut Self>) -> Pin<&mut dyn Stream> {
         match self.get_mut() {
             Self::Tcp(s) => Pin::new(s),
-            Self::Tunnel(s) => Pin::new(&mut **s),
+            Self::Tunnel(s) | Self::Tls(s) => Pin::new(&mut **s),
         }
     }
 }
@@ -54,7 +56,7 @@ impl AsyncWrite for Upstream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(s) => s.is_write_vectored(),
-            Self::Tunnel(s) => s.is_write_vectored(),
+            Self::Tunnel(s) | Self::Tls(s) => s.is_write_vectored(),
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::{Cluster, Dice, DiceKind, ServiceEntry, Tables};
+use mesh_core::{Cluster, Dice, DiceKind, Place, ServiceEntry, Tables};
 use mesh_net::listen::{AcceptErrors, accept};
 use node_rt::{Drain, DrainGuard};
 use tokio::net::TcpListener;
@@ -26,9 +26,14 @@ use super::{
     connector::{Connector, TunnelOpener},
     external::Externals,
     forward_proxy,
+    names::{Names, SystemNames},
+    tls::TlsConfigs,
     watch::Watches,
 };
-use crate::telemetry::{AccessLog, Telemetry, local::Local};
+use crate::{
+    telemetry::{AccessLog, Telemetry, local::Local},
+    udp::Udp,
+};
 
 /// What all workers share.
 pub struct Shared {
@@ -50,6 +55,12 @@ pub struct Shared {
     pub dice: Option<Arc<dyn Fn(DiceKind) -> f64 + Send + Sync>>,
     /// Accept errors of all workers.
     pub accept_errors: AcceptErrors,
+    /// Datagrams; none = not served.
+    pub udp: Option<Arc<Udp>>,
+    /// Addresses of names outside the mesh.
+    pub names: Arc<dyn Names>,
+    /// TLS towards endpoints.
+    pub tls: TlsConfigs,
     limits: LimitTable,
 }
 
@@ -71,6 +82,9 @@ impl Shared {
             gateway: None,
             dice: None,
             accept_errors: AcceptErrors::default(),
+            udp: None,
+            names: Arc::new(SystemNames),
+            tls: TlsConfigs::default(),
             limits: LimitTable::default(),
         }
     }
@@ -86,6 +100,8 @@ pub struct Listeners {
     pub fixed: Vec<(TcpListener, SocketAddr)>,
     /// HTTP CONNECT, absolute-form and SOCKS5 on loopback.
     pub proxy: Vec<TcpListener>,
+    /// Captured datagrams.
+    pub udp: Vec<std::net::UdpSocket>,
 }
 
 /// One data worker. To be run inside a `LocalSet` on a current-thread runtime.
@@ -114,6 +130,14 @@ impl Worker {
         }
         for listener in listeners.proxy {
             tokio::task::spawn_local(accept_loop(Rc::clone(&worker), listener, drain.clone(), Entry::Proxy));
+        }
+        if let Some(udp) = worker.shared.udp.clone().filter(|_| !listeners.udp.is_empty()) {
+            tokio::task::spawn_local(crate::udp::serve(
+                Rc::clone(&worker),
+                udp,
+                listeners.udp,
+                drain.clone(),
+            ));
         }
         let every = worker.shared.config.sweep();
         let mut sweep = tokio::time::interval(every);
@@ -214,6 +238,8 @@ pub(crate) struct WorkerState {
     pub(crate) watches: Watches,
     pub(crate) externals: Externals,
     tables: RefCell<Rc<Snapshot>>,
+    /// Where this node is.
+    here: RefCell<Arc<Place>>,
     /// The tables at the last sweep.
     swept: RefCell<Rc<Snapshot>>,
     clusters: RefCell<ClusterMap>,
@@ -271,6 +297,7 @@ impl WorkerState {
             watches: Watches::default(),
             externals: Externals::default(),
             swept: RefCell::new(Rc::clone(&tables)),
+            here: RefCell::new(Arc::new(tables.node(&shared.node).map(|n| Place::of(n)).unwrap_or_default())),
             tables: RefCell::new(tables),
             clusters: RefCell::default(),
             open: Cell::new(0),
@@ -286,8 +313,20 @@ impl WorkerState {
         let current = self.shared.tables.load();
         if !Arc::ptr_eq(&current, &mine.0) {
             *mine = Rc::new(Snapshot(Arc::clone(&current)));
+            self.look_around(&mine);
         }
         Rc::clone(&mine)
+    }
+
+    /// Balancers prefer what is near: they learn where this is.
+    fn look_around(&self, tables: &Tables) {
+        let here = tables.node(&self.shared.node).map(|n| Place::of(n)).unwrap_or_default();
+        if **self.here.borrow() == here {
+            return;
+        }
+        let here = Arc::new(here);
+        *self.here.borrow_mut() = Arc::clone(&here);
+        self.clusters.borrow().values().for_each(|c| c.moved(&here));
     }
 
     /// This worker's state of a cluster.
@@ -300,7 +339,8 @@ impl WorkerState {
             return Rc::clone(state);
         }
         let limits = old.map_or_else(|| self.shared.limits.get(cluster.id), |o| Arc::clone(&o.limits));
-        let new = Rc::new(ClusterState::new(cluster, old.map(|o| &**o), limits));
+        let here = Arc::clone(&self.here.borrow());
+        let new = Rc::new(ClusterState::new(cluster, old.map(|o| &**o), limits, &here));
         all.insert(cluster.id, Rc::clone(&new));
         new
     }

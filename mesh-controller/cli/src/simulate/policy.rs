@@ -6,13 +6,13 @@ use serde_json::{Map, Value, json};
 use super::answer::go;
 
 pub(super) fn value(p: &EffectivePolicy) -> Value {
-    let simple = match p.lb {
+    let simple = match p.balancing.kind {
         LoadBalancing::LeastRequest => "LEAST_REQUEST",
         LoadBalancing::RoundRobin => "ROUND_ROBIN",
         LoadBalancing::Random => "RANDOM",
         LoadBalancing::Passthrough => "PASSTHROUGH",
     };
-    let mode = match p.tls {
+    let mode = match p.tls.mode {
         ClientTlsMode::Auto => None,
         ClientTlsMode::Disable => Some("DISABLE"),
         ClientTlsMode::Simple => Some("SIMPLE"),
@@ -30,8 +30,8 @@ pub(super) fn value(p: &EffectivePolicy) -> Value {
     }
     if let Some(mode) = mode {
         let mut tls = json!({ "mode": mode });
-        if !p.sni.is_empty() {
-            tls["sni"] = json!(&*p.sni);
+        if !p.tls.sni.is_empty() {
+            tls["sni"] = json!(&*p.tls.sni);
         }
         out.insert("tls".into(), tls);
     }

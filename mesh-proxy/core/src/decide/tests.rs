@@ -294,8 +294,12 @@ fn an_unknown_host_follows_the_mode() {
 #[test]
 fn tcp_rules_choose_by_port_and_network() {
     let mut s = service("echo", "default", "10.0.2.1", &[9000]);
-    let rule =
-        |matches, host: &str, index| model::TcpRule { index, matches, destinations: vec![to(host, "", 0)], ..Default::default() };
+    let rule = |matches, host: &str, index| model::TcpRule {
+        index,
+        matches,
+        destinations: vec![to(host, "", 0)],
+        ..Default::default()
+    };
     let net = model::TcpMatch { destination_subnets: vec!["10.9.0.0/16".into()], ..Default::default() };
     let port = model::TcpMatch { port: 9001, ..Default::default() };
     let v2 = "echo-v2.default.svc.cluster.local";

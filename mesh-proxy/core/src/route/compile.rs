@@ -167,6 +167,15 @@ impl Destinations {
     }
 }
 
+#[cfg(test)]
+impl Destinations {
+    /// Destinations with these weights.
+    pub(crate) fn for_test(weights: &[u32]) -> Self {
+        let all: Box<[_]> = weights.iter().map(|w| destination(None, *w, None)).collect();
+        Self { total: weights.iter().map(|w| u64::from(*w)).sum(), all }
+    }
+}
+
 fn destination(
     m: Option<&model::Destination>,
     weight: u32,

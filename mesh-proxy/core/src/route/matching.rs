@@ -57,6 +57,30 @@ impl VirtualHostEntry {
         })
     }
 
+    /// The first rule for a request at a gateway, either among those for every path or among the others: several
+    /// VirtualServices answer there together, and what takes every path comes last.
+    pub(crate) fn find_gateway<R: RequestView>(
+        &self,
+        client: &Client<'_>,
+        port: u16,
+        request: &R,
+        every_path: bool,
+    ) -> Option<Place> {
+        let bound = self.bound(client);
+        let split = Split::new(request);
+        self.index.first(split.path, |place| {
+            let rule = &self.http[place.rule as usize];
+            match place.matched.map(|m| &rule.matches[m as usize]) {
+                None => bound && every_path,
+                Some(m) => {
+                    m.takes_every_path() == every_path
+                        && m.selector.fits_http(client, port, bound)
+                        && m.accepts(&split)
+                }
+            }
+        })
+    }
+
     /// Whether any TLS rule is left for that client at that port.
     pub(crate) fn has_tls_for(&self, client: &Client<'_>, port: u16) -> bool {
         let bound = self.bound(client);
@@ -123,6 +147,23 @@ impl RouteMatch {
             && self.headers.iter().all(|(n, m)| has_header(r, n, m))
             && !self.without_headers.iter().any(|(n, m)| has_unwanted(r, n, m))
             && self.query_params.iter().all(|(n, m)| query_param(r.query, n).is_some_and(|v| m.matches(v)))
+    }
+
+    /// Whether it has no condition but one that every path fulfils.
+    fn takes_every_path(&self) -> bool {
+        let every = match &self.uri {
+            None | Some(StringMatcher::Present) => true,
+            Some(StringMatcher::Prefix(p)) => matches!(&**p, "" | "/"),
+            Some(StringMatcher::Regex(r)) => r.as_str() == r"\A(?:.*)\z",
+            Some(StringMatcher::Exact(_)) => false,
+        };
+        every
+            && self.method.is_none()
+            && self.scheme.is_none()
+            && self.authority.is_none()
+            && self.headers.is_empty()
+            && self.without_headers.is_empty()
+            && self.query_params.is_empty()
     }
 
     pub(super) fn accepts_uri(&self, path: &str) -> bool {

@@ -10,16 +10,18 @@ use std::{
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::model::tunnel_open::Kind;
-use mesh_core::{WorkloadEntry, retry::TryResult};
+use mesh_core::{WorkloadEntry, policy::H2Keepalive, retry::TryResult};
 
 use super::{
     super::{
-        cluster::{ClusterState, Full, Permit, Place, Tried},
+        cluster::{Choice, ClusterState, Full, Permit, Place, Tried},
         connect::{self, Wanted},
         connector::{ConnectError, Purpose, TunnelError},
         endpoint::{Endpoint, Lease, Owner, Request, Response},
         failure::FailureClass,
+        prologue::Ends,
         stream::Upstream,
+        tls::{self, Alpn},
         worker::WorkerState,
     },
     H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, LocalExec,
@@ -42,6 +44,34 @@ pub(crate) struct Upstreams {
     pub(crate) last: Option<usize>,
     /// When the request came: near enough to now for judging idle connections.
     pub(crate) now: Instant,
+    /// What the request says about its endpoint.
+    pub(crate) choice: Choice,
+    /// What the connection belongs to, beside its endpoint; none = nothing begins it.
+    pub(crate) begins: Option<Box<Begins>>,
+}
+
+/// What the beginning of a connection needs to know of its request.
+#[derive(Debug, Default)]
+pub(crate) struct Begins {
+    pub(crate) client: Option<SocketAddr>,
+    pub(crate) called: Option<SocketAddr>,
+    pub(crate) host: String,
+    /// By the name in the handshake.
+    pub(crate) tls: u64,
+}
+
+impl Begins {
+    /// For a request to a cluster; none if connections to it begin with nothing.
+    pub(crate) fn of(
+        state: &ClusterState,
+        client: Option<SocketAddr>,
+        called: Option<SocketAddr>,
+        host: &str,
+    ) -> Option<Box<Self>> {
+        let prologue = state.prologue.as_ref()?;
+        let tls = prologue.tls().map_or(0, |policy| tls::name_of(policy, host));
+        Some(Box::new(Self { client, called, host: host.to_owned(), tls }))
+    }
 }
 
 /// Why a try gave no response.
@@ -96,17 +126,13 @@ impl Upstreams {
         let pool = &self.state.cluster.policy.pool;
         let index = match self.pinned {
             Some(addr) => self.state.position(addr),
-            None => self.state.pick(&self.worker, &self.tried, true),
+            None => self.state.pick_for(&self.worker, self.choice, &self.tried, true),
         };
         let index = index.ok_or(ConnectError::NoEndpoint)?;
         self.last = Some(index);
         let endpoint = Rc::clone(&self.state.endpoints[index]);
         let pooled = |owner: Owner| {
-            if self.h2 {
-                endpoint.take_h2(owner, pool.max_requests_per_connection)
-            } else {
-                endpoint.take_idle(owner, self.now)
-            }
+            if self.h2 { endpoint.take_h2(owner, pool) } else { endpoint.take_idle(owner, self.now) }
         };
         let owner = self.owner(&endpoint);
         if let Some(lease) = pooled(owner) {
@@ -149,13 +175,20 @@ impl Upstreams {
             purpose,
             pinned: self.pinned,
             first: Some(index),
+            choice: self.choice,
+            ends: self.begins.as_ref().map_or_else(Ends::default, |b| Ends {
+                client: b.client,
+                called: b.called,
+                host: &b.host,
+                alpn: if self.h2 { Alpn::H2 } else { Alpn::Http1 },
+            }),
         };
         let (index, stream) = connect::connect(wanted, &mut self.tried).await?;
         self.last = Some(index);
         let endpoint = &self.state.endpoints[index];
         let owner = self.owner(endpoint);
         if self.h2 {
-            shake_h2(endpoint, stream, owner, permit).await
+            shake_h2(endpoint, stream, owner, permit, self.state.cluster.policy.pool.h2_keepalive).await
         } else {
             shake_h1(endpoint, stream, owner, permit).await
         }
@@ -163,11 +196,10 @@ impl Upstreams {
 
     /// Connections through the tunnel carry the caller's identity.
     fn owner(&self, endpoint: &Endpoint) -> Owner {
-        let node = endpoint.node.as_ref()?;
-        if **node == *self.worker.shared.node {
-            return None;
-        }
-        self.source.as_ref().map(|s| s.address)
+        let tls = self.begins.as_ref().map_or(0, |b| b.tls);
+        let tunnelled = endpoint.node.as_ref().is_some_and(|node| **node != *self.worker.shared.node);
+        let caller = self.source.as_ref().filter(|_| tunnelled).map(|s| s.address);
+        Owner { caller, tls }
     }
 }
 
@@ -194,12 +226,14 @@ async fn shake_h2(
     stream: Upstream,
     owner: Owner,
     permit: Option<Permit>,
+    keepalive: Option<H2Keepalive>,
 ) -> Result<Lease, ConnectError> {
     let shaken = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
         // An endpoint that vanished without a word has to be noticed while streams wait for it.
-        .keep_alive_interval(PROBE_EVERY)
-        .keep_alive_timeout(PROBE_WAIT)
+        .keep_alive_interval(keepalive.map_or(PROBE_EVERY, |k| k.interval))
+        .keep_alive_timeout(keepalive.map_or(PROBE_WAIT, |k| k.timeout))
+        .keep_alive_while_idle(keepalive.is_some())
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_header_list_size(MAX_RESPONSE_HEAD as u32)

@@ -12,9 +12,9 @@ use http_body_util::BodyExt;
 use mesh_core::{Cluster, WorkloadEntry};
 
 use super::{
-    super::{endpoint::Request, l4, worker::WorkerState},
+    super::{cluster::Choice, endpoint::Request, external::Asked, l4, worker::WorkerState},
     body::{Replay, RequestBody},
-    client::Upstreams,
+    client::{Begins, Upstreams},
 };
 use crate::telemetry::local::Held;
 
@@ -97,11 +97,22 @@ async fn send(
     request: Request,
     h2: bool,
 ) {
-    let Ok(state) = l4::resolve(&worker, &cluster).await else { return };
-    let max = state.cluster.policy.pool.max_requests_per_connection;
+    let host = super::view::authority(request.uri(), request.headers()).to_owned();
+    let Ok(state) = l4::resolve(&worker, &cluster, Asked { addr: None, host: &host }).await else { return };
+    let begins = Begins::of(&state, None, None, &host);
     let now = Instant::now();
-    let mut upstreams =
-        Upstreams { worker, state, source, pinned: None, h2, tried: Vec::new(), last: None, now };
+    let mut upstreams = Upstreams {
+        worker,
+        state: Rc::clone(&state),
+        source,
+        pinned: None,
+        h2,
+        tried: Vec::new(),
+        last: None,
+        now,
+        choice: Choice::default(),
+        begins,
+    };
     let Ok((response, lease)) = upstreams.call(request).await else { return };
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
@@ -109,7 +120,7 @@ async fn send(
             return;
         }
     }
-    lease.release(max);
+    lease.release(&state.cluster.policy.pool);
 }
 
 /// One of the places for copies under way.

@@ -63,7 +63,7 @@ impl Tail {
         let pool = &self.state.cluster.policy.pool;
         // A request whose body is still on its way holds its connection: it cannot serve another one.
         if self.record.received.ended.get() && self.state.keeps_connection() {
-            self.lease.release(pool.max_requests_per_connection);
+            self.lease.release(pool);
             self.state.connection_idle();
         }
         drop(self.permit);

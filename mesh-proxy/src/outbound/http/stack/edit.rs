@@ -53,7 +53,7 @@ where
     S: for<'a> Service<Outgoing<'a>, Response = Tries, Error = Infallible>,
 {
     let Forwarding { exchange, to, mut upstreams, permit } = forwarding;
-    let Exchange { conn, routed, mut record, mut request, cors } = exchange;
+    let Exchange { conn, routed, mut record, mut request, cors, set_cookie } = exchange;
 
     let upgrading = request_for(&mut request, &mut upstreams, routed, to);
     let client = upgrading.then(|| hyper::upgrade::on(&mut request));
@@ -83,6 +83,9 @@ where
                 });
                 let mut response = finish(response, tail, client);
                 edit::response(response.headers_mut(), &routed.decision, to);
+                if let Some(cookie) = set_cookie {
+                    response.headers_mut().append(header::SET_COOKIE, *cookie);
+                }
                 response
             }
             Err(class) => {

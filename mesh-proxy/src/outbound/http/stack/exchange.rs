@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, rc::Rc, sync::Arc};
 
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use mesh_core::{
     Client, Cluster, HttpDecision, Tables, WorkloadEntry, actions::CorsOutcome, retry::RetryPolicy,
@@ -71,6 +71,8 @@ pub(crate) struct Exchange<'t> {
     pub(super) request: Request<Incoming>,
     /// What a cross-origin rule says to the response.
     pub(super) cors: CorsOutcome<'t>,
+    /// A cookie that keeps the client with its endpoint.
+    pub(super) set_cookie: Option<Box<HeaderValue>>,
 }
 
 impl Exchange<'_> {

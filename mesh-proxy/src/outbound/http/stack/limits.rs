@@ -6,18 +6,20 @@ use std::{
     task::{Context, Poll},
 };
 
-use mesh_core::{Cluster, Protocol};
+use mesh_core::{Cluster, Protocol, RequestView, Source, policy::H2Upgrade, sticky};
 use tower::Service;
 
 use super::{
     super::{
         super::{
-            cluster::{ClusterState, Limit, Permit},
+            cluster::{Choice, ClusterState, Limit, Permit},
+            external::Asked,
             failure::FailureClass,
             l4,
         },
         Version,
-        client::Upstreams,
+        client::{Begins, Upstreams},
+        view::View,
     },
     exchange::{Forwarding, Placed},
     step::{Answer, Step, answer, next, wait},
@@ -41,7 +43,7 @@ where
 
     fn call(&mut self, mut placed: Placed<'t>) -> Self::Future {
         let worker = &placed.exchange.conn.connection.worker;
-        if placed.cluster.external_name.is_none() {
+        if placed.cluster.source == Source::List {
             let state = worker.cluster(&placed.cluster);
             return match admit(&mut placed, &state) {
                 Ok(permit) => next(self.0.call(forwarding(placed, state, permit))),
@@ -50,7 +52,9 @@ where
         }
         let mut then = self.0.clone();
         wait(async move {
-            let admitted = match l4::resolve(worker, &placed.cluster).await {
+            let host = View::of(&placed.exchange.request).authority().to_owned();
+            let asked = Asked { addr: placed.exchange.routed.target.addr, host: &host };
+            let admitted = match l4::resolve(worker, &placed.cluster, asked).await {
                 Ok(state) => admit(&mut placed, &state).map(|permit| (state, permit)),
                 Err(class) => Err(class),
             };
@@ -69,8 +73,21 @@ fn admit(placed: &mut Placed<'_>, state: &Rc<ClusterState>) -> Result<Option<Per
 }
 
 fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Permit>) -> Forwarding<'t> {
-    let Placed { exchange, to, cluster } = placed;
+    let Placed { mut exchange, to, cluster } = placed;
+    let connection = &exchange.conn.connection;
+    let view = View::of(&exchange.request);
+    let mut choice = Choice::default();
+    if let Some(policy) = &state.cluster.policy.balancing.hash {
+        let source = Some(connection.client.ip());
+        let key = sticky::key_of(&**policy, &view, source, &mut connection.worker.dice());
+        choice.hash = key.hash;
+        exchange.set_cookie = key.cookie.and_then(|c| c.try_into().ok()).map(Box::new);
+    }
+    let called = exchange.routed.target.addr;
+    let begins = Begins::of(&state, Some(connection.client), called, view.authority());
     let upstreams = Upstreams {
+        choice,
+        begins,
         worker: Rc::clone(&exchange.conn.connection.worker),
         source: exchange.routed.source.cloned(),
         pinned: exchange.routed.found.pinned(&cluster, to.is_some()),
@@ -83,8 +100,13 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
     Forwarding { exchange, to, upstreams, permit }
 }
 
-/// HTTP/2 where the port says so; where it says nothing, what the client speaks.
-const fn speaks_h2(cluster: &Cluster, client: Version) -> bool {
+/// HTTP/2 where the rule or the port says so; where they say nothing, what the client speaks.
+fn speaks_h2(cluster: &Cluster, client: Version) -> bool {
+    match cluster.policy.pool.h2_upgrade {
+        H2Upgrade::Upgrade => return true,
+        H2Upgrade::Client => return matches!(client, Version::Http2),
+        H2Upgrade::ByPort => {}
+    }
     match cluster.port.protocol {
         Protocol::Http2 | Protocol::Grpc => true,
         Protocol::Http | Protocol::Detect | Protocol::Tcp | Protocol::Tls | Protocol::Udp => {

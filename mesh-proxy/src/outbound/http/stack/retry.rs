@@ -86,7 +86,10 @@ where
             retries += 1;
             let pause = policy.backoff_before(retries, &mut upstreams.worker.dice());
             tokio::time::sleep(pause).await;
-            if !policy.ignore_previous_hosts {
+            if policy.remote_localities {
+                // The localities are chosen anew after every second try, as in Envoy.
+                upstreams.choice.remote = upstreams.tried.len() >= 2;
+            } else if !policy.ignore_previous_hosts {
                 upstreams.tried.clear();
             }
         }
@@ -119,7 +122,7 @@ fn judge(
 ) -> (Result<(Response, Lease), FailureClass>, TryResult) {
     let failed = || {
         if let Some(addr) = upstreams.tried.last() {
-            upstreams.state.exchanged(*addr, Exchange::GatewayError);
+            upstreams.state.exchanged(*addr, Exchange::LocalFailure);
         }
     };
     match done {
@@ -129,7 +132,7 @@ fn judge(
         }
         Some(Ok((response, lease))) => {
             let status = response.status().as_u16();
-            upstreams.state.exchanged(lease.endpoint().addr, Exchange::of_status(status));
+            upstreams.state.answered(lease.endpoint().addr, status);
             let result = meaning(&response, status, grpc);
             (Ok((response, lease)), result)
         }

@@ -70,7 +70,7 @@ where
         let source = source.as_ref();
         let routed = Routed { tables: &tables, source, caller, target: &target, found, port, decision };
         let cors = CorsOutcome::None;
-        next.call(Exchange { conn: &conn, routed: &routed, record, request, cors }).await
+        next.call(Exchange { conn: &conn, routed: &routed, record, request, cors, set_cookie: None }).await
     }
 }
 

@@ -44,7 +44,7 @@ where
                 return Ok(tries);
             }
             if let Some(addr) = upstreams.tried.last() {
-                upstreams.state.exchanged(*addr, Exchange::GatewayError);
+                upstreams.state.exchanged(*addr, Exchange::LocalFailure);
             }
             Ok(Tries::of(Err(FailureClass::RouteTimeout)))
         })

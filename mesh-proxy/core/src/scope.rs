@@ -1,0 +1,146 @@
+//! What the workloads of a namespace may call (Sidecar).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_api::model::{self, mesh_config::OutboundMode};
+
+use crate::{client::Client, route::VirtualHostEntry, service::ServiceDef, tables::Tables};
+
+/// One Sidecar.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScopeEntry {
+    /// `namespace/name`
+    pub name: Arc<str>,
+    namespace: Box<str>,
+    created: Box<str>,
+    selector: BTreeMap<String, String>,
+    mesh_default: bool,
+    egress: Box<[Egress]>,
+    /// Unknown hosts are refused (true) or let through (false); none = as the mesh says.
+    pub registry_only: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Egress {
+    port: u16,
+    hosts: Box<[Covered]>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Covered {
+    namespace: Box<str>,
+    host: Box<str>,
+    exclude: bool,
+}
+
+impl Covered {
+    fn fits(&self, namespace: &str, host: &str) -> bool {
+        (*self.namespace == *"*" || *self.namespace == *namespace)
+            && match self.host.strip_prefix('*') {
+                Some("") => true,
+                Some(suffix) => host.strip_suffix(suffix).is_some_and(|rest| !rest.is_empty()),
+                None => *self.host == *host,
+            }
+    }
+}
+
+/// All Sidecars, in the order in which they are looked at.
+pub(crate) type Scopes = Arc<[Arc<ScopeEntry>]>;
+
+impl ScopeEntry {
+    fn compile(m: &model::Sidecar) -> Self {
+        let covered = |s: &model::HostScope| Covered {
+            namespace: s.namespace.as_str().into(),
+            host: s.host.as_str().into(),
+            exclude: s.exclude,
+        };
+        let egress = |e: &model::EgressListener| Egress {
+            port: u16::try_from(e.port).unwrap_or(0),
+            hosts: e.hosts.iter().map(covered).collect(),
+        };
+        Self {
+            name: m.name.as_str().into(),
+            namespace: m.namespace.as_str().into(),
+            created: m.created.as_str().into(),
+            selector: m.selector.clone(),
+            mesh_default: m.mesh_default,
+            egress: m.egress.iter().map(egress).collect(),
+            registry_only: match m.outbound() {
+                OutboundMode::OutboundUnspecified => None,
+                OutboundMode::AllowAny => Some(false),
+                OutboundMode::RegistryOnly => Some(true),
+            },
+        }
+    }
+
+    fn covers(&self, port: u16, namespace: &str, host: &str) -> bool {
+        if self.egress.is_empty() {
+            return true;
+        }
+        let listener = self.egress.iter().find(|e| e.port == port && port != 0);
+        let Some(listener) = listener.or_else(|| self.egress.iter().find(|e| e.port == 0)) else {
+            return false;
+        };
+        let fits = |exclude| listener.hosts.iter().any(|c| c.exclude == exclude && c.fits(namespace, host));
+        fits(false) && !fits(true)
+    }
+
+    /// Whether the workloads know a service at a port.
+    pub fn sees(&self, service: &ServiceDef, port: u16) -> bool {
+        self.covers(port, &service.namespace, &service.host)
+    }
+
+    /// Whether the workloads know a service at any port: what DNS asks.
+    pub fn sees_any(&self, service: &ServiceDef) -> bool {
+        self.egress.is_empty()
+            || self.egress.iter().any(|e| self.covers(e.port, &service.namespace, &service.host))
+    }
+
+    /// Whether a VirtualService for a host counts for the workloads.
+    pub(crate) fn sees_rules(&self, of: &VirtualHostEntry, host: &str, port: u16) -> bool {
+        let namespace = of.source.split_once('/').map_or("", |(ns, _)| ns);
+        self.covers(port, namespace, host)
+    }
+}
+
+/// The list with one set or, without content, removed.
+pub(crate) fn changed(scopes: &Scopes, name: &str, m: Option<&model::Sidecar>) -> Scopes {
+    let mut all: Vec<_> = scopes.iter().filter(|s| *s.name != *name).cloned().collect();
+    all.extend(m.map(|m| Arc::new(ScopeEntry::compile(m))));
+    // Those with a selector first, then the oldest.
+    all.sort_by(|a, b| {
+        let key = |s: &ScopeEntry| (s.selector.is_empty(), s.created.clone(), s.name.clone());
+        key(a).cmp(&key(b))
+    });
+    all.into()
+}
+
+impl Tables {
+    /// What limits a client's view; none = it sees everything.
+    pub fn scope_of(&self, client: &Client<'_>) -> Option<&Arc<ScopeEntry>> {
+        if self.extras.scopes.is_empty() || client.gateway.is_some() {
+            return None;
+        }
+        let own = |s: &&Arc<ScopeEntry>| {
+            *s.namespace == *client.namespace
+                && !s.mesh_default
+                && s.selector.iter().all(|(k, v)| client.labels.get(k) == Some(v))
+        };
+        let default = |s: &&Arc<ScopeEntry>| s.mesh_default;
+        self.extras.scopes.iter().find(own).or_else(|| self.extras.scopes.iter().find(default))
+    }
+
+    /// Whether a client knows a service at a port.
+    pub fn sees(&self, client: &Client<'_>, service: &ServiceDef, port: u16) -> bool {
+        service.visible_to(client.namespace)
+            && self.scope_of(client).is_none_or(|scope| scope.sees(service, port))
+    }
+
+    /// Whether unknown hosts are refused to a client.
+    pub fn registry_only(&self, client: &Client<'_>) -> bool {
+        self.scope_of(client).and_then(|s| s.registry_only).unwrap_or(self.mesh().registry_only)
+    }
+}
+
+#[cfg(test)]
+mod tests;
