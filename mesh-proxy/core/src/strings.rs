@@ -15,6 +15,8 @@ pub enum StringMatcher {
     Exact(Box<str>),
     /// Begins with.
     Prefix(Box<str>),
+    /// That path, or one below it; empty takes every path.
+    PathPrefix(Box<str>),
     /// The whole value matches.
     Regex(Regex),
     /// The value exists.
@@ -43,6 +45,7 @@ impl StringMatcher {
         Ok(match &m.kind {
             Some(Kind::Exact(s)) => Self::Exact(s.as_str().into()),
             Some(Kind::Prefix(s)) => Self::Prefix(s.as_str().into()),
+            Some(Kind::PathPrefix(s)) => Self::PathPrefix(s.as_str().into()),
             Some(Kind::Regex(s)) if s == "*" => Self::Present,
             Some(Kind::Regex(s)) => Self::Regex(whole(s)?),
             Some(Kind::Present(_)) | None => Self::Present,
@@ -54,6 +57,7 @@ impl StringMatcher {
         match self {
             Self::Exact(s) => **s == *value,
             Self::Prefix(s) => value.starts_with(&**s),
+            Self::PathPrefix(s) => below(value, s).is_some(),
             Self::Regex(r) => r.is_match(value),
             Self::Present => true,
         }
@@ -64,9 +68,14 @@ impl StringMatcher {
         match self {
             Self::Exact(s) => s.eq_ignore_ascii_case(value),
             Self::Prefix(s) => has_prefix_ignoring_case(value, s),
-            Self::Regex(_) | Self::Present => self.matches(value),
+            Self::PathPrefix(_) | Self::Regex(_) | Self::Present => self.matches(value),
         }
     }
+}
+
+/// What follows `prefix` in a path that is that prefix or lies below it: nothing, or a rest that begins with a slash.
+pub fn below<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
+    path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether `value` begins with `prefix`, letters of either case equal.
@@ -120,6 +129,15 @@ mod tests {
         assert!(matches!(whole("a)|(b"), Err(BadPattern::Syntax { .. })));
         assert!(matches!(whole(&"a".repeat(1025)), Err(BadPattern::TooLong(1025))));
         assert!(whole("(a{1000}){1000}").is_err(), "the compiled size is bounded");
+    }
+
+    #[test]
+    fn a_path_prefix_ends_at_a_slash() {
+        let prefix = |s: &str| StringMatcher::compile(&StringMatch { kind: Some(Kind::PathPrefix(s.into())) }).unwrap();
+        for (path, fits) in [("/api", true), ("/api/", true), ("/api/x", true), ("/apis", false), ("/ap", false)] {
+            assert_eq!(prefix("/api").matches(path), fits, "{path}");
+        }
+        assert!(prefix("").matches("/") && prefix("").matches("/x"));
     }
 
     #[test]
