@@ -7,7 +7,7 @@ use mesh_api::model::{self, http_rule::Action, redirect::PortSource, string_matc
 
 use super::{
     retry,
-    route::{Scope, gateways},
+    route::{Scope, gateways, is_gateway_api},
 };
 use crate::types::{
     CorsPolicy, Destination, Duration, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
@@ -50,6 +50,7 @@ pub(super) fn actions(
         headers,
         mirrors: mirrors(rule, scope),
         cors: rule.cors_policy.as_ref().map(cors),
+        missing_status: if is_gateway_api(scope.meta) { 500 } else { 0 },
         source: String::new(),
     })
 }
@@ -71,6 +72,17 @@ pub(super) fn string_match(m: &StringMatch) -> model::StringMatch {
         (None, None, None) => Kind::Present(true),
     };
     model::StringMatch { kind: Some(kind) }
+}
+
+/// A prefix of Gateway API ends at a slash.
+fn below(uri: model::StringMatch) -> model::StringMatch {
+    match uri.kind {
+        Some(Kind::Prefix(prefix)) => {
+            let prefix = prefix.strip_suffix('/').unwrap_or(&prefix).to_owned();
+            model::StringMatch { kind: Some(Kind::PathPrefix(prefix)) }
+        }
+        kind => model::StringMatch { kind },
+    }
 }
 
 /// For headers and parameters `regex: "*"` is how some ask for presence; it is no regular expression.
@@ -102,7 +114,7 @@ pub(super) fn http_match(m: &HttpMatchRequest, scope: Scope<'_>) -> model::HttpM
     let by_source = m.gateways.is_empty();
     model::HttpMatch {
         name: m.name.clone(),
-        uri: part(&m.uri),
+        uri: part(&m.uri).map(|uri| if is_gateway_api(scope.meta) { below(uri) } else { uri }),
         ignore_uri_case: m.ignore_uri_case,
         scheme: part(&m.scheme),
         method: part(&m.method),

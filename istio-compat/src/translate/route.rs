@@ -72,7 +72,7 @@ impl Visibility {
     }
 
     /// Private before exported by name before public.
-    fn group(&self, namespace: &str) -> u8 {
+    pub(super) fn group(&self, namespace: &str) -> u8 {
         match self {
             _ if self.is_private(namespace) => 0,
             Self::Only(_) => 1,
@@ -110,8 +110,12 @@ pub(super) fn virtual_service(
     hosts_of(object, ctx).into_iter().map(|h| (h, rules.clone())).collect()
 }
 
-fn rules(object: &VirtualService, ctx: &Context, delegates: Delegates<'_>) -> Option<model::VirtualHost> {
-    let visibility = Visibility::of(&object.spec.export_to, &object.meta.namespace);
+pub(super) fn rules(
+    object: &VirtualService,
+    ctx: &Context,
+    delegates: Delegates<'_>,
+) -> Option<model::VirtualHost> {
+    let visibility = visibility(object, ctx);
     if visibility == Visibility::Nobody || object.spec.hosts.is_empty() {
         return None;
     }
@@ -133,6 +137,28 @@ fn rules(object: &VirtualService, ctx: &Context, delegates: Delegates<'_>) -> Op
         tls,
         tcp,
     })
+}
+
+/// Whether the object comes from a route of Gateway API.
+pub(super) fn is_gateway_api(meta: &Meta) -> bool {
+    meta.annotations.get(crate::gateway_api::ROUTE_SEMANTICS).is_some_and(|v| v == "gateway")
+}
+
+/// Who may use the object. A route of Gateway API for a service of another namespace is for clients of its own
+/// namespace only.
+fn visibility(object: &VirtualService, ctx: &Context) -> Visibility {
+    let namespace = &object.meta.namespace;
+    if is_gateway_api(&object.meta) {
+        let of_others = |host: &String| {
+            let service = host.strip_suffix(ctx.cluster_domain.as_str()).and_then(|h| h.strip_suffix(".svc."));
+            service.and_then(|s| s.split_once('.')).is_some_and(|(_, owner)| owner != namespace)
+        };
+        let in_mesh = object.spec.gateways.iter().all(|g| g == "mesh");
+        if in_mesh && object.spec.hosts.iter().any(of_others) {
+            return Visibility::Only(vec![namespace.clone()]);
+        }
+    }
+    Visibility::of(&object.spec.export_to, namespace)
 }
 
 /// What names in an object are relative to.
@@ -164,7 +190,7 @@ pub(super) fn virtual_hosts(
                 .map(|h| names::specificity(h))
                 .max()?;
             let meta = &object.meta;
-            let group = Visibility::of(&object.spec.export_to, &meta.namespace).group(&meta.namespace);
+            let group = visibility(object, ctx).group(&meta.namespace);
             Some(((Reverse(best), group, meta.age_order()), *object))
         })
         .collect();

@@ -11,7 +11,7 @@ use crate::{
     path::split_query,
     retry::RetryPolicy,
     route::{Cors, HeaderOp, HttpRule, Mirror, Redirect, RedirectPort, RouteMatch, WeightedDestination},
-    strings::StringMatcher,
+    strings::{self, StringMatcher},
     tables::{MeshSettings, Tables},
 };
 
@@ -79,6 +79,7 @@ impl HttpRule {
                 [new, query].concat()
             }
             Some(StringMatcher::Prefix(p)) => [new, path.get(p.len()..).unwrap_or_default(), query].concat(),
+            Some(StringMatcher::PathPrefix(p)) => moved(path, p, new) + query,
             // Without a condition on the path the prefix is "/".
             None => [new, path.strip_prefix('/').unwrap_or(path), query].concat(),
         })
@@ -192,6 +193,7 @@ impl Redirect {
                 out.push_str(new);
                 out.push_str(path.get(p.len()..).unwrap_or_default());
             }
+            (Some(new), Some(StringMatcher::PathPrefix(p))) => out.push_str(&moved(path, p, new)),
             (Some(new), None) => {
                 out.push_str(new);
                 out.push_str(path.strip_prefix('/').unwrap_or(path));
@@ -200,6 +202,13 @@ impl Redirect {
         }
         out.push_str(query);
     }
+}
+
+/// A path below `prefix` as one below `new`, with one slash between them; never empty.
+fn moved(path: &str, prefix: &str, new: &str) -> String {
+    let rest = strings::below(path, prefix).unwrap_or_default();
+    let new = new.strip_suffix('/').unwrap_or(new);
+    if new.is_empty() && rest.is_empty() { "/".to_owned() } else { [new, rest].concat() }
 }
 
 /// Host without port, an IPv6 literal with its brackets.

@@ -56,6 +56,8 @@ pub struct HttpRule {
     pub mirrors: Box<[Mirror]>,
     /// Cross-origin rules.
     pub cors: Option<Cors>,
+    /// The answer when the destination that was chosen does not exist.
+    pub missing_status: u16,
 }
 
 /// The conditions of one match entry: all of them.

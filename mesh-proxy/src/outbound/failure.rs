@@ -17,6 +17,8 @@ pub(crate) enum FailureClass {
     Blackhole,
     /// The rule names a destination that does not exist.
     ClusterNotFound,
+    /// The same, for a rule whose author is told so by 500.
+    BackendNotFound,
     /// The destination has no endpoint that could be used.
     NoHealthyUpstream,
     /// No connection to the endpoint.
@@ -109,6 +111,7 @@ impl FailureClass {
             Self::NoRoute => of(404, UNIMPLEMENTED, Flags::NO_ROUTE, "", "route_not_found"),
             Self::Blackhole => of(502, UNAVAILABLE, Flags::NONE, "", "direct_response"),
             Self::ClusterNotFound => of(503, UNAVAILABLE, Flags::NO_CLUSTER, "", "cluster_not_found"),
+            Self::BackendNotFound => of(500, UNAVAILABLE, Flags::NO_CLUSTER, "", "cluster_not_found"),
             Self::NoHealthyUpstream => {
                 of(503, UNAVAILABLE, Flags::NO_HEALTHY_UPSTREAM, "no healthy upstream", "no_healthy_upstream")
             }
@@ -212,6 +215,7 @@ mod tests {
             (FailureClass::NoRoute, 404, 12, "NR"),
             (FailureClass::Blackhole, 502, 14, "-"),
             (FailureClass::ClusterNotFound, 503, 14, "NC"),
+            (FailureClass::BackendNotFound, 500, 14, "NC"),
             (FailureClass::NoHealthyUpstream, 503, 14, "UH"),
             (FailureClass::ConnectFailure, 503, 14, "UF"),
             (FailureClass::ConnectTimeout, 503, 14, "UF"),

@@ -140,7 +140,8 @@ impl Context<'_> {
             }
             HttpOutcome::NoRoute => (answer.outcome, answer.status) = ("not_found", Some(NOT_FOUND)),
             HttpOutcome::UnknownCluster(missing) => {
-                (answer.outcome, answer.status) = ("not_found", Some(UNAVAILABLE));
+                let status = decision.rule.map_or(UNAVAILABLE, |r| r.missing_status);
+                (answer.outcome, answer.status) = ("not_found", Some(status));
                 answer.destination = Some(Target::of_missing(missing));
             }
             HttpOutcome::Passthrough(cluster) => {

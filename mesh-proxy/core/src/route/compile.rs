@@ -112,6 +112,7 @@ impl HttpRule {
                 })
                 .collect(),
             cors: m.cors.as_ref().map(cors).transpose().map_err(|e| e.at("cors"))?,
+            missing_status: u16::try_from(m.missing_status).ok().filter(|s| *s != 0).unwrap_or(503),
         })
     }
 }

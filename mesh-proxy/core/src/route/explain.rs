@@ -69,6 +69,7 @@ impl StringMatcher {
         match self {
             Self::Exact(s) => format!("exactly {s:?}"),
             Self::Prefix(s) => format!("with prefix {s:?}"),
+            Self::PathPrefix(s) => format!("{s:?} or below it"),
             Self::Regex(r) => format!("like {:?}", r.as_str()),
             Self::Present => "present".to_owned(),
         }

@@ -153,7 +153,7 @@ impl RouteMatch {
     fn takes_every_path(&self) -> bool {
         let every = match &self.uri {
             None | Some(StringMatcher::Present) => true,
-            Some(StringMatcher::Prefix(p)) => matches!(&**p, "" | "/"),
+            Some(StringMatcher::Prefix(p) | StringMatcher::PathPrefix(p)) => matches!(&**p, "" | "/"),
             Some(StringMatcher::Regex(r)) => r.as_str() == r"\A(?:.*)\z",
             Some(StringMatcher::Exact(_)) => false,
         };

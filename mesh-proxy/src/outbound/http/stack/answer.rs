@@ -83,6 +83,9 @@ fn destination<'t>(routed: &'t Routed<'t>, worker: &WorkerState) -> Destination<
         HttpOutcome::Redirect(r) => Destination::Redirect(r),
         HttpOutcome::Direct(d) => Destination::Direct(d),
         HttpOutcome::NoRoute => Destination::Failed(FailureClass::NoRoute),
+        HttpOutcome::UnknownCluster(_) if routed.decision.rule.is_some_and(|r| r.missing_status == 500) => {
+            Destination::Failed(FailureClass::BackendNotFound)
+        }
         HttpOutcome::UnknownCluster(_) => Destination::Failed(FailureClass::ClusterNotFound),
         HttpOutcome::Blackhole => Destination::Failed(FailureClass::Blackhole),
     }
