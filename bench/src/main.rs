@@ -3,6 +3,7 @@
 
 mod backend;
 mod budget;
+mod control;
 mod load;
 mod mesh;
 mod peers;
@@ -28,7 +29,7 @@ const SETTLE: Duration = Duration::from_secs(12);
 /// Measures the mesh beside direct calls, a bare relay, haproxy, nginx and Envoy.
 #[derive(Parser)]
 struct Args {
-    /// Only this suite: http, latency, connections, bulk, memory, binary, apply.
+    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control.
     #[arg(long, env = "BENCH")]
     suite: Option<String>,
     /// Only scenarios whose name contains this.
@@ -135,6 +136,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("apply") && args.scenario.is_none() {
         world.apply_to_effect(effort.rounds, &mut report)?;
+    }
+    if wanted("control") && args.scenario.is_none() {
+        control::measure(world.dir.path(), effort.rounds, &mut report)?;
     }
     world.stop();
     println!("{}{}", report.tables(), budget::check(&report));

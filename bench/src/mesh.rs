@@ -172,7 +172,7 @@ fn pod(name: &str, node: &str, address: &str) -> Value {
     })
 }
 
-fn service(name: &str, address: [u8; 4], selector: &Value, ports: &Value) -> Value {
+pub(crate) fn service(name: &str, address: [u8; 4], selector: &Value, ports: &Value) -> Value {
     let address = std::net::Ipv4Addr::from(address);
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -196,7 +196,7 @@ fn rule(number: usize) -> Value {
 }
 
 /// Writes a manifest as a deployment tool does: whole, by rename.
-fn replace(path: &Path, content: &Value) -> Result<()> {
+pub(crate) fn replace(path: &Path, content: &Value) -> Result<()> {
     let hidden = path.with_file_name(".next");
     fs::write(&hidden, content.to_string())?;
     fs::rename(&hidden, path).with_context(|| format!("replace {}", path.display()))

@@ -48,6 +48,9 @@ pub(crate) const RSS: Metric = Metric("rss_mib", "MiB");
 pub(crate) const BINARY: Metric = Metric("binary_mib", "MiB");
 pub(crate) const APPLY: Metric = Metric("apply_to_effect_ms", "ms");
 
+pub(crate) const COMPILE: Metric = Metric("compile_ms", "ms");
+pub(crate) const WIRE: Metric = Metric("change_to_wire_ms", "ms");
+
 /// One line of `latest.json`; other programs read this form.
 #[derive(Serialize)]
 struct Line {

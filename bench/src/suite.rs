@@ -42,7 +42,8 @@ pub(crate) const SCENARIOS: [Scenario; 6] = [
 ];
 
 /// Names of all suites.
-pub(crate) const SUITES: [&str; 7] = ["http", "latency", "connections", "bulk", "memory", "binary", "apply"];
+pub(crate) const SUITES: [&str; 8] =
+    ["http", "latency", "connections", "bulk", "memory", "binary", "apply", "control"];
 
 /// One subject with the processes that it costs.
 struct Entry<'a> {

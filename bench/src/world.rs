@@ -59,7 +59,7 @@ pub(crate) struct World {
     pub(crate) groups: Vec<Group>,
     mesh: Option<mesh::Mesh>,
     backend: Option<Daemon>,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl World {
