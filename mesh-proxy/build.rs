@@ -4,7 +4,8 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|v| v == value);
     // The linker that rustc brings for this target (lld) knows both; another one may not.
-    if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_ENV", "gnu") {
+    if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_ENV", "gnu")
+    {
         // Relative relocations in a bitmap: 1 MB less to read and keep mapped.
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
         // One copy of functions with equal code.

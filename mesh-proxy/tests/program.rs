@@ -246,7 +246,10 @@ impl Socket {
     /// Through the listener for applications, as an application behind CONNECT does it.
     async fn open(proxy: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(proxy).await.unwrap();
-        stream.write_all(b"CONNECT web.default.svc.cluster.local:80 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"CONNECT web.default.svc.cluster.local:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap());
