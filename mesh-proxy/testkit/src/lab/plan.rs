@@ -87,11 +87,17 @@ pub struct Setup {
     /// Text for `nft -f`.
     pub nft: String,
     /// `/proc/sys` settings.
-    pub sysctl: Vec<(&'static str, &'static str)>,
+    pub sysctl: Vec<(String, &'static str)>,
     /// Arguments of `lab` programs that run here for as long as the world does; each says when it is ready.
     pub programs: Vec<Vec<String>>,
     /// Lines for `ip -batch`, run when the programs are ready.
     pub late: Vec<String>,
+}
+
+impl Setup {
+    fn set(&mut self, values: &[(&str, &'static str)]) {
+        self.sysctl.extend(values.iter().map(|(key, value)| ((*key).to_owned(), *value)));
+    }
 }
 
 /// A pair of devices.
@@ -227,7 +233,7 @@ impl Plan {
         self.places.insert(name.to_owned(), info);
         let setup = self.setup(name);
         setup.ip.push("link set dev lo up".to_owned());
-        setup.sysctl.extend(REVERSE_PATH);
+        setup.set(&REVERSE_PATH);
     }
 
     fn setup(&mut self, name: &str) -> &mut Setup {
@@ -241,7 +247,7 @@ impl Plan {
     }
 
     fn routing(&mut self, name: &str) {
-        self.setup(name).sysctl.extend(FORWARDING);
+        self.setup(name).set(&FORWARDING);
     }
 
     fn device(&mut self, place: &str, device: &str) {

@@ -168,7 +168,7 @@ impl Plan {
         let lan = site.lan;
         let setup = self.setup(name);
         // What comes back from the program carries the router's own address as its source.
-        setup.sysctl.push(("net/ipv4/conf/all/accept_local", "1"));
+        setup.set(&[("net/ipv4/conf/all/accept_local", "1")]);
         setup.programs.push(vec!["__nat".to_owned(), text]);
         setup.late.extend([
             format!("route add default dev {DEVICE} table 100"),

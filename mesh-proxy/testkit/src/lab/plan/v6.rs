@@ -14,6 +14,12 @@ const FIREWALL: &str =
 }
 ";
 
+/// A router asks for its neighbours from an address of the link's own, which takes seconds to become usable
+/// unless nobody is asked whether it is free.
+fn at_once(device: &str) -> (String, &'static str) {
+    (format!("net/ipv6/conf/{device}/accept_dad"), "0")
+}
+
 /// Whether the world has IPv6 at all.
 pub(super) fn is_used(spec: &Spec) -> bool {
     spec.sites.values().any(|s| s.ipv6 != Ipv6::Off)
@@ -43,10 +49,10 @@ impl Plan {
             format!("route add {gateway}/128 dev {device}"),
             format!("route add default via {gateway} dev {device}"),
         ]);
+        self.setup(name).sysctl.push(at_once(device));
         let internet = self.setup(INTERNET);
-        if !internet.sysctl.contains(&FORWARDING) {
-            internet.sysctl.push(FORWARDING);
-        }
+        internet.set(&[FORWARDING]);
+        internet.sysctl.push(at_once(&outer));
         internet.ip.extend([
             format!("address add {gateway}/128 dev {outer} nodad"),
             format!("route add {address}/128 dev {outer}"),
@@ -62,7 +68,8 @@ impl Plan {
         };
         let number = subnet(spec, name);
         let setup = self.setup(name);
-        setup.sysctl.push(FORWARDING);
+        setup.set(&[FORWARDING]);
+        setup.sysctl.push(at_once("default"));
         setup.ip.push(format!("address add {}/64 dev lan nodad", within(spec, number, 1)));
         setup.nft.push_str(FIREWALL);
         let route = format!("route add {}/64 via {address} dev {outer}", within(spec, number, 0));
@@ -74,6 +81,7 @@ impl Plan {
         let number = subnet(spec, site);
         let (gateway, address) = (within(spec, number, 1), within(spec, number, 0x10 + self.links.len()));
         self.edit(name, |p| p.address6 = Some(address));
+        self.setup(name).sysctl.push(at_once("eth0"));
         self.setup(name).ip.extend([
             format!("address add {address}/64 dev eth0 nodad"),
             format!("route add default via {gateway} dev eth0"),
