@@ -1,6 +1,7 @@
 //! Pages on loopback: what the proxy knows, how it does, and two things that an operator may change.
 
 mod dump;
+mod paths;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ const HELP: &str = "\
 GET  /config_dump        services, nodes and workloads in force (?host=PART restricts the services)
 GET  /clusters           clusters with their endpoints
 GET  /peers              tunnel connections
+GET  /paths              the path to each peer, and why it is not a better one (?all=1: also paths not in use)
 GET  /config             the configuration, without secrets
 GET  /ready              200 when ready, else 503 with what is pending
 GET  /stats/prometheus   metrics
@@ -64,6 +66,15 @@ impl Admin {
                 page(|a, _| json_response(StatusCode::OK, &dump::clusters(&a.shared.tables.load()))),
             )
             .route("GET", "/peers", page(Self::peers))
+            .route(
+                "GET",
+                "/paths",
+                page(|a, r| {
+                    let all = query(r, "all").is_some_and(|v| v == "1");
+                    let found = a.tunnel.as_ref().map(Tunnel::paths).unwrap_or_default();
+                    json_response(StatusCode::OK, &paths::list(&a.shared.node, &found, all))
+                }),
+            )
             .route("GET", "/config", page(|a, _| json_response(StatusCode::OK, &*a.shared.config)))
             .route(
                 "GET",

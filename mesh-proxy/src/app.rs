@@ -31,6 +31,7 @@ use crate::{
     shared::Shared,
     store::Store,
     telemetry::{AccessLog, Telemetry},
+    udp::Udp,
 };
 use sockets::Sockets;
 
@@ -148,6 +149,8 @@ pub struct Running {
 pub struct Addresses {
     /// Captured connections.
     pub outbound: Option<SocketAddr>,
+    /// Captured datagrams.
+    pub datagrams: Option<SocketAddr>,
     /// HTTP CONNECT and SOCKS5.
     pub proxy: Option<SocketAddr>,
     /// DNS.
@@ -195,7 +198,8 @@ pub async fn start(
 
     // 4. The control side.
     let store = disk.store.clone();
-    let capturing = control::start(disk, &tunnel, tasks, readiness, log, control_sockets).await?;
+    let capturing =
+        control::start(disk, &tunnel, tasks, readiness, log, (control_sockets, addresses.datagrams)).await?;
     serving.ready();
     tracing::info!(
         node = %shared.node, workers = config.worker_count(), services = shared.tables.load().service_count(),
@@ -304,12 +308,15 @@ fn data_side(
         outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
     out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
     out.access_log = access_log.clone();
+    let udp = Arc::new(Udp::new(config.udp.clone(), &shared.metrics)?);
+    out.udp = Some(udp.clone());
     let own = InboundConfig {
         mark: config.outbound.mark,
         own_ports: config.outbound.own_ports.clone(),
         ..InboundConfig::default()
     };
-    let inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;
+    let mut inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;
+    inbound.udp = Some(udp);
     Ok((Arc::new(out), Arc::new(inbound)))
 }
 

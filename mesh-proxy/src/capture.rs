@@ -5,6 +5,7 @@
 
 mod link;
 mod nft;
+mod route;
 mod rules;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_net::nfwatch::{NftChange, NftWatch};
+use mesh_net::rulewatch::RuleWatch;
 use node_rt::{Stage, Tasks};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::watch;
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 use crate::shared::{Shared, Updates};
 
 use nft::Nft;
+use route::Routes;
 use rules::{Rules, Vips};
 
 pub use link::{LinkAddress, LinkError, ensure_address};
@@ -48,6 +51,10 @@ pub struct CaptureOptions {
     pub port_v4: Option<u16>,
     /// Port of the outbound listener for IPv6; none = not captured.
     pub port_v6: Option<u16>,
+    /// Port of the listener for datagrams of IPv4; none = not captured.
+    pub udp_v4: Option<u16>,
+    /// Port of the listener for datagrams of IPv6; none = not captured.
+    pub udp_v6: Option<u16>,
     /// Mark of our own sockets.
     pub mark: u32,
     /// Send all DNS queries of pods here, whatever their resolver is.
@@ -62,6 +69,8 @@ impl CaptureOptions {
             table: "selvage".to_owned(),
             port_v4: outbound.is_ipv4().then_some(outbound.port()),
             port_v6: outbound.is_ipv6().then_some(outbound.port()),
+            udp_v4: None,
+            udp_v6: None,
             mark: mesh_net::connect::DEFAULT_MARK,
             pod_dns: None,
         }
@@ -147,9 +156,11 @@ pub async fn start(
             |error| tracing::warn!(%error, "the kernel does not tell of changed rules; looking every second"),
         )
         .ok();
+    let routes = RuleWatch::open().ok();
     let keep = Arc::new(AtomicBool::new(false));
     let mut worker = Worker {
         nft: Nft::new(options.nft.clone()),
+        routes: Routes::new(&options),
         rules: Rules::new(options),
         shared: Arc::clone(shared),
         metrics,
@@ -166,7 +177,7 @@ pub async fn start(
     let hold = drain.hold_accepting();
     tasks.spawn_last("capture", async move {
         tokio::select! {
-            () = worker.follow(updates, watch) => {}
+            () = worker.follow(updates, (watch, routes)) => {}
             () = drain.reached(Stage::NotReady) => {}
         }
         worker.release().await;
@@ -183,6 +194,7 @@ pub async fn start(
 struct Worker {
     nft: Nft,
     rules: Rules,
+    routes: Routes,
     shared: Arc<Shared>,
     metrics: Metrics,
     /// What the sets hold, as far as we know.
@@ -199,11 +211,17 @@ struct Worker {
 enum Wake {
     Tables,
     Others,
+    Routes,
 }
 
 impl Worker {
     /// Never returns; a failure is retried.
-    async fn follow(&mut self, mut updates: watch::Receiver<Updates>, mut watch: Option<NftWatch>) {
+    async fn follow(
+        &mut self,
+        mut updates: watch::Receiver<Updates>,
+        watches: (Option<NftWatch>, Option<RuleWatch>),
+    ) {
+        let (mut watch, mut routes) = watches;
         let mut pause = RETRY.0;
         loop {
             let wake = tokio::select! {
@@ -213,6 +231,7 @@ impl Worker {
                     Err(_) => return,
                 },
                 () = others(&mut watch, &self.nft) => Wake::Others,
+                () = rules_changed(&mut routes) => Wake::Routes,
             };
             let result = match wake {
                 Wake::Tables => {
@@ -224,6 +243,11 @@ impl Worker {
                 }
                 Wake::Others => {
                     let result = self.repair().await;
+                    tokio::time::sleep(LOOK).await;
+                    result
+                }
+                Wake::Routes => {
+                    let result = self.repair_routes().await;
                     tokio::time::sleep(LOOK).await;
                     result
                 }
@@ -255,13 +279,15 @@ impl Worker {
     }
 
     fn wanted(&self) -> Vips {
-        Vips::of(self.shared.tables.load().vips(), &self.rules.options)
+        let tables = self.shared.tables.load();
+        Vips::of(tables.vips(), tables.udp_vips(), &self.rules.options)
     }
 
     /// Replaces the table in one transaction.
     async fn write_all(&mut self) -> Result<(), NftError> {
         let version = self.shared.vips();
         let wanted = self.wanted();
+        self.routes.ensure().await?;
         self.nft.run(&self.rules.full(&wanted)).await?;
         self.written = true;
         self.applied(wanted);
@@ -311,6 +337,16 @@ impl Worker {
         }
     }
 
+    /// Adds routing rules that others have removed.
+    async fn repair_routes(&self) -> Result<(), NftError> {
+        if self.routes.intact().await? {
+            return Ok(());
+        }
+        self.metrics.repaired.inc();
+        tracing::warn!("others have removed our routing rules; adding them again");
+        self.routes.ensure().await
+    }
+
     async fn structure(&self) -> Result<(String, Vips), NftError> {
         let json = self.nft.list(&self.rules.options.table).await?;
         rules::read(&json).ok_or(NftError::Output)
@@ -335,6 +371,7 @@ impl Worker {
         match self.nft.run(&self.rules.removal()).await {
             Ok(()) => {
                 self.written = false;
+                self.routes.remove().await;
                 tracing::debug!("capture rules removed");
             }
             Err(error) => tracing::error!(error = %report(&error), "cannot remove the capture rules"),
@@ -348,8 +385,21 @@ impl Drop for Worker {
     fn drop(&mut self) {
         if self.written && !self.keep.load(Ordering::Relaxed) {
             self.nft.run_blocking(&self.rules.removal());
+            self.routes.remove_blocking();
         }
     }
+}
+
+/// Resolves when somebody has changed routing rules.
+async fn rules_changed(watch: &mut Option<RuleWatch>) {
+    if let Some(open) = watch {
+        match open.changed().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "the kernel no longer tells of changed routing rules"),
+        }
+        *watch = None;
+    }
+    std::future::pending().await
 }
 
 /// Resolves when somebody else has changed rules.

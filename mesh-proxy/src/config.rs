@@ -5,12 +5,14 @@ use std::{
     path::PathBuf,
 };
 
+use ipnet::Ipv4Net;
 use node_rt::{ConfigProblem, LogFormat, Secret, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     outbound::{OutboundConfig, check_proxy_address},
     telemetry::{AccessLogConfig, TelemetryConfig},
+    udp::UdpConfig,
 };
 
 /// The proxy's configuration: file, then environment (`MESH_PROXY_*`), then flags.
@@ -41,6 +43,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Redirection of traffic.
     pub capture: CaptureConfig,
+    /// Sessions of datagrams.
+    pub udp: UdpConfig,
     /// Addresses at which other nodes reach this one; empty = those of the interfaces.
     pub advertise: Vec<IpAddr>,
     /// Seconds that connections get to end when the process stops.
@@ -87,6 +91,9 @@ pub struct DnsConfig {
     pub listen: SocketAddr,
     /// Servers for all other names; empty = those of `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// Addresses that this node gives to pods of other nodes, for itself: nobody may route them.
+    #[serde(alias = "pod_range")]
+    pub pod_range: Ipv4Net,
 }
 
 /// Redirection of traffic to the proxy.
@@ -119,6 +126,7 @@ impl Default for Config {
             outbound: OutboundConfig::default(),
             dns: DnsConfig::default(),
             capture: CaptureConfig::default(),
+            udp: UdpConfig::default(),
             advertise: Vec::new(),
             drain_seconds: 30,
             log_format: LogFormat::Text,
@@ -150,6 +158,7 @@ impl Default for DnsConfig {
             enabled: true,
             listen: SocketAddr::from((Ipv4Addr::new(169, 254, 96, 16), 53)),
             upstreams: Vec::new(),
+            pod_range: mesh_core::dns::pods::POD_RANGE,
         }
     }
 }
@@ -217,6 +226,12 @@ impl Validate for Config {
         }
         for (key, reason) in self.outbound.validate() {
             bad(&format!("outbound.{key}"), &"", &reason);
+        }
+        for (key, reason) in self.udp.validate() {
+            bad(&format!("udp.{key}"), &"", &reason);
+        }
+        if self.dns.pod_range.prefix_len() > 30 || self.dns.pod_range.addr().is_loopback() {
+            bad("dns.podRange", &self.dns.pod_range, "is no range that can be given out");
         }
         if self.capture.table.is_empty()
             || !self.capture.table.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')

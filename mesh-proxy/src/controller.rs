@@ -1,7 +1,11 @@
 //! Calls to the controller: gRPC over TLS in which both sides are known by SPIFFE identity. A caller without a
 //! certificate (a node that joins) trusts the CA whose hash its token carries.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use hyper_util::rt::TokioIo;
 use mesh_api::model::{JoinRequest, JoinResponse, ReportRequest, ReportResponse};
@@ -108,12 +112,31 @@ pub(crate) fn stub(channel: Channel) -> Grpc<Channel> {
 
 /// Asks for a certificate.
 pub async fn join(channel: Channel, request: JoinRequest) -> Result<JoinResponse, CallError> {
-    unary(channel, "join", "/selvage.mesh.v1.NodeAgent/Join", request).await
+    unary(channel, "join", "/selvage.mesh.v1.NodeAgent/Join", request).await.map(tonic::Response::into_inner)
 }
 
 /// Says where this node can be reached.
-pub async fn report(channel: Channel, request: ReportRequest) -> Result<ReportResponse, CallError> {
-    unary(channel, "report", "/selvage.mesh.v1.NodeAgent/Report", request).await
+pub async fn report(channel: Channel, request: ReportRequest) -> Result<Reported, CallError> {
+    let answer = unary::<_, ReportResponse>(channel, "report", "/selvage.mesh.v1.NodeAgent/Report", request);
+    let answer = answer.await?;
+    let date = answer.metadata().get("date").and_then(|d| d.to_str().ok()).and_then(http_date);
+    Ok(Reported { clock_ahead: date.map(|theirs| seconds_between(theirs, SystemTime::now())) })
+}
+
+/// What the controller's answer to a report tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reported {
+    /// Seconds by which this node's clock is ahead of the controller's, to about a second.
+    pub clock_ahead: Option<i64>,
+}
+
+fn http_date(text: &str) -> Option<SystemTime> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|z| z.timestamp().into())
+}
+
+fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
+    let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+    to.duration_since(from).map_or_else(|e| -seconds(e.duration()), seconds)
 }
 
 async fn unary<Q, A>(
@@ -121,7 +144,7 @@ async fn unary<Q, A>(
     call: &'static str,
     path: &'static str,
     request: Q,
-) -> Result<A, CallError>
+) -> Result<tonic::Response<A>, CallError>
 where
     Q: prost::Message + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,
@@ -134,7 +157,22 @@ where
         stub.unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec).await
     };
     match tokio::time::timeout(CALL, exchange).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner).map_err(refused),
+        Ok(answer) => answer.map_err(refused),
         Err(_) => Err(refused(tonic::Status::deadline_exceeded("no answer in time"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_controllers_date_tells_how_wrong_a_clock_is() {
+        let theirs = http_date("Sun, 22 Nov 2026 18:41:39 GMT").unwrap();
+        let at = |s: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(s);
+        assert_eq!(theirs, at(1_795_372_899));
+        assert_eq!(seconds_between(theirs, at(1_795_372_999)), 100);
+        assert_eq!(seconds_between(theirs, at(1_795_372_799)), -100);
+        assert_eq!(http_date("yesterday"), None);
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     pub(crate) failures: prometheus::IntCounter,
     pub(crate) refused: prometheus::IntCounterVec,
     pub(crate) resources: prometheus::IntGaugeVec,
+    pub(crate) clock_ahead: prometheus::IntGauge,
 }
 
 impl Metrics {
@@ -64,11 +65,16 @@ impl Metrics {
                 Opts::new("selvage_discovery_refused_total", "Resources that were refused"),
                 &["type"],
             )?,
+            clock_ahead: IntGauge::new(
+                "selvage_clock_ahead_seconds",
+                "How far this node's clock is ahead of the controller's, as of the last report",
+            )?,
             resources: IntGaugeVec::new(
                 Opts::new("selvage_discovery_resources", "Resources in force"),
                 &["type"],
             )?,
         };
+        registry.register(Box::new(m.clock_ahead.clone()))?;
         registry.register(Box::new(m.connected.clone()))?;
         registry.register(Box::new(m.last_update.clone()))?;
         registry.register(Box::new(m.responses.clone()))?;

@@ -6,6 +6,7 @@
 //! - [`discovery`]: configuration from the controller; [`store`]: the copy of it on disk.
 //! - [`shared`]: the tables that everything reads.
 //! - [`outbound`]: from an application's connection to an endpoint; [`telemetry`]: what is said about it.
+//! - [`udp`]: datagrams to services.
 //! - [`admin`]: pages on loopback.
 
 pub mod admin;
@@ -23,6 +24,7 @@ pub mod shared;
 pub mod store;
 pub mod telemetry;
 pub mod tunnel_glue;
+pub mod udp;
 
 pub use config::Config;
 pub use shared::Shared;

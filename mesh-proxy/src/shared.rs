@@ -46,7 +46,7 @@ impl Shared {
     /// A context with empty tables.
     pub fn new(config: Arc<Config>, metrics: prometheus::Registry) -> Arc<Self> {
         Arc::new(Self {
-            tables: Arc::new(ArcSwap::from_pointee(Tables::new())),
+            tables: Arc::new(ArcSwap::from_pointee(Tables::of_node(&config.node, config.dns.pod_range))),
             node: config.node.as_str().into(),
             config,
             metrics,

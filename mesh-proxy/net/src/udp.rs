@@ -71,6 +71,28 @@ pub async fn connected(to: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocke
     Ok(socket)
 }
 
+/// Sends datagrams that are never split on the way, also if they are larger than what the kernel believes fits: to find
+/// out what does.
+#[allow(unsafe_code, reason = "no crate here knows IP_PMTUDISC_PROBE")]
+pub fn probe_mtu(socket: &std::net::UdpSocket) -> io::Result<()> {
+    let (level, option, how) = match socket.local_addr()? {
+        SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+    };
+    // SAFETY: the descriptor is open for the whole call, and the pointer and length describe `how`,
+    // an initialised c_int that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const how).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn transparent(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;

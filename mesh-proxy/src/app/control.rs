@@ -1,6 +1,6 @@
 //! The control side: identity, discovery, DNS, capture, pages.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use mesh_tunnel::Tunnel;
 use node_rt::{AdminServer, LogControl, Readiness, Tasks};
@@ -20,7 +20,7 @@ pub(super) async fn start(
     tasks: &Tasks,
     readiness: &Readiness,
     log: Option<LogControl>,
-    sockets: ControlSockets,
+    (sockets, datagrams): (ControlSockets, Option<SocketAddr>),
 ) -> Result<Option<Capture>, StartError> {
     let Disk { shared, discovery, keeper, controllers, .. } = disk;
     let config = shared.config.clone();
@@ -59,6 +59,8 @@ pub(super) async fn start(
         return Ok(None);
     }
     let mut options = capture_options(&shared);
+    options.udp_v4 = datagrams.filter(SocketAddr::is_ipv4).map(|a| a.port());
+    options.udp_v6 = datagrams.filter(SocketAddr::is_ipv6).map(|a| a.port());
     options.pod_dns = pod_dns.filter(|_| config.capture.pod_dns);
     Ok(Some(capture::start(&shared, options, tasks).await?))
 }

@@ -17,6 +17,8 @@ pub(super) struct Sockets {
     /// One for each worker, or more when the process before had more workers.
     pub(super) captured: Vec<TcpListener>,
     pub(super) proxy: Vec<TcpListener>,
+    /// Captured datagrams, one for each worker; none where they cannot be captured.
+    pub(super) datagrams: Vec<UdpSocket>,
     pub(super) control: ControlSockets,
 }
 
@@ -94,9 +96,15 @@ impl Sockets {
             Some(address) => stock.for_workers("proxy", address, workers)?,
             None => Vec::new(),
         };
+        let captured = stock.for_workers("outbound", listen.outbound, workers)?;
+        let datagrams = match captured.first().map(TcpListener::local_addr) {
+            Some(Ok(outbound)) if config.capture.enabled => datagrams(outbound, workers),
+            _ => Vec::new(),
+        };
         Ok(Self {
-            captured: stock.for_workers("outbound", listen.outbound, workers)?,
+            captured,
             proxy,
+            datagrams,
             control: ControlSockets {
                 dns: if config.dns.enabled { Some(dns(&mut stock, config.dns.listen)?) } else { None },
                 admin: stock.tcp_or_bind("admin", listen.admin)?,
@@ -110,6 +118,7 @@ impl Sockets {
         let of = |l: &TcpListener| l.local_addr().ok();
         Addresses {
             outbound: self.captured.first().and_then(of),
+            datagrams: self.datagrams.first().and_then(|s| s.local_addr().ok()),
             proxy: self.proxy.first().and_then(of),
             dns: self.control.dns.as_ref().and_then(|(_, tcp)| of(tcp)),
             admin: of(&self.control.admin),
@@ -140,6 +149,22 @@ impl Sockets {
         add("health".to_owned(), self.control.health.as_fd())?;
         Ok(out)
     }
+}
+
+/// Sockets for captured datagrams, at the port of captured connections if it is free. The process before us has its own
+/// at the same port until it stops accepting: each flow keeps to one of the sockets that there are.
+fn datagrams(outbound: SocketAddr, workers: usize) -> Vec<UdpSocket> {
+    let any = SocketAddr::new(outbound.ip(), 0);
+    let first = mesh_net::udp::std_captured(outbound).or_else(|_taken| mesh_net::udp::std_captured(any));
+    let bound = first.and_then(|first| {
+        let address = first.local_addr()?;
+        let others = (1..workers).map(|_| mesh_net::udp::std_captured(address));
+        std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()
+    });
+    bound.unwrap_or_else(|error| {
+        tracing::error!(%error, "datagrams to services are not captured");
+        Vec::new()
+    })
 }
 
 fn dns(stock: &mut Stock, address: SocketAddr) -> Result<(UdpSocket, TcpListener), StartError> {

@@ -1,6 +1,10 @@
 //! Data workers: each is a thread that gets its seat (listeners, acceptor) once the tunnel knows the threads.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    net::{TcpListener, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_tunnel::Acceptor;
 use node_rt::{Drain, Workers, start_workers};
@@ -29,6 +33,7 @@ struct Seat {
     acceptor: Option<Acceptor>,
     captured: Vec<TcpListener>,
     proxy: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
 }
 
 /// Workers that wait for their seats, by number.
@@ -91,6 +96,7 @@ pub(super) fn seat(
             acceptor: None,
             captured: Vec::new(),
             proxy: Vec::new(),
+            udp: Vec::new(),
         })
         .collect();
     for (i, acceptor) in acceptors.into_iter().enumerate().take(count) {
@@ -101,6 +107,9 @@ pub(super) fn seat(
     }
     for (i, l) in sockets.proxy.into_iter().enumerate() {
         parts[i % count].proxy.push(l);
+    }
+    for (i, socket) in sockets.datagrams.into_iter().enumerate() {
+        parts[i % count].udp.push(socket);
     }
     for (give, part) in seats.waiting.into_iter().zip(parts) {
         // A worker that is gone has begun the drain.
@@ -113,8 +122,12 @@ async fn run(seat: Seat, drain: Drain) {
     if let Some(acceptor) = seat.acceptor {
         tokio::task::spawn_local(seat.inbound.run(acceptor, drain.clone()));
     }
-    let listeners =
-        Listeners { captured: to_tokio(seat.captured), proxy: to_tokio(seat.proxy), fixed: Vec::new() };
+    let listeners = Listeners {
+        captured: to_tokio(seat.captured),
+        proxy: to_tokio(seat.proxy),
+        udp: seat.udp,
+        ..Listeners::default()
+    };
     outbound::Worker::run(seat.outbound, listeners, drain).await;
 }
 

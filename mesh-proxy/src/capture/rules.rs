@@ -6,22 +6,38 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::{CaptureOptions, may_capture};
+use super::{CaptureOptions, may_capture, route};
 
 /// Before the priority of kube-proxy's rules (-100), so that services are ours.
 const PRIORITY: i32 = -105;
+/// Before connection tracking (-200), after fragments are put together (-400).
+const RAW: i32 = -300;
 
 /// Captured addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Vips {
     v4: BTreeSet<Ipv4Addr>,
     v6: BTreeSet<Ipv6Addr>,
+    /// For datagrams, ports too: what is not asked for is not taken.
+    udp4: BTreeSet<(Ipv4Addr, u16)>,
+    udp6: BTreeSet<(Ipv6Addr, u16)>,
 }
 
 impl Vips {
     /// Those of a family that is captured.
-    pub(crate) fn of(all: impl Iterator<Item = IpAddr>, options: &CaptureOptions) -> Self {
+    pub(crate) fn of(
+        all: impl Iterator<Item = IpAddr>,
+        udp: impl Iterator<Item = (IpAddr, u16)>,
+        options: &CaptureOptions,
+    ) -> Self {
         let mut vips = Self::default();
+        for (ip, port) in udp.filter(|(ip, _)| may_capture(*ip)) {
+            match ip {
+                IpAddr::V4(ip) if options.udp_v4.is_some() => _ = vips.udp4.insert((ip, port)),
+                IpAddr::V6(ip) if options.udp_v6.is_some() => _ = vips.udp6.insert((ip, port)),
+                _ => {}
+            }
+        }
         for ip in all.filter(|ip| may_capture(*ip)) {
             match ip {
                 IpAddr::V4(ip) if options.port_v4.is_some() => _ = vips.v4.insert(ip),
@@ -32,8 +48,21 @@ impl Vips {
         vips
     }
 
+    /// What is there and not in `other`.
+    fn without(&self, other: &Self) -> Self {
+        fn less<T: Ord + Copy>(a: &BTreeSet<T>, b: &BTreeSet<T>) -> BTreeSet<T> {
+            a.difference(b).copied().collect()
+        }
+        Self {
+            v4: less(&self.v4, &other.v4),
+            v6: less(&self.v6, &other.v6),
+            udp4: less(&self.udp4, &other.udp4),
+            udp6: less(&self.udp6, &other.udp6),
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
+        self.v4.len() + self.v6.len() + self.udp4.len() + self.udp6.len()
     }
 }
 
@@ -78,9 +107,51 @@ impl Rules {
              \x20   type nat hook prerouting priority {PRIORITY}; policy accept;\n\
              {redirects}{dns}\
              \x20 }}\n\
+             {udp}\
              }}\n",
-            v4 = set("vip4", "ipv4_addr", &vips.v4),
-            v6 = set("vip6", "ipv6_addr", &vips.v6),
+            v4 = set("vip4", "ipv4_addr", vips.v4.iter()),
+            v6 = set("vip6", "ipv6_addr", vips.v6.iter()),
+            udp = self.datagrams(vips),
+        )
+    }
+
+    /// Sets and chains for datagrams. They are not translated but handed to our listener as they are, those of this
+    /// node by way of its loopback link. Nobody else is to translate them or the answers, so they are not tracked.
+    fn datagrams(&self, vips: &Vips) -> String {
+        let options = &self.options;
+        let families = [
+            ("ip", "udp4", "ipv4_addr", options.udp_v4, pairs(&vips.udp4)),
+            ("ip6", "udp6", "ipv6_addr", options.udp_v6, pairs(&vips.udp6)),
+        ];
+        let [mut sets, mut answers, mut output, mut input] = [const { String::new() }; 4];
+        let to_us = format!("meta mark set meta mark & {:#x} ^ {:#x}", !route::MASK, route::MARK);
+        for (family, name, kind, port, elements) in families {
+            let Some(port) = port else { continue };
+            sets.push_str(&set(name, &format!("{kind} . inet_service"), elements.iter()));
+            let add = |text: &mut String, rule: String| text.push_str(&format!("    {rule}\n"));
+            add(&mut answers, format!("{family} saddr . udp sport @{name} notrack return"));
+            add(&mut output, format!("{family} daddr . udp dport @{name} notrack {to_us}"));
+            let hand_over = format!("notrack tproxy {family} to :{port} {to_us} accept");
+            add(&mut input, format!("{family} daddr . udp dport @{name} {hand_over}"));
+        }
+        if sets.is_empty() {
+            return String::new();
+        }
+        // Queries of pods are for the node's own DNS then, see the other chain.
+        let pod_dns = options.pod_dns.map_or("", |_| "    iifname != \"lo\" udp dport 53 return\n");
+        format!(
+            "{sets}\
+             \x20 chain udp_output {{\n\
+             \x20   type route hook output priority {RAW}; policy accept;\n\
+             {answers}\
+             \x20   meta mark {mark:#x} return\n\
+             {output}\
+             \x20 }}\n\
+             \x20 chain udp_prerouting {{\n\
+             \x20   type filter hook prerouting priority {RAW}; policy accept;\n\
+             {pod_dns}{input}\
+             \x20 }}\n",
+            mark = options.mark,
         )
     }
 
@@ -94,10 +165,12 @@ impl Rules {
                     writeln!(script, "{verb} element inet {} {name} {{ {elements} }}", self.options.table);
             }
         };
-        change("delete", "vip4", list(from.v4.difference(&to.v4)));
-        change("delete", "vip6", list(from.v6.difference(&to.v6)));
-        change("add", "vip4", list(to.v4.difference(&from.v4)));
-        change("add", "vip6", list(to.v6.difference(&from.v6)));
+        for (verb, part) in [("delete", from.without(to)), ("add", to.without(from))] {
+            change(verb, "vip4", list(part.v4.iter()));
+            change(verb, "vip6", list(part.v6.iter()));
+            change(verb, "udp4", list(pairs(&part.udp4).iter()));
+            change(verb, "udp6", list(pairs(&part.udp6).iter()));
+        }
         (!script.is_empty()).then_some(script)
     }
 
@@ -114,11 +187,14 @@ impl Rules {
     }
 }
 
-fn set<T: Display>(name: &str, kind: &str, elements: &BTreeSet<T>) -> String {
-    let elements = if elements.is_empty() {
-        String::new()
-    } else {
-        format!("    elements = {{ {} }}\n", list(elements.iter()))
+fn pairs<T: Display>(elements: &BTreeSet<(T, u16)>) -> Vec<String> {
+    elements.iter().map(|(ip, port)| format!("{ip} . {port}")).collect()
+}
+
+fn set<T: Display>(name: &str, kind: &str, elements: impl Iterator<Item = T>) -> String {
+    let elements = match list(elements) {
+        none if none.is_empty() => none,
+        some => format!("    elements = {{ {some} }}\n"),
     };
     format!("  set {name} {{\n    type {kind}\n{elements}  }}\n")
 }
@@ -141,10 +217,14 @@ pub(crate) fn read(json: &[u8]) -> Option<(String, Vips)> {
         if let Some(set) = object.get("set") {
             let elements = set.get("elem").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             for element in elements {
-                match element.as_str()?.parse().ok()? {
-                    IpAddr::V4(ip) => vips.v4.insert(ip),
-                    IpAddr::V6(ip) => vips.v6.insert(ip),
-                };
+                match pair(element) {
+                    Some((IpAddr::V4(ip), port)) => _ = vips.udp4.insert((ip, port)),
+                    Some((IpAddr::V6(ip), port)) => _ = vips.udp6.insert((ip, port)),
+                    None => match element.as_str()?.parse().ok()? {
+                        IpAddr::V4(ip) => _ = vips.v4.insert(ip),
+                        IpAddr::V6(ip) => _ = vips.v6.insert(ip),
+                    },
+                }
             }
         }
         for kind in ["chain", "rule"] {
@@ -158,16 +238,31 @@ pub(crate) fn read(json: &[u8]) -> Option<(String, Vips)> {
     Some((structure, vips))
 }
 
+/// An element of a set of addresses and ports.
+fn pair(element: &Value) -> Option<(IpAddr, u16)> {
+    let [ip, port] = element.get("concat")?.as_array()?.as_slice() else { return None };
+    Some((ip.as_str()?.parse().ok()?, u16::try_from(port.as_u64()?).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn options() -> CaptureOptions {
-        CaptureOptions { port_v6: Some(15001), ..CaptureOptions::new("0.0.0.0:15001".parse().unwrap()) }
+        CaptureOptions {
+            port_v6: Some(15001),
+            udp_v4: Some(15001),
+            ..CaptureOptions::new("0.0.0.0:15001".parse().unwrap())
+        }
     }
 
     fn vips(all: &[&str]) -> Vips {
-        Vips::of(all.iter().map(|ip| ip.parse().unwrap()), &options())
+        with_udp(all, &[])
+    }
+
+    fn with_udp(all: &[&str], udp: &[&str]) -> Vips {
+        let udp = udp.iter().map(|a| a.parse::<std::net::SocketAddr>().unwrap()).map(|a| (a.ip(), a.port()));
+        Vips::of(all.iter().map(|ip| ip.parse().unwrap()), udp, &options())
     }
 
     #[test]
@@ -182,6 +277,13 @@ mod tests {
              add element inet selvage vip4 { 10.96.0.3, 10.96.0.4 }\n"
         );
         assert_eq!(rules.changes(&to, &to), None);
+        let from = with_udp(&[], &["10.96.0.1:53", "10.96.0.1:54", "[fd00::1]:53"]);
+        let to = with_udp(&[], &["10.96.0.1:53", "10.96.0.2:53"]);
+        assert_eq!(
+            rules.changes(&from, &to).unwrap(),
+            "delete element inet selvage udp4 { 10.96.0.1 . 54 }\n\
+             add element inet selvage udp4 { 10.96.0.2 . 53 }\n"
+        );
     }
 
     #[test]
@@ -192,7 +294,7 @@ mod tests {
         );
         let v4_only = CaptureOptions::new("0.0.0.0:15001".parse().unwrap());
         let both = ["10.96.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
-        assert_eq!(Vips::of(both.into_iter(), &v4_only), vips(&["10.96.0.1"]));
+        assert_eq!(Vips::of(both.into_iter(), std::iter::empty(), &v4_only), vips(&["10.96.0.1"]));
     }
 
     #[test]
@@ -207,6 +309,8 @@ mod tests {
         let first = listing(1, r#", "elem": ["10.96.0.1"]"#, "x");
         assert_eq!(first, listing(2, r#", "elem": ["10.96.0.1"]"#, "x"));
         assert_eq!(first.1, vips(&["10.96.0.1"]));
+        let udp = listing(1, r#", "elem": ["10.96.0.1", {"concat": ["10.96.0.1", 53]}]"#, "x");
+        assert_eq!(udp.1, with_udp(&["10.96.0.1"], &["10.96.0.1:53"]));
         assert_ne!(first.0, listing(1, "", "y").0);
         assert_eq!(listing(1, "", "x").1, Vips::default());
         assert_eq!(read(b"no"), None);

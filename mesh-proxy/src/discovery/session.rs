@@ -85,6 +85,7 @@ impl Session {
         let mut reporting = std::pin::pin!(report_forever(
             self.channel.clone(),
             discovery.shared.node.to_string(),
+            discovery.metrics.clock_ahead.clone(),
             addresses.clone()
         ));
         let mut settled = false;
@@ -153,7 +154,12 @@ impl Session {
     }
 }
 
-async fn report_forever(channel: Channel, node: String, mut addresses: watch::Receiver<Vec<String>>) {
+async fn report_forever(
+    channel: Channel,
+    node: String,
+    clock_ahead: prometheus::IntGauge,
+    mut addresses: watch::Receiver<Vec<String>>,
+) {
     loop {
         let now = addresses.borrow_and_update().clone();
         let request = ReportRequest {
@@ -161,10 +167,13 @@ async fn report_forever(channel: Channel, node: String, mut addresses: watch::Re
             addresses: now,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        if let Err(error) = controller::report(channel.clone(), request).await {
-            tracing::warn!(error = %crate::chain(&error), "the controller did not take this node's addresses");
-            tokio::time::sleep(REPORT_AGAIN).await;
-            continue;
+        match controller::report(channel.clone(), request).await {
+            Ok(reported) => clock_ahead.set(reported.clock_ahead.unwrap_or(0)),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "the controller did not take this node's addresses");
+                tokio::time::sleep(REPORT_AGAIN).await;
+                continue;
+            }
         }
         if addresses.changed().await.is_err() {
             return std::future::pending().await;

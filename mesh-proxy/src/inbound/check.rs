@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_api::model::{TunnelOpen, Workload, tunnel_open::Kind};
-use mesh_core::{Tables, WorkloadEntry};
+use mesh_core::{EndpointEntry, Tables, WorkloadEntry};
 use mesh_tunnel::Refusal;
 
 /// What an open message leads to.
@@ -111,21 +111,22 @@ pub struct Owner<'a> {
 /// Decides about a stream that the node `peer` opened.
 pub fn check(tables: &Tables, owner: Owner<'_>, peer: &str, open: &TunnelOpen) -> Result<Admission, Denied> {
     match Kind::try_from(open.kind) {
-        Ok(Kind::Tcp | Kind::Http) => {}
-        Ok(Kind::Udp | Kind::Unspecified) | Err(_) => return Err(Denied::BadKind),
+        Ok(Kind::Tcp | Kind::Http | Kind::Udp) => {}
+        Ok(Kind::Unspecified) | Err(_) => return Err(Denied::BadKind),
     }
+    let udp = open.kind == i32::from(Kind::Udp);
     let ip = open.address.parse::<IpAddr>().map_err(|_| Denied::BadAddress)?.to_canonical();
     let port = u16::try_from(open.port).ok().filter(|p| *p != 0).ok_or(Denied::BadAddress)?;
     address_class(ip)?;
     if !tables.owns(owner.node, ip) {
         return Err(Denied::NotOwner);
     }
-    let destination = destination(tables, owner.node, ip, port);
+    let destination = destination(tables, owner.node, ip, (port, udp));
     if destination.as_ref().is_some_and(|d| d.host_network) {
         if owner.own_ports.contains(&port) {
             return Err(Denied::OwnListener);
         }
-        if !is_endpoint(tables, owner.node, ip, port) {
+        if !is_endpoint(tables, owner.node, ip, (port, udp)) {
             return Err(Denied::HostPort);
         }
     }
@@ -156,16 +157,21 @@ fn address_class(ip: IpAddr) -> Result<(), Denied> {
 }
 
 /// The workload behind an address of this node; pods that share the host's address are told apart by port.
-fn destination(tables: &Tables, node: &str, ip: IpAddr, port: u16) -> Option<Arc<WorkloadEntry>> {
+fn destination(tables: &Tables, node: &str, ip: IpAddr, port: (u16, bool)) -> Option<Arc<WorkloadEntry>> {
     let by_port = tables
         .endpoints_at(ip)
-        .find(|e| e.node.as_deref() == Some(node) && e.service_port(port).is_some())
+        .find(|e| e.node.as_deref() == Some(node) && serves(e, port))
         .map(|e| &e.workload);
     by_port.or_else(|| tables.workloads_of(node).find(|w| w.address == ip)).cloned()
 }
 
-fn is_endpoint(tables: &Tables, node: &str, ip: IpAddr, port: u16) -> bool {
-    tables.endpoints_at(ip).any(|e| e.node.as_deref() == Some(node) && e.service_port(port).is_some())
+fn is_endpoint(tables: &Tables, node: &str, ip: IpAddr, port: (u16, bool)) -> bool {
+    tables.endpoints_at(ip).any(|e| e.node.as_deref() == Some(node) && serves(e, port))
+}
+
+/// Whether some service leads to that port of the endpoint; TCP and UDP have ports of their own.
+fn serves(e: &EndpointEntry, (port, udp): (u16, bool)) -> bool {
+    if udp { e.udp_service_port(port).is_some() } else { e.service_port(port).is_some() }
 }
 
 /// The workload that `claim` names, if the tables place it on `peer` under that very name.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_api::model::TunnelOpen;
+use mesh_api::model::{TunnelOpen, tunnel_open::Kind};
 use mesh_core::Tables;
 use mesh_net::{
     connect::{ConnectOptions, connect},
@@ -25,7 +25,10 @@ use super::{
     check::{Admission, Denied, Owner, check},
     counts::{Counts, Moved, SeriesCache},
 };
-use crate::telemetry::{AccessLog, Flags, Telemetry, access_log::Entry};
+use crate::{
+    telemetry::{AccessLog, Flags, Telemetry, access_log::Entry},
+    udp::{Udp, owner},
+};
 
 /// Bounds and waits of the inbound path.
 #[derive(Debug, Clone)]
@@ -67,6 +70,8 @@ pub struct Inbound {
     counts: Counts,
     /// Where a pod's address is found when that is not the address itself: pods of a test that live on loopback.
     pub translate: Option<Translate>,
+    /// Datagrams; none = refused.
+    pub udp: Option<Arc<Udp>>,
 }
 
 /// Says where to connect for an endpoint.
@@ -95,7 +100,7 @@ impl Inbound {
         registry: &prometheus::Registry,
     ) -> Result<Self, prometheus::Error> {
         let counts = Counts::new(registry)?;
-        Ok(Self { config, node, tables, telemetry, access_log, counts, translate: None })
+        Ok(Self { config, node, tables, telemetry, access_log, counts, translate: None, udp: None })
     }
 
     /// Serves the streams of one worker's acceptor until the tunnel closes or the drain cancels. To be run inside a
@@ -136,6 +141,9 @@ impl Worker {
 
         // 2. Connect to the pod; what can fail is behind us before the opener hears OK.
         let address = self.shared.translate.as_ref().map_or(admission.endpoint, |t| t(admission.endpoint));
+        if incoming.open().kind == i32::from(Kind::Udp) {
+            return self.datagrams(incoming, admission, address, &log).await;
+        }
         let pod = match connect(address, &self.connect).await {
             Ok(pod) => pod,
             Err(e) => return self.refuse(incoming, connect_failure(&e), &log).await,
@@ -143,6 +151,26 @@ impl Worker {
 
         // 3. Answer and copy.
         self.carry(incoming, admission, pod, &log).await;
+    }
+
+    /// As a connection, but there is nothing to connect to: the pod's answer, or its silence, is the client's.
+    async fn datagrams(&self, incoming: Incoming, admission: Admission, to: SocketAddr, log: &Line) {
+        let Some(udp) = &self.shared.udp else { return self.refuse(incoming, Denied::BadKind, log).await };
+        let pod = match owner::connect(to, self.shared.config.mark).await {
+            Ok(pod) => pod,
+            Err(e) => return self.refuse(incoming, connect_failure(&e), log).await,
+        };
+        let open = self.shared.access_log.enabled().then(|| incoming.open().clone());
+        let Ok(stream) = incoming.accept().await else { return };
+        self.shared.counts.accepted.inc();
+        let carried = owner::Carried::default();
+        let ended = owner::carry(stream, pod, &udp.counts, &carried, owner::IDLE).await;
+        if let Some(open) = &open {
+            let moved = Moved { received: carried.received, sent: carried.sent, ..Moved::default() };
+            let details = if ended.is_err() { "upstream_reset" } else { "" };
+            let end = End { admission: Some(&admission), flags: Flags::NONE, details, moved: &moved };
+            log.write(&self.shared.access_log, open, &end);
+        }
     }
 
     /// Checks against the newest tables, again for a moment when newer ones may say otherwise.
