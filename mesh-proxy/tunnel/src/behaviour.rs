@@ -55,10 +55,10 @@ impl Streams {
         address: &Multiaddr,
         (dialled, punched): (bool, bool),
     ) -> Result<Handler, ConnectionDenied> {
-        if self.shared.view().peer(&peer).is_none() {
+        let Some(known) = self.shared.view().peer(&peer).cloned() else {
             self.shared.metrics.denied.inc();
             return Err(ConnectionDenied::new(NotInView(peer)));
-        }
+        };
         let (opens, receiver) = mpsc::channel(OPEN_QUEUE);
         let worker = self.shared.table.place(peer, self.shared.placement.workers());
         let path = path_of(address, &self.shared.networks(), punched);
@@ -81,6 +81,7 @@ impl Streams {
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            generation: self.shared.generations.of(&known.node),
             probing: AtomicBool::new(false),
             doubt: Notify::new(),
         });

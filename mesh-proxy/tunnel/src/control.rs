@@ -74,6 +74,7 @@ pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) 
         Some(Word::Leaving | Word::Retire) => {
             conn.retired.store(true, Ordering::Relaxed);
             shared.table.refresh(conn.peer);
+            conn.generation.fetch_add(1, Ordering::Relaxed);
         }
         None => return Err(io::ErrorKind::InvalidData.into()),
     }

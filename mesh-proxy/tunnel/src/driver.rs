@@ -29,6 +29,7 @@ use crate::{
     behaviour::Streams,
     nat,
     path::{PathTransport, is_circuit},
+    table::Conn,
     tunnel::Shared,
 };
 
@@ -76,6 +77,8 @@ pub(crate) struct Driver {
     /// Traffic of each connection when it was last looked at.
     traffic: HashMap<ConnectionId, Traffic>,
     networks: Watcher,
+    /// Connections that have just bettered a peer's path.
+    settling: Vec<Arc<Conn>>,
     nat: nat::Engine,
 }
 
@@ -101,6 +104,7 @@ impl Driver {
             upgrades: HashMap::new(),
             traffic: HashMap::new(),
             networks: Watcher::new(),
+            settling: Vec::new(),
             nat,
         }
     }

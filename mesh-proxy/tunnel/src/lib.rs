@@ -21,6 +21,7 @@ mod control;
 mod driver;
 pub mod error;
 mod exec;
+mod generations;
 mod handler;
 pub mod identity;
 mod marked;
@@ -52,7 +53,7 @@ pub use nat::{
     knowledge::{PeerKnowledge, Punch, PunchOutcome},
 };
 pub use open::MAX_EARLY;
-pub use path::{Path, PathKind, PathTransport};
+pub use path::{Path, PathKind, PathTransport, is_multiaddr};
 pub use peers::Peer;
 pub use status::{PathStatus, PeerStatus};
 pub use stream::{Place, TunnelStream};

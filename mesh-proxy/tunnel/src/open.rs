@@ -276,6 +276,7 @@ impl Conn {
                 if code == Refusal::Draining {
                     self.retired.store(true, Ordering::Relaxed);
                     table.refresh(self.peer);
+                    self.generation.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(OpenError::Refused { node: node.clone(), code, detail: answer.detail.clone() })
             }

@@ -122,6 +122,11 @@ impl PartialOrd for Path {
     }
 }
 
+/// Whether a text is a multiaddr.
+pub fn is_multiaddr(text: &str) -> bool {
+    text.parse::<Multiaddr>().is_ok()
+}
+
 /// The networks that this host is part of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Networks(Vec<IpNet>);

@@ -65,6 +65,8 @@ pub(crate) struct Conn {
     pub(crate) retired: AtomicBool,
     /// It has not answered for a while; new streams prefer any other.
     pub(crate) suspect: AtomicBool,
+    /// Moves when pooled streams to the node should be left for new ones.
+    pub(crate) generation: Arc<AtomicU64>,
     /// A probe is under way.
     pub(crate) probing: AtomicBool,
     /// Tells opens that wait on it that it became suspect.
@@ -294,6 +296,11 @@ impl Table {
         self.lock().get(peer)?.path
     }
 
+    /// The worst path of the peer's usable connections.
+    pub(crate) fn worst(&self, peer: &PeerId) -> Option<Path> {
+        self.lock().get(peer)?.conns.iter().filter(|c| c.is_usable()).map(|c| c.path).max()
+    }
+
     /// The path of the connections that answer, for a dial of one more.
     pub(crate) fn answering(&self, peer: &PeerId) -> Option<Path> {
         let peers = self.lock();
@@ -390,7 +397,13 @@ impl Entry {
 
     /// Works out which path new streams take.
     fn refresh(&mut self, changes: Option<&IntCounterVec>) {
-        let path = self.pick(None).map(|c| c.path);
+        let best = self.pick(None);
+        let path = best.as_ref().map(|c| c.path);
+        if let (Some(best), Some(before)) = (&best, self.path)
+            && best.path < before
+        {
+            best.generation.fetch_add(1, Ordering::Relaxed);
+        }
         self.load.best.store(path.map_or(NO_PATH, Path::rank), Ordering::Relaxed);
         if let (Some(before), Some(now)) = (self.path, path)
             && before != now
@@ -451,6 +464,7 @@ mod tests {
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            generation: Arc::default(),
             probing: AtomicBool::new(false),
             doubt: Notify::new(),
         })
@@ -549,6 +563,7 @@ mod tests {
         table.established(punched.clone());
         assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 2);
         assert!(relayed.is_superseded() && !punched.is_superseded());
+        assert_eq!(punched.generation.load(Ordering::Relaxed), 1, "pools are told");
         assert_eq!(table.path(&peer), Some(PUNCHED));
         table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
         assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -24,8 +24,12 @@ use crate::{
     driver::{self, Behaviour, Command, Driver},
     error::StartError,
     exec::{Executors, Placement, Worker},
+    generations::Generations,
     metrics::Metrics,
-    nat::{self, NatReport, knowledge::Knowledge},
+    nat::{
+        self, NatReport,
+        knowledge::{Knowledge, PeerKnowledge},
+    },
     path::Networks,
     peers::{Peer, View},
     stream::{Direction, StreamGuard},
@@ -44,9 +48,12 @@ pub(crate) struct Shared {
     pub(crate) closed: CancellationToken,
     view: RwLock<Arc<View>>,
     networks: RwLock<Arc<Networks>>,
+    pub(crate) generations: Generations,
     /// Dials that both sides make at once, to open their NATs.
     punches: Mutex<HashSet<ConnectionId>>,
     commands: mpsc::WeakSender<Command>,
+    /// This node serves circuits.
+    pub(crate) relay: AtomicBool,
     /// What is known of NATs.
     pub(crate) knowledge: Knowledge,
     own: PeerId,
@@ -176,9 +183,11 @@ impl Tunnel {
             closed,
             view: RwLock::default(),
             networks: RwLock::default(),
+            generations: Generations::default(),
             punches: Mutex::default(),
             commands: command_sender.downgrade(),
-            knowledge: Knowledge::default(),
+            relay: AtomicBool::new(config.nat.relay.enabled),
+            knowledge: Knowledge::new(&config.nat.node),
             own,
             draining: AtomicBool::new(false),
             queues,
@@ -230,6 +239,17 @@ impl Tunnel {
     /// How this node is reached, for the controller, as it changes.
     pub fn nat(&self) -> watch::Receiver<NatReport> {
         self.nat.clone()
+    }
+
+    /// Serves circuits for others, or stops serving new ones.
+    pub fn set_relay(&self, on: bool) {
+        self.shared.relay.store(on, Ordering::Relaxed);
+    }
+
+    /// What is known about reaching a node; none: it is in no view.
+    pub fn knowledge(&self, node: &str) -> Option<PeerKnowledge> {
+        let known = self.shared.view().node(node).map(|k| k.id)?;
+        Some(self.shared.knowledge.peer(&known))
     }
 
     /// Replaces the view of peers. Peers that are not in it any more are cut, streams and all.
@@ -285,6 +305,12 @@ impl Tunnel {
         if self.commands.send(Command::Close(done)).await.is_ok() {
             let _ = closed.await;
         }
+    }
+
+    /// A number that moves when streams to `node` that are kept for later use should be left for new ones: there is a
+    /// better path, or the node's process takes no new streams. It is the same number while somebody holds it.
+    pub fn generation(&self, node: &str) -> Arc<AtomicU64> {
+        self.shared.generations.of(node)
     }
 
     /// Streams that are open, both directions.

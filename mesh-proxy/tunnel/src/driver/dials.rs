@@ -199,6 +199,7 @@ impl Driver {
         let ours = self.attempts.remove(&id).is_some();
         let Some(path) = self.shared.table.path(&peer) else { return };
         self.watch_path(peer, path);
+        self.settle(peer, id);
         let Some(job) = self.jobs.get_mut(&peer) else { return };
         job.attempts.retain(|a| *a != id);
         // What cannot better the path is not tried any more, whoever made the connection.

@@ -8,7 +8,7 @@ use std::{
 
 use futures::StreamExt;
 use if_watch::{IfEvent, tokio::IfWatcher};
-use libp2p::PeerId;
+use libp2p::{PeerId, swarm::ConnectionId};
 
 use super::Driver;
 use crate::{
@@ -67,12 +67,17 @@ impl Watcher {
     }
 }
 
-/// A connection that was idle for this long after it was retired is closed.
+/// A connection that was idle for this long after it was retired is closed; and streams that were being opened when a
+/// better path came are open after this.
 const SETTLE: Duration = Duration::from_secs(2);
 
 impl Driver {
     pub(super) fn upkeep(&mut self) {
         let now = Instant::now();
+        // Streams that were being opened on the worse path when the better one came are in their pools by now.
+        for conn in self.settling.extract_if(.., |c| now.saturating_duration_since(c.since.1) >= SETTLE) {
+            conn.generation.fetch_add(1, Ordering::Relaxed);
+        }
         for survey in self.shared.table.survey() {
             for conn in &survey.conns {
                 self.look_after(conn, &survey, now);
@@ -107,6 +112,15 @@ impl Driver {
             }
         } else if worse && survey.lasting(self.shared.timeouts.linger, now) {
             self.shared.retire(conn);
+        }
+    }
+
+    /// Notes a connection that is better than another one.
+    pub(super) fn settle(&mut self, peer: PeerId, id: ConnectionId) {
+        if let Some(conn) = self.shared.table.find(peer, id)
+            && self.shared.table.worst(&peer).is_some_and(|others| others > conn.path)
+        {
+            self.settling.push(conn);
         }
     }
 
