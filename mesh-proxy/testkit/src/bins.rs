@@ -7,10 +7,11 @@ use std::{
 };
 
 /// Package of each program.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("lab", "mesh-testkit"),
     ("echo", "mesh-testkit"),
     ("demo", "mesh-testkit"),
+    ("nat-matrix", "mesh-testkit"),
     ("mesh-proxy", "mesh-proxy"),
     ("mesh-controller", "mesh-controller"),
     ("meshctl", "meshctl"),

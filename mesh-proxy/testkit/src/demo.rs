@@ -103,8 +103,8 @@ fn plan(args: &Args, services: String) -> Plan {
         controller: "cloud".to_owned(),
         apps,
         manifests: vec![services],
-        proxy_settings: Vec::new(),
         detached: args.keep,
         unprivileged: args.unprivileged,
+        ..Plan::default()
     }
 }

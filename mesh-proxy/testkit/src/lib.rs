@@ -5,5 +5,6 @@ pub mod echo;
 pub mod fuzz;
 pub mod kube;
 pub mod lab;
+pub mod matrix;
 pub mod mesh;
 pub mod ports;

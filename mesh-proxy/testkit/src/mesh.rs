@@ -6,6 +6,7 @@ pub mod manifest;
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -54,6 +55,10 @@ pub struct Plan {
     pub manifests: Vec<String>,
     /// Settings for every proxy, `KEY=VALUE`.
     pub proxy_settings: Vec<String>,
+    /// More settings for the proxies of some nodes.
+    pub node_settings: BTreeMap<String, Vec<String>>,
+    /// Nodes on the public segment whose proxies are relays for the others.
+    pub relays: Vec<String>,
     /// Outlive the process that made it.
     pub detached: bool,
     /// A user namespace even for root.
@@ -72,7 +77,12 @@ pub struct Mesh {
     source: PathBuf,
     controller_node: String,
     settings: Vec<String>,
+    node_settings: BTreeMap<String, Vec<String>>,
+    relays: Vec<String>,
 }
+
+/// What makes a proxy a relay.
+const RELAY: &str = "tunnel.relay.enabled=true";
 
 /// A proxy that is not ready by then has failed.
 const READY: Duration = Duration::from_secs(20);
@@ -110,6 +120,8 @@ impl Mesh {
             source,
             controller_node: plan.controller.clone(),
             settings: plan.proxy_settings.clone(),
+            node_settings: plan.node_settings.clone(),
+            relays: plan.relays.clone(),
             world,
             controller: None,
             procs: BTreeMap::new(),
@@ -122,11 +134,12 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Names of the nodes that have pods, and so a proxy.
+    /// Names of the nodes that have a proxy: relays first, then those that have pods.
     #[must_use]
     pub fn nodes(&self) -> Vec<String> {
         let nodes = self.world.places().values().filter(|p| p.kind == Kind::Node && p.pods.is_some());
-        nodes.map(|p| p.name.clone()).collect()
+        let others = nodes.map(|p| p.name.clone()).filter(|n| !self.relays.contains(n));
+        self.relays.iter().cloned().chain(others).collect()
     }
 
     /// The folder that the controller watches.
@@ -200,7 +213,22 @@ impl Mesh {
     }
 
     fn controller_address(&self) -> Result<String, LabError> {
-        Ok(format!("{}:15012", self.world.node(&self.controller_node)?.address()))
+        Ok(SocketAddr::new(self.world.node(&self.controller_node)?.address(), 15012).to_string())
+    }
+
+    /// Where a node finds the controller: by IPv6 if that is all it has.
+    fn controller_for(&self, place: Place<'_>) -> Result<String, LabError> {
+        let controller = self.world.node(&self.controller_node)?;
+        match controller.address6() {
+            Some(address) if place.address().is_ipv6() => Ok(SocketAddr::new(address, 15012).to_string()),
+            _ => self.controller_address(),
+        }
+    }
+
+    /// Whether the router in front of a node leads to it without having been asked.
+    fn has_forwarded_port(&self, place: Place<'_>) -> bool {
+        let site = place.info().site.as_ref().and_then(|s| self.world.spec().sites.get(s));
+        site.is_some_and(|s| s.forward.iter().any(|f| f.to == place.info().name))
     }
 
     /// Starts a node's proxy.
@@ -222,14 +250,16 @@ impl Mesh {
     pub fn proxy_command(&self, place: Place<'_>, token: Option<&str>) -> Result<Command, LabError> {
         let name = &place.info().name;
         let mut command = Command::new(bins::find("mesh-proxy").map_err(LabError::Up)?);
-        command.args(["--node", name, "--controller", &self.controller_address()?, "--state-dir"]);
+        command.args(["--node", name, "--controller", &self.controller_for(place)?, "--state-dir"]);
         command.arg(self.world.folder(&format!("proxy-{name}"))?);
         // The lab's machines have no `/usr/sbin` in an unprivileged user's PATH.
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        if place.public_address() != place.address() {
+        if self.has_forwarded_port(place) {
             command.args(["--set", &format!("advertise=[{}]", place.public_address())]);
         }
-        for setting in &self.settings {
+        let relay = self.relays.contains(name).then(|| RELAY.to_owned());
+        let own = self.node_settings.get(name).into_iter().flatten();
+        for setting in self.settings.iter().chain(own).chain(&relay) {
             command.args(["--set", setting]);
         }
         if let Some(token) = token {
@@ -275,6 +305,21 @@ impl Mesh {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits until a node's proxy says that it is ready, for callers that share the mesh.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn until_ready(&self, node: &str, limit: Duration) -> Result<(), LabError> {
+        let start = Instant::now();
+        while !self.http_ok(self.world.node(node)?, "http://127.0.0.1:15021/healthz/ready") {
+            if start.elapsed() > limit {
+                return Err(LabError::Process(format!("the proxy of {node} is not ready")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn http_ok(&self, place: Place<'_>, url: &str) -> bool {

@@ -201,6 +201,8 @@ pub enum Egress {
     Any,
     /// No UDP.
     NoUdp,
+    /// No TCP but to port 15012, where a controller is.
+    NoTcp,
     /// TCP to port 443 and nothing else.
     Tcp443,
     /// Nothing; an HTTP proxy (`CONNECT`, port 3128 of the router's inner address) is the only way.
@@ -214,6 +216,7 @@ impl Egress {
         match self {
             Self::Any => "any",
             Self::NoUdp => "no-udp",
+            Self::NoTcp => "no-tcp",
             Self::Tcp443 => "tcp443",
             Self::Proxy => "proxy",
         }

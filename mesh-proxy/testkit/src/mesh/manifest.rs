@@ -57,6 +57,8 @@ pub fn nodes(world: &World) -> String {
     let all: Vec<Value> = nodes
         .map(|n| {
             let site = n.site.as_deref().unwrap_or("public");
+            let v6 = n.address6.filter(|_| n.address.is_unspecified()).map(|a| a.to_string());
+            let address = v6.unwrap_or_else(|| n.address.to_string());
             json!({
                 "apiVersion": "v1", "kind": "Node",
                 "metadata": { "name": n.name, "labels": {
@@ -64,7 +66,7 @@ pub fn nodes(world: &World) -> String {
                     "topology.kubernetes.io/zone": site,
                     "selvage.io/site": site,
                 } },
-                "status": { "addresses": [{ "type": "InternalIP", "address": n.address }] },
+                "status": { "addresses": [{ "type": "InternalIP", "address": address }] },
             })
         })
         .collect();

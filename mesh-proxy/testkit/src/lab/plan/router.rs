@@ -88,6 +88,7 @@ impl Plan {
         let rules = match site.egress {
             Egress::Any => return,
             Egress::NoUdp => "meta l4proto udp drop;",
+            Egress::NoTcp => "iifname \"lan\" tcp dport != 15012 drop;",
             Egress::Tcp443 => "iifname \"lan\" tcp dport 443 accept; iifname \"lan\" drop;",
             Egress::Proxy => "iifname \"lan\" drop; oifname \"lan\" drop;",
         };
