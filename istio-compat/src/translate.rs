@@ -2,12 +2,16 @@
 
 mod balancing;
 mod delegate;
+pub mod external;
+pub mod gateway;
 mod http;
 mod l4;
 mod policy;
 pub mod retry;
 mod route;
+pub mod scope;
 pub(crate) mod secrets;
+pub mod telemetry;
 mod traffic;
 
 use mesh_api::model;
@@ -45,6 +49,19 @@ pub fn delegates_of(object: &VirtualService) -> Vec<(String, String)> {
 /// Full host names that a VirtualService claims; wildcards as they are. Empty for a delegate.
 pub fn hosts_of(object: &VirtualService, ctx: &Context) -> Vec<String> {
     route::hosts_of(object, ctx)
+}
+
+/// Secrets that a DestinationRule names, as `namespace/name`.
+pub fn secrets_of(object: &DestinationRule) -> Vec<String> {
+    let policies = object.spec.traffic_policy.iter().chain(object.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()));
+    let settings = policies.flat_map(|p| p.tls.iter().chain(p.port_level_settings.iter().filter_map(|p| p.tls.as_ref())));
+    let mut out: Vec<String> = settings
+        .map(|t| secrets::full_name(&t.credential_name, &object.meta.namespace))
+        .filter(|n| !n.is_empty())
+        .collect();
+    out.sort();
+    out.dedup();
+    out
 }
 
 /// The full host name, or wildcard, that a DestinationRule is for.

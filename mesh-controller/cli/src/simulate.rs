@@ -2,6 +2,7 @@
 //! proxy does.
 
 mod answer;
+mod gateway;
 mod http;
 mod l4;
 mod policy;

@@ -86,9 +86,9 @@ fn value(p: &EffectivePolicy, key: &str, want: &Value) -> Value {
             ClientTlsMode::Simple | ClientTlsMode::Mutual | ClientTlsMode::IstioMutual => "tls",
         }),
         "sni" => json!(&*p.tls.sni),
-        "panicThreshold" => json!(p.outlier.map(|o| f64::from(o.min_health_percent))),
+        "panicThreshold" => json!(p.outlier.as_ref().map(|o| f64::from(o.min_health_percent))),
         "outlier" => {
-            let Some(o) = p.outlier else { return Value::Null };
+            let Some(o) = &p.outlier else { return Value::Null };
             let mut got = json!({
                 "consecutive5xx": o.consecutive_5xx,
                 "interval_ms": o.interval.as_millis(),

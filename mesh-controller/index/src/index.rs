@@ -3,8 +3,12 @@
 mod apply;
 mod compile;
 mod endpoints;
+mod external;
+mod gateway_api;
+mod gateways;
 mod hosts;
 mod nodes;
+mod plain;
 mod rules;
 mod services;
 mod vips;
@@ -16,7 +20,7 @@ use std::{
 
 use istio_compat::{
     translate::Context,
-    types::{DestinationRule, VirtualService},
+    types::{DestinationRule, Gateway, ServiceEntry, Sidecar, Telemetry, VirtualService, WorkloadEntry},
 };
 use mesh_api::{ResourceType, model};
 
@@ -41,6 +45,8 @@ pub struct Options {
     /// Whether services without EndpointSlices get endpoints from their selector and the pods, as a cluster's own
     /// controller would do.
     pub derive_endpoints: bool,
+    /// Controller of the GatewayClasses that are this mesh's.
+    pub gateway_controller: String,
     /// Whether services that state no address (and are not headless) get one, as from an API server.
     pub allocate_vips: bool,
 }
@@ -52,6 +58,7 @@ impl Default for Options {
             trust_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
             outbound: model::mesh_config::OutboundMode::AllowAny,
+            gateway_controller: istio_compat::gateway_api::Settings::default().controller,
             derive_endpoints: false,
             allocate_vips: false,
         }
@@ -65,6 +72,12 @@ pub struct Registration {
     pub peer_id: String,
     /// Multiaddrs, best first.
     pub addresses: Vec<String>,
+    /// It carries circuits of others.
+    pub relay: bool,
+    /// Kind of its NAT.
+    pub nat: String,
+    /// Circuit addresses at which it is reached.
+    pub reservations: Vec<String>,
 }
 
 /// What became of an applied object.
@@ -87,6 +100,8 @@ pub struct Content {
     pub version: String,
     /// The resource, protobuf.
     pub bytes: Vec<u8>,
+    /// The nodes that may have it; none = all.
+    pub audience: Option<BTreeSet<Arc<str>>>,
 }
 
 /// One compiled difference.
@@ -113,6 +128,8 @@ pub struct CompileStats {
     pub nodes: u64,
     /// Workload lists compiled.
     pub workloads: u64,
+    /// Listeners, domains of gateways, secrets, scopes and telemetry compiled.
+    pub others: u64,
     /// Resources that came out different.
     pub changed: u64,
 }
@@ -134,6 +151,17 @@ pub struct Index {
     registrations: BTreeMap<Arc<str>, Registration>,
     virtual_services: BTreeMap<Name, VirtualService>,
     destination_rules: BTreeMap<Name, DestinationRule>,
+    service_entries: BTreeMap<Name, ServiceEntry>,
+    workload_entries: BTreeMap<Name, WorkloadEntry>,
+    gateways: BTreeMap<Name, Gateway>,
+    sidecars: BTreeMap<Name, Sidecar>,
+    telemetries: BTreeMap<Name, Telemetry>,
+    secrets: BTreeMap<Name, kube::Secret>,
+    /// Objects of kinds that have no effect, which findings say.
+    noted: BTreeSet<ObjectKey>,
+    external: external::External,
+    bindings: gateways::Bindings,
+    gateway_api: gateway_api::State,
     /// VirtualServices by the host that they claim, and by the delegate that they name.
     claims: rules::Claims,
     delegated_by: HashMap<Name, BTreeSet<Name>>,
@@ -143,6 +171,8 @@ pub struct Index {
     vips: vips::Vips,
     /// Addresses that two services claim, by the host that does not get them.
     conflicts: BTreeMap<Arc<str>, Finding>,
+    /// Hosts that two objects name, by the host.
+    shadows: BTreeMap<Arc<str>, Finding>,
     /// Hosts of services that have endpoints on a node, as last compiled.
     hosts_on: HashMap<String, BTreeSet<Arc<str>>>,
     /// The same, by host.
@@ -161,6 +191,9 @@ struct Touched {
     endpoints: BTreeSet<Arc<str>>,
     nodes: BTreeSet<Arc<str>>,
     workloads: BTreeSet<Arc<str>>,
+    gateways: gateways::TouchedGateways,
+    sidecars: BTreeSet<Name>,
+    telemetries: BTreeSet<Name>,
 }
 
 impl Index {
@@ -170,7 +203,9 @@ impl Index {
             cluster_domain: options.cluster_domain.clone(),
             root_namespace: options.root_namespace.clone(),
         };
+        let gateway_api = gateway_api::State::new(&options.cluster_domain, &options.gateway_controller);
         Self {
+            gateway_api,
             options,
             context,
             services: BTreeMap::new(),
@@ -184,12 +219,22 @@ impl Index {
             registrations: BTreeMap::new(),
             virtual_services: BTreeMap::new(),
             destination_rules: BTreeMap::new(),
+            service_entries: BTreeMap::new(),
+            workload_entries: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            sidecars: BTreeMap::new(),
+            telemetries: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            noted: BTreeSet::new(),
+            external: external::External::default(),
+            bindings: gateways::Bindings::default(),
             claims: rules::Claims::default(),
             delegated_by: HashMap::new(),
             policies: rules::Claims::default(),
             registry: HostSet::default(),
             vips: vips::Vips::default(),
             conflicts: BTreeMap::new(),
+            shadows: BTreeMap::new(),
             hosts_on: HashMap::new(),
             nodes_of: HashMap::new(),
             touched: Touched { mesh: true, ..Touched::default() },
@@ -202,7 +247,9 @@ impl Index {
 
     /// What is wrong with the objects that were applied, by object.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.values().flatten().chain(self.compile_findings.values()).chain(self.conflicts.values())
+        let compiled =
+            self.compile_findings.values().chain(self.conflicts.values()).chain(self.shadows.values());
+        self.findings.values().flatten().chain(compiled)
     }
 
     /// What is wrong with one object.
@@ -221,28 +268,39 @@ impl Index {
     }
 
     /// How many objects are held, by kind.
-    pub fn object_counts(&self) -> [(crate::Kind, usize); 7] {
+    pub fn object_counts(&self) -> Vec<(crate::Kind, usize)> {
         use crate::Kind;
-        Kind::ALL.map(|kind| {
+        let applied = |name: &&Name| !gateway_api::is_derived(name);
+        let count = |kind| {
             let count = match kind {
                 Kind::Namespace => self.namespaces.len(),
                 Kind::Node => self.nodes.len(),
                 Kind::Service => self.services.len(),
                 Kind::EndpointSlice => self.slices.len(),
                 Kind::Pod => self.pods.len(),
-                Kind::VirtualService => self.virtual_services.len(),
-                Kind::DestinationRule => self.destination_rules.len(),
+                Kind::VirtualService => self.virtual_services.keys().filter(applied).count(),
+                Kind::DestinationRule => self.destination_rules.keys().filter(applied).count(),
+                Kind::Secret => self.secrets.keys().filter(applied).count(),
+                Kind::Gateway => self.gateways.keys().filter(applied).count(),
+                Kind::ConfigMap => self.gateway_api.config_map_names().count(),
+                Kind::GatewayApi(kind) => self.gateway_api.count(kind),
+                Kind::ServiceEntry => self.service_entries.len(),
+                Kind::WorkloadEntry => self.workload_entries.len(),
+                Kind::Sidecar => self.sidecars.len(),
+                Kind::Telemetry => self.telemetries.len(),
+                other => self.noted.iter().filter(|k| k.kind == other).count(),
             };
             (kind, count)
-        })
+        };
+        Kind::ALL.into_iter().map(count).collect()
     }
 
     fn host_of(&self, service: &Name) -> Arc<str> {
         format!("{}.{}.svc.{}", service.name, service.namespace, self.options.cluster_domain).into()
     }
 
-    /// The service that a host belongs to.
-    fn service_of(&self, host: &str) -> Option<(&Name, &kube::Service)> {
+    /// The service of Kubernetes that a host belongs to.
+    fn kubernetes_service(&self, host: &str) -> Option<(&Name, &kube::Service)> {
         let rest = host.strip_suffix(self.options.cluster_domain.as_str())?.strip_suffix(".svc.")?;
         let (name, namespace) = rest.split_once('.')?;
         self.services.get_key_value(&Name::new(namespace, name))

@@ -78,6 +78,10 @@ impl ServicePort {
     pub(crate) fn transport(&self) -> &str {
         if self.protocol.is_empty() { "TCP" } else { &self.protocol }
     }
+
+    pub(crate) fn is_udp(&self) -> bool {
+        self.transport().eq_ignore_ascii_case("UDP")
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -215,6 +219,57 @@ pub(crate) struct PodCondition {
 #[serde(default)]
 pub(crate) struct Node {
     pub(crate) metadata: Meta,
+}
+
+/// Keys and certificates, PEM. Of other secrets nothing is kept.
+#[derive(Clone, Default, PartialEq, Deserialize)]
+#[serde(from = "RawSecret")]
+pub(crate) struct Secret {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) key: Vec<u8>,
+    pub(crate) ca: Vec<u8>,
+    pub(crate) crl: Vec<u8>,
+}
+
+impl Secret {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.certificate.is_empty() && self.key.is_empty() && self.ca.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct RawSecret {
+    #[serde(deserialize_with = "nullable")]
+    data: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    string_data: BTreeMap<String, String>,
+}
+
+impl From<RawSecret> for Secret {
+    fn from(raw: RawSecret) -> Self {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        // The names of `kubectl create secret tls`, and those that Istio takes beside them.
+        let get = |names: [&str; 2]| {
+            names.into_iter().find_map(|name| match raw.string_data.get(name) {
+                Some(text) => Some(text.clone().into_bytes()),
+                None => STANDARD.decode(raw.data.get(name)?.trim()).ok(),
+            })
+        };
+        Self {
+            certificate: get(["tls.crt", "cert"]).unwrap_or_default(),
+            key: get(["tls.key", "key"]).unwrap_or_default(),
+            ca: get(["ca.crt", "cacert"]).unwrap_or_default(),
+            crl: get(["ca.crl", "crl"]).unwrap_or_default(),
+        }
+    }
 }
 
 impl Pod {

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use istio_compat::gateway_api::GatewayKind;
 use serde_json::Value;
 
 /// The kinds of object that the mesh reads.
@@ -21,18 +22,73 @@ pub enum Kind {
     VirtualService,
     /// Istio destination policy.
     DestinationRule,
+    /// Keys and certificates.
+    Secret,
+    /// Istio listeners.
+    Gateway,
+    /// Istio services outside of Kubernetes.
+    ServiceEntry,
+    /// Istio workloads outside of Kubernetes.
+    WorkloadEntry,
+    /// Istio templates of those; no effect.
+    WorkloadGroup,
+    /// Istio scopes of calls.
+    Sidecar,
+    /// Istio telemetry.
+    Telemetry,
+    /// Istio acceptance of plaintext; no effect yet.
+    PeerAuthentication,
+    /// Istio tokens; no effect yet.
+    RequestAuthentication,
+    /// Istio access rules; no effect yet.
+    AuthorizationPolicy,
+    /// Patches to Envoy; refused.
+    EnvoyFilter,
+    /// Settings of Envoy; no effect.
+    ProxyConfig,
+    /// WebAssembly in Envoy; refused.
+    WasmPlugin,
+    /// CA certificates of backends.
+    ConfigMap,
+    /// Routes, listeners and policies of Gateway API.
+    GatewayApi(GatewayKind),
 }
 
 impl Kind {
     /// All kinds, those that others refer to first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 32] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
+        Self::Secret,
+        Self::WorkloadEntry,
+        Self::ServiceEntry,
+        Self::Gateway,
         Self::VirtualService,
         Self::DestinationRule,
+        Self::Sidecar,
+        Self::Telemetry,
+        Self::WorkloadGroup,
+        Self::PeerAuthentication,
+        Self::RequestAuthentication,
+        Self::AuthorizationPolicy,
+        Self::EnvoyFilter,
+        Self::ProxyConfig,
+        Self::WasmPlugin,
+        Self::ConfigMap,
+        Self::GatewayApi(GatewayKind::ALL[0]),
+        Self::GatewayApi(GatewayKind::ALL[1]),
+        Self::GatewayApi(GatewayKind::ALL[2]),
+        Self::GatewayApi(GatewayKind::ALL[3]),
+        Self::GatewayApi(GatewayKind::ALL[4]),
+        Self::GatewayApi(GatewayKind::ALL[5]),
+        Self::GatewayApi(GatewayKind::ALL[6]),
+        Self::GatewayApi(GatewayKind::ALL[7]),
+        Self::GatewayApi(GatewayKind::ALL[8]),
+        Self::GatewayApi(GatewayKind::ALL[9]),
+        Self::GatewayApi(GatewayKind::ALL[10]),
     ];
 
     /// As in manifests.
@@ -45,29 +101,79 @@ impl Kind {
             Self::Pod => "Pod",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::Secret => "Secret",
+            Self::Gateway => "Gateway",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::WorkloadGroup => "WorkloadGroup",
+            Self::Sidecar => "Sidecar",
+            Self::Telemetry => "Telemetry",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::EnvoyFilter => "EnvoyFilter",
+            Self::ProxyConfig => "ProxyConfig",
+            Self::WasmPlugin => "WasmPlugin",
+            Self::ConfigMap => "ConfigMap",
+            Self::GatewayApi(kind) => kind.as_str(),
+        }
+    }
+
+    /// As in manifests, and different for each kind: two groups have a Gateway.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::GatewayApi(GatewayKind::Gateway) => "KubernetesGateway",
+            other => other.as_str(),
         }
     }
 
     /// The API group; empty for the core group.
-    pub const fn group(self) -> &'static str {
+    pub fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Node | Self::Service | Self::Pod => "",
+            Self::GatewayApi(kind) => kind.group(),
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::VirtualService | Self::DestinationRule => istio_compat::types::NETWORKING_GROUP,
+            other => other.of_istio().map_or("", |k| k.group),
+        }
+    }
+
+    /// What is known of a kind of Istio's.
+    pub fn of_istio(self) -> Option<&'static istio_compat::types::KindInfo> {
+        match self {
+            Self::GatewayApi(_) => None,
+            other => istio_compat::types::kind_info(other.as_str()),
+        }
+    }
+
+    /// Whether it comes by a CRD, and so may not be there.
+    pub fn is_custom(self) -> bool {
+        matches!(self, Self::GatewayApi(_)) || self.of_istio().is_some()
+    }
+
+    /// In URLs.
+    pub fn plural(self) -> String {
+        match (self, self.of_istio()) {
+            (_, Some(info)) => info.plural.to_owned(),
+            (_, None) if self.as_str().ends_with("Class") => {
+                format!("{}es", self.as_str().to_ascii_lowercase())
+            }
+            (_, None) if self.as_str().ends_with("Policy") => {
+                self.as_str().to_ascii_lowercase().replace("policy", "policies")
+            }
+            _ => format!("{}s", self.as_str().to_ascii_lowercase()),
         }
     }
 
     /// API versions that are read, newest first.
-    pub const fn versions(self) -> &'static [&'static str] {
+    pub fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::VirtualService | Self::DestinationRule => &istio_compat::types::NETWORKING_VERSIONS,
-            _ => &["v1"],
+            Self::GatewayApi(kind) => kind.versions(),
+            other => other.of_istio().map_or(&["v1"], |k| k.versions),
         }
     }
 
     /// Whether objects of this kind belong to no namespace.
     pub const fn is_cluster_scoped(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node)
+        matches!(self, Self::Namespace | Self::Node | Self::GatewayApi(GatewayKind::GatewayClass))
     }
 
     /// The kind of a manifest, if it is read at all.

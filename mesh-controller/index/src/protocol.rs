@@ -28,8 +28,8 @@ pub fn of_port(transport: &str, app_protocol: Option<&str>, name: &str, number: 
         "http2" => Protocol::Http2,
         "grpc" => Protocol::Grpc,
         "https" | "tls" => Protocol::Tls,
-        "tcp" | "mongo" | "redis" | "mysql" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
+        // Whatever its name says, what Kubernetes calls TCP is no port for datagrams.
+        "tcp" | "udp" | "mongo" | "redis" | "mysql" => Protocol::Tcp,
         _ if SERVER_FIRST_PORTS.contains(&number) => Protocol::Tcp,
         _ => Protocol::Unspecified,
     }
@@ -65,6 +65,7 @@ mod tests {
             ("TCP", Some("example.com/own"), "http", 80, Unspecified),
             ("UDP", Some("http"), "http", 80, Udp),
             ("UDP", None, "dns", 53, Udp),
+            ("TCP", None, "udp-dns", 53, Tcp),
             ("TCP", None, "dns-tcp", 53, Tcp),
         ];
         for (transport, app, name, number, expected) in cases {

@@ -10,10 +10,14 @@ use mesh_ca::{JoinToken, NodeName, UseError};
 use tonic::Status;
 
 use super::{Shared, peer::Peer};
-use crate::peer_id;
+use crate::{peer_id, registry::Said};
 
 const MAX_ADDRESSES: usize = 32;
 const MAX_ADDRESS: usize = 512;
+const MAX_RESERVATIONS: usize = 16;
+/// Kinds of NAT; a node that knows others says so in vain.
+const NATS: [&str; 6] =
+    ["unknown", "none", "full-cone", "address-restricted", "port-restricted", "symmetric"];
 
 /// What the agent calls need; the CA key is reachable from nowhere else.
 pub(crate) struct Issuer {
@@ -140,10 +144,20 @@ pub(crate) async fn report(
             )));
         }
     }
+    if request.reservations.len() > MAX_RESERVATIONS {
+        return Err(Status::invalid_argument(format!("more than {MAX_RESERVATIONS} reservations")));
+    }
+    for circuit in &request.reservations {
+        if !circuit.starts_with('/') || circuit.len() > MAX_ADDRESS || !circuit.ends_with("/p2p-circuit") {
+            return Err(Status::invalid_argument(format!("{circuit:?} is not the address of a circuit")));
+        }
+    }
     let shared = shared.clone();
     let written = tokio::task::spawn_blocking(move || {
         let version = request.version.chars().take(100).collect();
-        shared.registry.reported(&request.node, request.addresses, version, now())
+        let nat = if NATS.contains(&request.nat.as_str()) { request.nat } else { String::new() };
+        let (addresses, relay, reservations) = (request.addresses, request.relay, request.reservations);
+        shared.registry.reported(&request.node, Said { addresses, relay, nat, reservations, version }, now())
     });
     match written.await {
         Ok(Ok(true)) => Ok(ReportResponse {}),

@@ -13,6 +13,8 @@ use mesh_api::{
 };
 use prost_types::Any;
 
+use mesh_index::Content;
+
 use super::store::{Generation, Store, TooFarBehind, slot};
 
 /// Responses that may be without an answer; a proxy that does not answer gets no more.
@@ -66,11 +68,29 @@ pub(crate) struct Session {
     generation: Generation,
     in_flight: HashMap<String, ResourceType>,
     next_nonce: u64,
+    /// Whose stream it is: some resources are for chosen nodes only.
+    node: Option<Arc<str>>,
+}
+
+/// Whether a node may have a resource; for others it is as if it were not there.
+fn may_have(node: Option<&Arc<str>>, content: &Content) -> bool {
+    content.audience.as_ref().is_none_or(|nodes| node.is_some_and(|n| nodes.contains(n)))
 }
 
 impl Session {
     pub(crate) fn new() -> Self {
-        Self { subscriptions: Default::default(), generation: 0, in_flight: HashMap::new(), next_nonce: 1 }
+        Self {
+            subscriptions: Default::default(),
+            generation: 0,
+            in_flight: HashMap::new(),
+            next_nonce: 1,
+            node: None,
+        }
+    }
+
+    /// The session of a node.
+    pub(crate) fn of(node: Arc<str>) -> Self {
+        Self { node: Some(node), ..Self::new() }
     }
 
     /// Takes in a request.
@@ -106,6 +126,7 @@ impl Session {
         store: &Store,
     ) -> Result<(), Refusal> {
         let view = store.read();
+        let node = self.node.clone();
         let slot = &mut self.subscriptions[slot(kind)];
         let first = slot.is_none();
         let subscription = slot.get_or_insert_with(Subscription::default);
@@ -115,18 +136,21 @@ impl Session {
             || (first && request.resource_names_subscribe.is_empty());
         if everything && !subscription.wildcard {
             subscription.wildcard = true;
-            let new = view.all(kind).iter().filter(|(name, c)| has.get(&***name) != Some(&c.version));
+            let all = view.all(kind).iter().filter(|(_, c)| may_have(node.as_ref(), c));
+            let new = all.filter(|(name, c)| has.get(&***name) != Some(&c.version));
             subscription.due.extend(new.map(|(name, _)| name.clone()));
         }
         if first {
             subscription.owes_first = true;
             // What the proxy still has and nobody knows any more.
-            let gone = has.keys().filter(|name| view.get(kind, name).is_none());
+            let known = |name: &str| view.get(kind, name).is_some_and(|c| may_have(node.as_ref(), c));
+            let gone = has.keys().filter(|name| !known(name));
             subscription.due.extend(gone.map(|name| name.as_str().into()));
         }
         for name in request.resource_names_subscribe.iter().filter(|n| *n != "*") {
             let name: Arc<str> = name.as_str().into();
-            let known = view.get(kind, &name).is_some_and(|c| has.get(&*name) == Some(&c.version));
+            let content = view.get(kind, &name).filter(|c| may_have(node.as_ref(), c));
+            let known = content.is_some_and(|c| has.get(&*name) == Some(&c.version));
             if !known {
                 subscription.due.insert(name.clone());
             }
@@ -193,7 +217,7 @@ impl Session {
         while size < RESPONSE_BYTES
             && let Some(name) = subscription.due.pop_first()
         {
-            match view.get(kind, &name) {
+            match view.get(kind, &name).filter(|c| may_have(self.node.as_ref(), c)) {
                 None => {
                     size += name.len();
                     response.removed_resources.push(name.to_string());

@@ -114,7 +114,8 @@ mod tests {
     use super::*;
 
     fn change(name: &str, version: Option<&str>) -> Change {
-        let content = version.map(|v| Arc::new(Content { version: v.to_owned(), bytes: Vec::new() }));
+        let content =
+            version.map(|v| Arc::new(Content { version: v.to_owned(), bytes: Vec::new(), audience: None }));
         Change { kind: ResourceType::Service, name: name.into(), content }
     }
 

@@ -39,7 +39,8 @@ pub(crate) fn open(
         .ok_or_else(|| Status::resource_exhausted("too many streams of this node are open"))?;
     let tasks = shared.tasks.clone();
     tasks.spawn("session", async move {
-        let stream = Stream { shared, node, handle, requests, sender, session: Session::new() };
+        let session = Session::of(node.clone());
+        let stream = Stream { shared, node, handle, requests, sender, session };
         stream.run(peer.expires).await;
     });
     Ok(ReceiverStream::new(receiver))

@@ -14,9 +14,10 @@ use super::{
     answer::{
         Answer, CorsAnswer, HeaderEdit, MirrorTo, RedirectTo, RequestEdit, ResponseEdit, Retries, Target, go,
     },
-    policy, why,
+    gateway, policy, why,
 };
 
+const MOVED: u16 = 301;
 const NOT_FOUND: u16 = 404;
 const BAD_GATEWAY: u16 = 502;
 const UNAVAILABLE: u16 = 503;
@@ -31,7 +32,14 @@ pub(super) fn decide(
 ) -> Answer {
     let port = request.port.unwrap_or(DEFAULT_PORT);
     let original = request.address.and_then(|ip| tables.by_vip(ip, port));
-    let decision = tables.route_http(client, port, original.as_ref(), view, dice);
+    let listener = client.gateway.map(|_| gateway::listener(tables, request, port));
+    if listener.as_ref().is_some_and(|l| l.redirects) {
+        return to_https(view);
+    }
+    let decision = match &listener {
+        None => tables.route_http(client, port, original.as_ref(), view, dice),
+        Some(listener) => tables.route_gateway_http(client, &listener.servers, port, view, dice),
+    };
     let mut answer = Answer { why: why::http(&decision, client, port, view), ..Answer::default() };
     if let Some(host) = decision.virtual_host {
         answer.virtual_service = Some(host.source.to_string());
@@ -42,6 +50,17 @@ pub(super) fn decide(
     }
     context.outcome(&mut answer, &decision, request.protocol == "grpc", dice);
     answer
+}
+
+/// A plaintext server that only redirects.
+fn to_https(view: &View<'_>) -> Answer {
+    let location = format!("https://{}{}", view.authority(), view.path_and_query());
+    Answer {
+        outcome: "redirect",
+        redirect: Some(RedirectTo { code: MOVED, location }),
+        why: vec!["the server redirects every plaintext request to https".to_owned()],
+        ..Answer::default()
+    }
 }
 
 struct Context<'a> {

@@ -5,7 +5,7 @@ use mesh_core::{Client, L4Outcome, Tables, VipMatch};
 use super::{
     FixedDice, Request,
     answer::{Answer, Target},
-    policy,
+    gateway, policy,
 };
 
 pub(super) fn decide(
@@ -23,7 +23,11 @@ pub(super) fn decide(
         Some(VipMatch { service, port: service.port(port)? })
     };
     let original = by_address.or_else(|| if request.address.is_none() { by_name() } else { None });
-    let decision = if tls {
+    let listener = client.gateway.map(|_| gateway::listener(tables, request, port));
+    let decision = if let Some(listener) = &listener {
+        let sni = (tls && listener.passes_tls).then_some(request.host.as_str());
+        tables.route_gateway_l4(client, &listener.servers, (port, sni), dice)
+    } else if tls {
         tables.route_tls(client, request.address, original.as_ref(), (port, &request.host), dice)
     } else {
         tables.route_tcp(client, request.address, original.as_ref(), port, dice)
@@ -31,10 +35,14 @@ pub(super) fn decide(
     let mut answer = Answer::default();
     match decision.service {
         Some(s) => answer.why.push(format!("the connection is for service {}", s.host)),
+        None if listener.is_some() => {
+            answer.why.push(format!("the connection came to {}", client.gateway_name()))
+        }
         None => answer.why.push("no service of the mesh is called".to_owned()),
     }
     if let (Some(host), Some(index)) = (decision.virtual_host, decision.rule_index) {
-        let route = format!("{}[{index}]", if tls { "tls" } else { "tcp" });
+        let by_name = listener.as_ref().map_or(tls, |l| l.passes_tls);
+        let route = format!("{}[{index}]", if by_name { "tls" } else { "tcp" });
         answer.why.push(format!("VirtualService {} {route} is the first rule that matches", host.source));
         answer.virtual_service = Some(host.source.to_string());
         answer.route = Some(route);

@@ -14,6 +14,17 @@ pub(super) fn http(
     let mut out = Vec::new();
     match decision.service {
         Some(s) => out.push(format!("host {host} is {} on port {port}", s.host)),
+        None if client.gateway.is_some() => match decision.virtual_host {
+            Some(v) => out.push(format!(
+                "host {host} is one of VirtualService {} at {}",
+                v.source,
+                client.gateway_name()
+            )),
+            None => out.push(format!(
+                "no VirtualService at {} has host {host} on port {port}",
+                client.gateway_name()
+            )),
+        },
         None => out.push(format!("host {host} is known to nobody on port {port}")),
     }
     if let Some(service) = decision.service {

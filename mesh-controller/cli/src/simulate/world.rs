@@ -82,7 +82,11 @@ impl World {
         let gateway = Some(request.gateway.as_str()).filter(|g| !g.is_empty() && *g != "mesh");
         let namespace = &request.source.namespace;
         let client = Client {
-            namespace: if namespace.is_empty() { "default" } else { namespace },
+            namespace: match gateway.and_then(|g| g.split_once('/')) {
+                Some((of, _)) if namespace.is_empty() => of,
+                _ if namespace.is_empty() => "default",
+                _ => namespace,
+            },
             labels: &request.source.labels,
             gateway,
         };

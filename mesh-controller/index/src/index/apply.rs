@@ -10,12 +10,15 @@ use istio_compat::{
 };
 use serde_json::Value;
 
-use super::{Applied, Index, Registration};
+use super::{Applied, Index, Registration, gateway_api::is_derived};
 use crate::{
     finding::Finding,
     kube,
     object::{Kind, Name, ObjectKey},
 };
+
+/// What is said of kinds that change Envoy itself.
+const REFUSED: &str = "is refused: it changes Envoy, and there is no Envoy here";
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -25,20 +28,29 @@ impl Index {
         let Some(key) = ObjectKey::of(object) else { return Applied::Ignored };
         self.findings.remove(&key);
         let outcome = match key.kind {
-            Kind::Namespace => Ok(self.namespaces.insert(key.name.clone())),
+            Kind::Namespace => {
+                self.gateway_api.put_namespace(&key.name, Some(object));
+                Ok(self.namespaces.insert(key.name.clone()))
+            }
             Kind::Node => {
                 kube::read(object).map(|node| self.put_node(&key.name, Some(node))).map_err(at(&key))
             }
             Kind::Service => self
                 .read_service(&key, object)
-                .map(|service| self.put_service(&key.full_name(), Some(service))),
+                .map(|service| self.put_service(&key.full_name(), Some(service)))
+                .inspect(|_| self.gateway_api.put_service_status(&key.full_name(), Some(object))),
             Kind::EndpointSlice => kube::read(object)
                 .map(|slice| self.put_slice(&key.full_name(), Some(slice)))
                 .map_err(at(&key)),
             Kind::Pod => {
                 kube::read(object).map(|pod| self.put_pod(&key.full_name(), Some(pod))).map_err(at(&key))
             }
-            Kind::VirtualService | Kind::DestinationRule => self.apply_rule(&key, object),
+            Kind::Secret => kube::read(object)
+                .map(|secret| self.put_secret(&key.full_name(), Some(secret)))
+                .map_err(at(&key)),
+            Kind::ConfigMap => Ok(self.put_config_map(&key.full_name(), Some(object))),
+            Kind::GatewayApi(_) => self.apply_gateway_api(&key, object),
+            _ => self.apply_rule(&key, object),
         };
         match outcome {
             Ok(true) => Applied::Changed,
@@ -55,19 +67,35 @@ impl Index {
         self.findings.remove(key);
         let name = key.full_name();
         match key.kind {
-            Kind::Namespace => self.namespaces.remove(&key.name),
+            Kind::Namespace => {
+                self.gateway_api.put_namespace(&key.name, None);
+                self.namespaces.remove(&key.name)
+            }
             Kind::Node => self.put_node(&key.name, None),
-            Kind::Service => self.put_service(&name, None),
+            Kind::Service => {
+                self.gateway_api.put_service_status(&name, None);
+                self.put_service(&name, None)
+            }
             Kind::EndpointSlice => self.put_slice(&name, None),
             Kind::Pod => self.put_pod(&name, None),
             Kind::VirtualService => self.put_virtual_service(&name, None),
             Kind::DestinationRule => self.put_destination_rule(&name, None),
+            Kind::Secret => self.put_secret(&name, None),
+            Kind::Gateway => self.put_gateway(&name, None),
+            Kind::ServiceEntry => self.put_service_entry(&name, None),
+            Kind::WorkloadEntry => self.put_workload_entry(&name, None),
+            Kind::Sidecar => self.put_sidecar(&name, None),
+            Kind::Telemetry => self.put_telemetry(&name, None),
+            Kind::ConfigMap => self.put_config_map(&name, None),
+            Kind::GatewayApi(kind) => self.gateway_api.remove(kind, key),
+            _ => self.noted.remove(key),
         }
     }
 
     /// All objects of a kind that are held, for a source that reconciles after a relist.
     pub fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
         let named = |n: &Name| ObjectKey { kind, namespace: n.namespace.clone(), name: n.name.clone() };
+        let applied = |n: &&Name| !is_derived(n);
         let plain = |n: &Arc<str>| ObjectKey { kind, namespace: "".into(), name: n.clone() };
         match kind {
             Kind::Namespace => self.namespaces.iter().map(plain).collect(),
@@ -75,8 +103,20 @@ impl Index {
             Kind::Service => self.services.keys().map(named).collect(),
             Kind::EndpointSlice => self.slices.keys().map(named).collect(),
             Kind::Pod => self.pods.keys().map(named).collect(),
-            Kind::VirtualService => self.virtual_services.keys().map(named).collect(),
-            Kind::DestinationRule => self.destination_rules.keys().map(named).collect(),
+            Kind::VirtualService => self.virtual_services.keys().filter(applied).map(named).collect(),
+            Kind::DestinationRule => self.destination_rules.keys().filter(applied).map(named).collect(),
+            Kind::Secret => self.secrets.keys().filter(applied).map(named).collect(),
+            Kind::Gateway => self.gateways.keys().filter(applied).map(named).collect(),
+            Kind::ConfigMap => self.gateway_api.config_map_names().map(named).collect(),
+            Kind::GatewayApi(of) => {
+                let names = self.gateway_api.names(of);
+                names.into_iter().map(|(namespace, name)| ObjectKey::new(kind, &namespace, &name)).collect()
+            }
+            Kind::ServiceEntry => self.service_entries.keys().map(named).collect(),
+            Kind::WorkloadEntry => self.workload_entries.keys().map(named).collect(),
+            Kind::Sidecar => self.sidecars.keys().map(named).collect(),
+            Kind::Telemetry => self.telemetries.keys().map(named).collect(),
+            other => self.noted.iter().filter(|k| k.kind == other).cloned().collect(),
         }
     }
 
@@ -121,14 +161,15 @@ impl Index {
         let errors = |list: Vec<istio_compat::Finding>| {
             list.into_iter().map(|f| Finding::error(key, f.path, f.message)).collect::<Vec<_>>()
         };
-        let Parsed { resource, unknown, unsupported } = match istio_compat::parse(object) {
+        let parsed = match istio_compat::parse(object) {
             Ok(parsed) => parsed,
             Err(ParseError::Malformed { problems }) => return Err(errors(problems)),
             Err(other @ ParseError::OtherKind { .. }) => {
                 return Err(vec![Finding::error(key, "apiVersion", other.to_string())]);
             }
         };
-        let verdict = validate::validate(&resource);
+        let verdict = validate::judge(&parsed);
+        let Parsed { resource, unknown, unsupported, .. } = parsed;
         if !verdict.is_valid() {
             return Err(errors(verdict.errors));
         }
@@ -145,12 +186,30 @@ impl Index {
         Ok(match resource {
             Resource::VirtualService(object) => self.put_virtual_service(&name, Some(object)),
             Resource::DestinationRule(object) => self.put_destination_rule(&name, Some(object)),
+            Resource::Gateway(object) => self.put_gateway(&name, Some(object)),
+            Resource::ServiceEntry(object) => self.put_service_entry(&name, Some(object)),
+            Resource::WorkloadEntry(object) => self.put_workload_entry(&name, Some(object)),
+            Resource::Sidecar(object) => self.put_sidecar(&name, Some(object)),
+            Resource::Telemetry(object) => self.put_telemetry(&name, Some(object)),
+            Resource::EnvoyFilter(_) | Resource::WasmPlugin(_) => {
+                self.noted.insert(key.clone());
+                return Err(vec![Finding::error(key, "spec", REFUSED)]);
+            }
+            Resource::WorkloadGroup(_)
+            | Resource::PeerAuthentication(_)
+            | Resource::RequestAuthentication(_)
+            | Resource::AuthorizationPolicy(_)
+            | Resource::ProxyConfig(_) => self.noted.insert(key.clone()),
         })
     }
 
     fn put_service(&mut self, name: &Name, new: Option<kube::Service>) -> bool {
         if self.services.get(name) == new.as_ref() {
             return false;
+        }
+        let referred = |s: &kube::Service| (s.spec.ports.clone(), s.spec.selector.clone());
+        if self.services.get(name).map(referred) != new.as_ref().map(referred) {
+            self.gateway_api.touch();
         }
         let host = self.host_of(name);
         let sharing =
@@ -167,6 +226,9 @@ impl Index {
                 self.registry.remove(&host)
             }
         };
+        if !self.makers(&host).is_empty() {
+            self.settle_external(&host);
+        }
         if registry_changed {
             // A wildcard that covers no service is a virtual host of its own.
             self.touched.services.extend(self.claims.wildcards_over(&host).cloned());
@@ -230,6 +292,8 @@ impl Index {
                 set_membership(self.pods_on.entry(pod.spec.node_name.clone()).or_default(), name, present);
                 self.touched.workloads.insert(pod.spec.node_name.as_str().into());
             }
+            self.touch_selecting(&name.namespace, &pod.metadata.labels);
+            self.touch_gateway_workload(&pod.spec.node_name, &pod.metadata.labels);
             if self.options.derive_endpoints {
                 services.extend(self.selecting(&name.namespace, &pod.metadata.labels));
             }
@@ -240,7 +304,7 @@ impl Index {
     }
 
     /// Services of a namespace whose selector takes these labels.
-    fn selecting(&self, namespace: &Arc<str>, labels: &kube::Labels) -> Vec<Name> {
+    pub(super) fn selecting(&self, namespace: &Arc<str>, labels: &kube::Labels) -> Vec<Name> {
         let first = Name { namespace: namespace.clone(), name: "".into() };
         self.services
             .range(first..)
@@ -255,6 +319,14 @@ impl Index {
             return false;
         }
         let before = self.locality_of(name);
+        let labels: Vec<kube::Labels> = [self.nodes.get(name), new.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|n| n.metadata.labels.clone())
+            .collect();
+        for labels in &labels {
+            self.touch_gateway_workload(name, labels);
+        }
         match new {
             Some(node) => self.nodes.insert(name.clone(), node),
             None => self.nodes.remove(name),
@@ -267,7 +339,7 @@ impl Index {
         true
     }
 
-    fn put_virtual_service(&mut self, name: &Name, new: Option<VirtualService>) -> bool {
+    pub(super) fn put_virtual_service(&mut self, name: &Name, new: Option<VirtualService>) -> bool {
         if self.virtual_services.get(name) == new.as_ref() {
             return false;
         }
@@ -276,7 +348,9 @@ impl Index {
             None => self.virtual_services.remove(name),
         };
         for (object, present) in old.iter().map(|o| (o, false)).chain(new.iter().map(|o| (o, true))) {
-            for host in translate::hosts_of(object, &self.context) {
+            self.bind_rules(name, object, present);
+            let for_mesh = translate::gateway::is_for_mesh(object);
+            for host in translate::hosts_of(object, &self.context).into_iter().filter(|_| for_mesh) {
                 self.touch_claimed(&host);
                 if present { self.claims.insert(&host, name) } else { self.claims.remove(&host, name) }
             }
@@ -289,7 +363,9 @@ impl Index {
         let roots: Vec<_> = self.delegated_by.get(name).into_iter().flatten().cloned().collect();
         for root in roots {
             let Some(root) = self.virtual_services.get(&root) else { continue };
-            for host in translate::hosts_of(root, &self.context) {
+            let root = root.clone();
+            self.touch_bound(&root);
+            for host in translate::hosts_of(&root, &self.context) {
                 self.touch_claimed(&host);
             }
         }
@@ -297,7 +373,7 @@ impl Index {
         true
     }
 
-    fn put_destination_rule(&mut self, name: &Name, new: Option<DestinationRule>) -> bool {
+    pub(super) fn put_destination_rule(&mut self, name: &Name, new: Option<DestinationRule>) -> bool {
         if self.destination_rules.get(name) == new.as_ref() {
             return false;
         }
@@ -306,6 +382,7 @@ impl Index {
             None => self.destination_rules.remove(name),
         };
         for (object, present) in old.iter().map(|o| (o, false)).chain(new.iter().map(|o| (o, true))) {
+            self.bind_secrets(name, object, present);
             let host = translate::host_of(object, &self.context);
             if present {
                 self.policies.insert(&host, name)

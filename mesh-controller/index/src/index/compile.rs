@@ -1,18 +1,22 @@
 //! Compiles what is touched, compares with what was there, and returns the differences.
 
-use std::{mem, sync::Arc};
+use std::{collections::BTreeSet, mem, sync::Arc};
 
-use mesh_api::{Resource, ResourceType, check, model, resource};
+use mesh_api::{Resource, ResourceType, check, model, resource, resource::NamedGatewayHost};
 
-use super::{Change, Content, Index};
+use super::{
+    Change, Content, Index,
+    gateways::{TouchedGateways, name_of},
+};
 use crate::{
     finding::Finding,
-    object::{Kind, ObjectKey},
+    object::{Kind, Name, ObjectKey},
 };
 
 impl Index {
     /// Compiles what changed since the last call. Changes come in the order in which a node applies them.
     pub fn compile(&mut self) -> Vec<Change> {
+        self.refresh_gateway_api();
         let touched = mem::take(&mut self.touched);
         let mut out = Vec::new();
         if touched.mesh {
@@ -31,6 +35,10 @@ impl Index {
         }
         for host in touched.services {
             self.stats.services += 1;
+            self.shadows.remove(&host);
+            if let Some(shadow) = self.shadowed(&host) {
+                self.shadows.insert(host.clone(), shadow);
+            }
             let service = self.compile_service(&host).map(Resource::Service);
             self.conflicts.remove(&host);
             if let Some(conflict) = self.address_conflict(&host) {
@@ -43,15 +51,55 @@ impl Index {
             let endpoints = self.compile_endpoints(&host).map(Resource::Endpoints);
             self.emit(ResourceType::Endpoints, host, endpoints, &mut out);
         }
+        self.compile_others(touched.gateways, touched.sidecars, touched.telemetries, &mut out);
         self.stats.rounds += 1;
         self.stats.changed += out.len() as u64;
         out
     }
 
+    /// Secrets and domains before the listeners that need them.
+    fn compile_others(
+        &mut self,
+        gateways: TouchedGateways,
+        sidecars: BTreeSet<Name>,
+        telemetries: BTreeSet<Name>,
+        out: &mut Vec<Change>,
+    ) {
+        let full = |n: &Name| -> Arc<str> { format!("{}/{}", n.namespace, n.name).into() };
+        for name in &gateways.secrets {
+            self.stats.others += 1;
+            let (secret, audience) = self.compile_secret(name).unzip();
+            self.emit_for(ResourceType::Secret, full(name), secret.map(Resource::Secret), audience, out);
+        }
+        for (name, server, domain) in self.touched_domains(&gateways) {
+            self.stats.others += 1;
+            let host = self.compile_gateway_host(&name, &server, &domain);
+            let host = host.map(|h| Resource::GatewayHost(NamedGatewayHost::new(h)));
+            self.emit(ResourceType::GatewayHost, Self::gateway_host_name(&name, &server, &domain), host, out);
+        }
+        for name in &gateways.gateways {
+            self.stats.others += 1;
+            let gateway = self.compile_gateway(name).map(Resource::Gateway);
+            self.emit(ResourceType::Gateway, full(name), gateway, out);
+        }
+        for name in &sidecars {
+            self.stats.others += 1;
+            let sidecar = self.compile_sidecar(name).map(Resource::Sidecar);
+            self.emit(ResourceType::Sidecar, full(name), sidecar, out);
+        }
+        for name in &telemetries {
+            self.stats.others += 1;
+            let telemetry = self.compile_telemetry(name).map(Resource::Telemetry);
+            self.emit(ResourceType::Telemetry, full(name), telemetry, out);
+        }
+    }
+
     /// Marks everything as touched: the next [`Index::compile`] checks all of it. What comes out then is a difference that
     /// an earlier change should have touched.
     pub fn touch_all(&mut self) {
-        let hosts: Vec<_> = self.services.keys().map(|name| self.host_of(name)).collect();
+        let mut hosts: Vec<_> = self.services.keys().map(|name| self.host_of(name)).collect();
+        hosts.extend(self.external.hosts().cloned());
+        self.touch_all_gateways();
         let touched = &mut self.touched;
         touched.mesh = true;
         touched.services.extend(hosts.iter().cloned());
@@ -66,13 +114,16 @@ impl Index {
                 ResourceType::NodeWorkloads => touched.workloads.insert(name.clone()),
                 ResourceType::Service => touched.services.insert(name.clone()),
                 ResourceType::Endpoints => touched.endpoints.insert(name.clone()),
-                ResourceType::Secret
-                | ResourceType::GatewayHost
-                | ResourceType::Gateway
-                | ResourceType::Sidecar
-                | ResourceType::Telemetry => false,
+                ResourceType::Secret => insert_name(&mut touched.gateways.secrets, name),
+                ResourceType::Gateway => insert_name(&mut touched.gateways.gateways, name),
+                // By their gateways, which are touched.
+                ResourceType::GatewayHost => false,
+                ResourceType::Sidecar => insert_name(&mut touched.sidecars, name),
+                ResourceType::Telemetry => insert_name(&mut touched.telemetries, name),
             };
         }
+        touched.sidecars.extend(self.sidecars.keys().cloned());
+        touched.telemetries.extend(self.telemetries.keys().cloned());
     }
 
     fn compile_mesh(&self) -> model::MeshConfig {
@@ -85,6 +136,18 @@ impl Index {
     }
 
     fn emit(&mut self, kind: ResourceType, name: Arc<str>, new: Option<Resource>, out: &mut Vec<Change>) {
+        self.emit_for(kind, name, new, None, out);
+    }
+
+    /// With the nodes that may have it; none = all.
+    fn emit_for(
+        &mut self,
+        kind: ResourceType,
+        name: Arc<str>,
+        new: Option<Resource>,
+        audience: Option<BTreeSet<Arc<str>>>,
+        out: &mut Vec<Change>,
+    ) {
         let slot = (kind, name.clone());
         self.compile_findings.remove(&slot);
         let Some(new) = new else {
@@ -101,16 +164,30 @@ impl Index {
             return;
         }
         let version = resource::version_of(&bytes);
-        if self.outputs.get(&slot).is_some_and(|old| old.version == version) {
+        if self.outputs.get(&slot).is_some_and(|old| old.version == version && old.audience == audience) {
             return;
         }
-        let content = Arc::new(Content { version, bytes });
+        let content = Arc::new(Content { version, bytes, audience });
         self.outputs.insert(slot, content.clone());
         out.push(Change { kind, name, content: Some(content) });
     }
 
     fn object_behind(&self, kind: ResourceType, name: &str) -> ObjectKey {
-        match self.service_of(name) {
+        let named = |kind: Kind| {
+            let (namespace, rest) = name.split_once('/').unwrap_or(("", name));
+            ObjectKey::new(kind, namespace, rest.split('|').next().unwrap_or_default())
+        };
+        match kind {
+            ResourceType::Secret => return named(Kind::Secret),
+            ResourceType::Gateway | ResourceType::GatewayHost => return named(Kind::Gateway),
+            ResourceType::Sidecar => return named(Kind::Sidecar),
+            ResourceType::Telemetry => return named(Kind::Telemetry),
+            _ => {}
+        }
+        if let Some(owner) = self.makers(name).first() {
+            return ObjectKey::new(Kind::ServiceEntry, &owner.meta.namespace, &owner.meta.name);
+        }
+        match self.kubernetes_service(name) {
             Some((service, _)) => ObjectKey::new(Kind::Service, &service.namespace, &service.name),
             None if kind == ResourceType::Service => {
                 let claimed = self.claims.covering(name);
@@ -121,6 +198,10 @@ impl Index {
             None => ObjectKey::new(Kind::Node, "", name),
         }
     }
+}
+
+fn insert_name(set: &mut BTreeSet<Name>, name: &str) -> bool {
+    name_of(name).is_some_and(|n| set.insert(n))
 }
 
 fn refusal(name: &str, resource: &Resource, size: usize) -> Option<String> {

@@ -16,7 +16,10 @@ use crate::{
 
 impl Index {
     pub(super) fn compile_endpoints(&mut self, host: &Arc<str>) -> Option<model::Endpoints> {
-        let endpoints = self.service_of(host).and_then(|(name, service)| self.endpoints(name, service));
+        let endpoints = match self.kubernetes_service(host) {
+            Some((name, service)) => self.endpoints(name, service),
+            None => self.external_endpoints(host),
+        };
         let nodes: BTreeSet<String> = endpoints.iter().flatten().map(|e| e.node.clone()).collect();
         let before = self.nodes_of.remove(host).unwrap_or_default();
         for node in before.difference(&nodes) {
@@ -36,21 +39,22 @@ impl Index {
         Some(model::Endpoints { host: host.to_string(), endpoints: endpoints? })
     }
 
-    fn endpoints(&self, name: &Name, service: &Service) -> Option<Vec<model::Endpoint>> {
+    pub(super) fn endpoints(&self, name: &Name, service: &Service) -> Option<Vec<model::Endpoint>> {
         if service.spec.kind == "ExternalName" {
             return None;
         }
-        // By address: slices may repeat one while pods move between them.
-        let mut found: BTreeMap<IpAddr, model::Endpoint> = BTreeMap::new();
-        let mut add = |address: IpAddr, endpoint: model::Endpoint| match found.get_mut(&address) {
+        // By address: slices may repeat one while pods move between them. And by node: pod networks may be the same.
+        let mut found: BTreeMap<(IpAddr, String), model::Endpoint> = BTreeMap::new();
+        let mut add = |address: IpAddr, endpoint: model::Endpoint| match found
+            .get_mut(&(address, endpoint.node.clone()))
+        {
             None => {
-                found.insert(address, endpoint);
+                found.insert((address, endpoint.node.clone()), endpoint);
             }
             Some(old) => {
-                for port in endpoint.ports {
-                    if !old.ports.contains(&port) {
-                        old.ports.push(port);
-                    }
+                for (old, new) in [(&mut old.ports, endpoint.ports), (&mut old.udp_ports, endpoint.udp_ports)]
+                {
+                    old.extend(new.into_iter().filter(|p| !old.contains(p)).collect::<Vec<_>>());
                 }
                 old.ready |= endpoint.ready;
             }
@@ -64,6 +68,7 @@ impl Index {
             None if self.options.derive_endpoints => self.add_pods(name, service, &mut add),
             None => {}
         }
+        self.add_workload_entries(name, service, &mut add);
         Some(found.into_values().collect())
     }
 
@@ -74,7 +79,8 @@ impl Index {
         slice: &EndpointSlice,
         add: &mut impl FnMut(IpAddr, model::Endpoint),
     ) {
-        let ports = slice_ports(service, slice);
+        let ports = slice_ports(service, slice, false);
+        let udp_ports = slice_ports(service, slice, true);
         for endpoint in &slice.endpoints {
             let pod_name = pod_of(endpoint, &service_name.namespace);
             let pod = pod_name.as_ref().and_then(|n| self.pods.get_key_value(n));
@@ -103,6 +109,7 @@ impl Index {
                 model::Endpoint {
                     address: address.to_string(),
                     ports: ports.clone(),
+                    udp_ports: udp_ports.clone(),
                     node,
                     workload: Some(workload),
                     ready: conditions.ready.unwrap_or(true),
@@ -136,7 +143,8 @@ impl Index {
                     address,
                     model::Endpoint {
                         address: address.to_string(),
-                        ports: pod_ports(service, pod),
+                        ports: pod_ports(service, pod, false),
+                        udp_ports: pod_ports(service, pod, true),
                         node: pod.spec.node_name.clone(),
                         workload: Some(workload),
                         ready,
@@ -160,7 +168,7 @@ fn node_of(endpoint: &SliceEndpoint, pod: Option<(&Name, &Pod)>) -> String {
 }
 
 /// Subsets may select by where an endpoint is, as if its pod had the labels of its node.
-fn add_locality_labels(workload: &mut model::Workload, locality: &model::Locality) {
+pub(super) fn add_locality_labels(workload: &mut model::Workload, locality: &model::Locality) {
     for (key, value) in [(nodes::REGION, &locality.region), (nodes::ZONE, &locality.zone)] {
         if !value.is_empty() {
             workload.labels.entry(key.to_owned()).or_insert_with(|| value.clone());
@@ -168,7 +176,7 @@ fn add_locality_labels(workload: &mut model::Workload, locality: &model::Localit
     }
 }
 
-fn slice_ports(service: &Service, slice: &EndpointSlice) -> Vec<model::PortMap> {
+fn slice_ports(service: &Service, slice: &EndpointSlice, udp: bool) -> Vec<model::PortMap> {
     let same = |p: &ServicePort, s: &kube::SlicePort| {
         let transport = if s.protocol.is_empty() { "TCP" } else { &s.protocol };
         p.name == s.name && p.transport() == transport
@@ -177,10 +185,10 @@ fn slice_ports(service: &Service, slice: &EndpointSlice) -> Vec<model::PortMap> 
         let target = slice.ports.iter().find(|s| same(p, s))?.port.unwrap_or(p.port);
         Some(model::PortMap { service_port: p.port.into(), target_port: target.into() })
     };
-    service.spec.ports.iter().filter_map(map).collect()
+    service.spec.ports.iter().filter(|p| p.is_udp() == udp).filter_map(map).collect()
 }
 
-fn pod_ports(service: &Service, pod: &Pod) -> Vec<model::PortMap> {
+fn pod_ports(service: &Service, pod: &Pod, udp: bool) -> Vec<model::PortMap> {
     let map = |p: &ServicePort| {
         let target = match &p.target_port {
             None => p.port,
@@ -192,7 +200,7 @@ fn pod_ports(service: &Service, pod: &Pod) -> Vec<model::PortMap> {
         };
         Some(model::PortMap { service_port: p.port.into(), target_port: target.into() })
     };
-    service.spec.ports.iter().filter_map(map).collect()
+    service.spec.ports.iter().filter(|p| p.is_udp() == udp).filter_map(map).collect()
 }
 
 /// A service has endpoints of its own address families only; without any statement, of the pod's first.

@@ -27,8 +27,11 @@ impl Index {
             peer_id: registration.peer_id,
             addresses: registration.addresses,
             locality: Some(locality(&labels)),
-            relay: labels.get(RELAY).is_some_and(|v| v == "true"),
+            relay: registration.relay || labels.get(RELAY).is_some_and(|v| v == "true"),
+            nat: registration.nat,
+            reservations: registration.reservations,
             labels,
+            gateways: self.gateways_on(name),
             ..model::Node::default()
         })
     }

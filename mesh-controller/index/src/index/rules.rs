@@ -48,6 +48,11 @@ impl Claims {
         self.exact.contains_key(host) || self.wild.contains_key(host)
     }
 
+    /// All rules.
+    pub(super) fn all(&self) -> BTreeSet<&Name> {
+        self.exact.values().chain(self.wild.values()).flatten().collect()
+    }
+
     /// All hosts that rules name.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
         self.exact.keys().chain(self.wild.keys())

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use istio_compat::{
-    names, translate,
+    names,
+    translate::{self, gateway::is_for_mesh},
     types::{DestinationRule, VirtualService},
 };
 use mesh_api::model::{self, service::Kind};
@@ -18,9 +19,9 @@ use crate::{
 
 impl Index {
     pub(super) fn compile_service(&self, host: &str) -> Option<model::Service> {
-        match self.service_of(host) {
+        match self.kubernetes_service(host) {
             Some((name, service)) => Some(self.registered(host, name, service)),
-            None => self.route_only(host),
+            None => self.external_service(host).or_else(|| self.route_only(host)),
         }
     }
 
@@ -53,7 +54,7 @@ impl Index {
 
     /// What is wrong with the addresses of a service.
     pub(super) fn address_conflict(&self, host: &str) -> Option<Finding> {
-        let (name, service) = self.service_of(host)?;
+        let (name, service) = self.kubernetes_service(host)?;
         let vips = self.vips.of(name, service);
         let (vip, owner) =
             vips.iter().filter_map(|v| Some((v, self.vips.owner(v)?))).find(|(_, o)| *o != name)?;
@@ -82,10 +83,13 @@ impl Index {
         })
     }
 
-    fn virtual_hosts(&self, host: &str, registered: bool) -> Vec<model::VirtualHost> {
+    pub(super) fn virtual_hosts(&self, host: &str, registered: bool) -> Vec<model::VirtualHost> {
         let claims = self.claims.covering(host);
-        let candidates: Vec<&VirtualService> =
-            claims.into_iter().filter_map(|name| self.virtual_services.get(name)).collect();
+        let candidates: Vec<&VirtualService> = claims
+            .into_iter()
+            .filter_map(|name| self.virtual_services.get(name))
+            .filter(|v| is_for_mesh(v))
+            .collect();
         if candidates.is_empty() {
             return Vec::new();
         }
@@ -93,7 +97,7 @@ impl Index {
         translate::virtual_hosts(host, registered, &candidates, &self.context, &delegates)
     }
 
-    fn policies_for(&self, host: &str, namespace: &str) -> Vec<model::DestinationPolicy> {
+    pub(super) fn policies_for(&self, host: &str, namespace: &str) -> Vec<model::DestinationPolicy> {
         let rules = self.policies.covering(host);
         let candidates: Vec<&DestinationRule> =
             rules.into_iter().filter_map(|name| self.destination_rules.get(name)).collect();

@@ -244,8 +244,11 @@ fn pods_that_ended_or_are_not_ready_get_no_traffic() {
 fn nodes_come_from_kubernetes_and_from_the_registry() {
     let mut w = World::with(REVIEWS);
     assert_eq!(w.node("edge-a").unwrap().peer_id, "");
-    let registration =
-        Registration { peer_id: "12D3".to_owned(), addresses: vec!["/ip4/1.2.3.4/tcp/1".to_owned()] };
+    let registration = Registration {
+        peer_id: "12D3".to_owned(),
+        addresses: vec!["/ip4/1.2.3.4/tcp/1".to_owned()],
+        ..Registration::default()
+    };
     w.index.register("edge-a", Some(registration.clone()));
     w.index.register("bare", Some(registration));
     w.compile();

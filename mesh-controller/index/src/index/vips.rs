@@ -18,6 +18,8 @@ pub(super) struct Vips {
     owners: HashMap<IpAddr, BTreeSet<Name>>,
     allocated: HashMap<Name, Ipv4Addr>,
     taken: HashMap<Ipv4Addr, Name>,
+    /// Stated addresses of hosts that ServiceEntries name.
+    external: HashMap<Name, Vec<IpAddr>>,
 }
 
 impl Vips {
@@ -60,6 +62,50 @@ impl Vips {
             owners.insert(name.clone());
         }
         if allocate && new.is_some_and(wants_address) {
+            self.allocate(name);
+        } else if let Some(address) = self.allocated.remove(name) {
+            self.taken.remove(&address);
+        }
+        others.remove(name);
+        others
+    }
+
+    /// The addresses of a host that a ServiceEntry names, kept under a name without namespace.
+    pub(super) fn of_external(&self, name: &Name) -> Vec<IpAddr> {
+        match (self.external.get(name), self.allocated.get(name)) {
+            (Some(stated), _) if !stated.is_empty() => {
+                stated.iter().copied().filter(|a| self.owner(a).is_none_or(|owner| owner == name)).collect()
+            }
+            (_, Some(address)) => vec![(*address).into()],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Notes a change of such a host; returns what shares an address with it.
+    pub(super) fn set_external(
+        &mut self,
+        name: &Name,
+        stated: Vec<IpAddr>,
+        allocate: bool,
+    ) -> BTreeSet<Name> {
+        let mut others = BTreeSet::new();
+        for address in self.external.remove(name).unwrap_or_default() {
+            let Some(owners) = self.owners.get_mut(&address) else { continue };
+            owners.remove(name);
+            others.extend(owners.iter().cloned());
+            if owners.is_empty() {
+                self.owners.remove(&address);
+            }
+        }
+        for address in &stated {
+            let owners = self.owners.entry(*address).or_default();
+            others.extend(owners.iter().cloned());
+            owners.insert(name.clone());
+        }
+        if !stated.is_empty() {
+            self.external.insert(name.clone(), stated);
+        }
+        if allocate {
             self.allocate(name);
         } else if let Some(address) = self.allocated.remove(name) {
             self.taken.remove(&address);

@@ -121,7 +121,7 @@ proptest! {
                     let change = |(i, content): (u8, Option<u8>)| Change {
                         kind: KIND,
                         name: format!("r{i}").as_str().into(),
-                        content: content.map(|c| Arc::new(Content { version: c.to_string(), bytes: vec![c] })),
+                        content: content.map(|c| Arc::new(Content { version: c.to_string(), bytes: vec![c], audience: None })),
                     };
                     store.publish(changes.into_iter().map(change).collect());
                     session.on_change(&store).unwrap();

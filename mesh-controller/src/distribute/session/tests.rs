@@ -9,7 +9,9 @@ fn publish(store: &Store, changes: &[(&str, Option<&str>)]) {
     let change = |(name, content): &(&str, Option<&str>)| Change {
         kind: KIND,
         name: (*name).into(),
-        content: content.map(|c| Arc::new(Content { version: c.to_owned(), bytes: c.as_bytes().to_vec() })),
+        content: content.map(|c| {
+            Arc::new(Content { version: c.to_owned(), bytes: c.as_bytes().to_vec(), audience: None })
+        }),
     };
     store.publish(changes.iter().map(change).collect());
 }

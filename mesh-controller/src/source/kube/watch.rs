@@ -46,7 +46,7 @@ impl Follower {
     }
 
     async fn round(&self) -> Result<(), Gone> {
-        let part = self.kind.as_str();
+        let part = self.kind.label();
         match self.discover().await {
             Ok(Some(resource)) => match self.watch(&resource).await {
                 End::NotServed => Ok(()),
@@ -71,15 +71,21 @@ impl Follower {
     /// The newest version that the server has; `None` when it has none.
     async fn discover(&self) -> Result<Option<ApiResource>, kube::Error> {
         let kind = self.kind;
-        if kind.group() != istio_compat::types::NETWORKING_GROUP {
+        // Only policies of Gateway API refer to ConfigMaps; whoever has none need not grant us all of them.
+        let group =
+            if kind == Kind::ConfigMap { istio_compat::gateway_api::objects::GROUP } else { kind.group() };
+        if !kind.is_custom() && kind != Kind::ConfigMap {
             return Ok(Some(resource(kind, kind.versions()[0])));
         }
-        let path = format!("/apis/{}", kind.group());
+        let path = format!("/apis/{group}");
         let get = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         let group: APIGroup = match self.client.request(get).await {
             Err(error) if is_not_found(&error) => return Ok(None),
             other => other?,
         };
+        if kind == Kind::ConfigMap {
+            return Ok(Some(resource(kind, "v1")));
+        }
         for version in kind.versions() {
             if !group.versions.iter().any(|v| v.version == *version) {
                 continue;
@@ -110,7 +116,7 @@ impl Follower {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return End::NotServed,
                 Err(_quiet) => {
-                    self.health.fine(self.kind.as_str());
+                    self.health.fine(self.kind.label());
                     failed = false;
                     continue;
                 }
@@ -124,7 +130,7 @@ impl Follower {
                         if is_gone(&error) {
                             return End::NotServed;
                         }
-                        self.health.problem(self.kind.as_str(), crate::chain(&error));
+                        self.health.problem(self.kind.label(), crate::chain(&error));
                         failed = true;
                     }
                 }
@@ -133,7 +139,7 @@ impl Follower {
                 return End::Gone;
             }
             if complete {
-                self.health.fine(self.kind.as_str());
+                self.health.fine(self.kind.label());
                 if self.sync.complete(self.kind).await.is_err() {
                     return End::Gone;
                 }
@@ -160,7 +166,7 @@ impl Follower {
                 return true;
             }
             watcher::Event::Apply(object) => {
-                self.health.fine(self.kind.as_str());
+                self.health.fine(self.kind.label());
                 ops.push(Op::Apply(manifest(object, resource)));
             }
             watcher::Event::Delete(object) => ops.push(Op::Delete(self.key(&object))),
@@ -176,7 +182,7 @@ impl Follower {
 }
 
 fn resource(kind: Kind, version: &str) -> ApiResource {
-    let plural = format!("{}s", kind.as_str().to_ascii_lowercase());
+    let plural = kind.plural();
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(kind.group(), version, kind.as_str()), &plural)
 }
 

@@ -8,7 +8,7 @@ use super::super::*;
 use crate::Kind;
 
 /// Names that objects really have, so that garbage reaches the code behind them.
-const KEYS: [&str; 40] = [
+const KEYS: [&str; 52] = [
     "spec",
     "status",
     "ports",
@@ -43,6 +43,18 @@ const KEYS: [&str; 40] = [
     "tcp",
     "tls",
     "sniHosts",
+    "servers",
+    "credentialName",
+    "mode",
+    "resolution",
+    "location",
+    "address",
+    "workloadSelector",
+    "labels",
+    "egress",
+    "gateways",
+    "number",
+    "data",
     "timeout",
     "trafficPolicy",
     "subsets",
@@ -93,7 +105,7 @@ fn object() -> impl Strategy<Value = Value> {
     let kind = (0..Kind::ALL.len()).prop_map(|i| Kind::ALL[i]);
     (kind, 0..3u8, value(), value(), proptest::option::of(value())).prop_map(|(kind, name, spec, status, labels)| {
         let group = kind.group();
-        let api_version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+        let api_version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/{}", kind.versions()[0]) };
         let mut object = json!({"apiVersion": api_version, "kind": kind.as_str(), "spec": spec, "status": status,
             "metadata": {"name": format!("o{name}"), "labels": {"kubernetes.io/service-name": "o1", "app": "a"}}});
         if kind == Kind::EndpointSlice && let Value::Object(fields) = &spec {

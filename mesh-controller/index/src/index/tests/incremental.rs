@@ -61,7 +61,54 @@ fn object() -> impl Strategy<Value = Value> {
     let policy = (name("d"), hosts, 0..3u8).prop_map(|(n, host, v)| {
         json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": n}, "spec": {"host": host, "subsets": [{"name": format!("v{v}"), "labels": {"v": "1"}}]}})
     });
-    prop_oneof![service, pod, slice, node, rule, policy]
+    prop_oneof![4 => prop_oneof![service, pod, slice, node, rule, policy], 2 => outside()]
+}
+
+/// What Istio adds to Kubernetes.
+fn outside() -> impl Strategy<Value = Value> {
+    let istio = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let host = || {
+        prop_oneof![Just("a.x.org"), Just("b.x.org"), Just("*.x.org"), Just("s1.default.svc.cluster.local")]
+    };
+    let entry = (name("se"), host(), name("s"), 0..5u8, 1..3u16).prop_map(move |(n, host, app, shape, port)| {
+        let ports = json!([{"number": port, "name": "http", "protocol": "HTTP"}]);
+        let mut spec = json!({"hosts": [host], "ports": ports, "resolution": if shape < 3 { "STATIC" } else { "DNS" }});
+        match shape {
+            0 => spec["endpoints"] = json!([{"address": "1.1.1.1"}]),
+            1 => spec["workloadSelector"] = json!({"labels": {"app": app}}),
+            2 => spec["addresses"] = json!([format!("10.0.0.{port}")]),
+            _ => spec["endpoints"] = json!([{"address": "other.org"}]),
+        }
+        istio("ServiceEntry", &n, spec)
+    });
+    let workload = (name("we"), name("s"), 1..4u8).prop_map(move |(n, app, ip)| {
+        istio("WorkloadEntry", &n, json!({"address": format!("2.2.2.{ip}"), "labels": {"app": app}}))
+    });
+    let gateway = (name("g"), name("s"), host(), name("c"), any::<bool>()).prop_map(
+        move |(n, app, host, secret, tls)| {
+            let mut server =
+                json!({"port": {"number": 80, "name": "p", "protocol": "HTTP"}, "hosts": [host]});
+            if tls {
+                server["port"]["protocol"] = json!("HTTPS");
+                server["tls"] = json!({"mode": "SIMPLE", "credentialName": secret});
+            }
+            istio("Gateway", &n, json!({"selector": {"app": app}, "servers": [server]}))
+        },
+    );
+    let bound = (name("v"), host(), name("g"), any::<bool>()).prop_map(move |(n, host, gateway, mesh)| {
+        let mut gateways = vec![gateway];
+        if mesh && !host.starts_with('*') {
+            gateways.push("mesh".to_owned());
+        }
+        istio("VirtualService", &n, json!({"hosts": [host], "gateways": gateways, "http": [{"route": [{"destination": {"host": "s1"}}]}]}))
+    });
+    let secret = (name("c"), 0..3u8).prop_map(|(n, v)| {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": n}, "stringData": {"tls.crt": format!("{v}"), "tls.key": "k"}})
+    });
+    let scope = (name("sc"), host()).prop_map(move |(n, host)| {
+        istio("Sidecar", &n, json!({"egress": [{"hosts": [format!("*/{host}")]}]}))
+    });
+    prop_oneof![3 => entry, 1 => workload, 2 => gateway, 2 => bound, 1 => secret, 1 => scope]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -75,6 +122,12 @@ fn step() -> impl Strategy<Value = Step> {
             Kind::Pod => "p",
             Kind::VirtualService => "v",
             Kind::DestinationRule => "d",
+            Kind::ServiceEntry => "se",
+            Kind::WorkloadEntry => "we",
+            Kind::Gateway => "g",
+            Kind::Secret => "c",
+            Kind::Sidecar => "sc",
+            _ => "other",
         };
         ObjectKey::new(kind, "default", &format!("{prefix}{i}"))
     });
@@ -111,7 +164,7 @@ proptest! {
                 }
                 Step::Delete(key) => prop_assert_eq!(index.delete(&key), objects.remove(&key).is_some()),
                 Step::Register(node, there) => {
-                    let registration = Registration { peer_id: node.clone(), addresses: Vec::new() };
+                    let registration = Registration { peer_id: node.clone(), ..Registration::default() };
                     index.register(&node, there.then(|| registration.clone()));
                     if there { registered.insert(node, registration); } else { registered.remove(&node); }
                 }

@@ -1,0 +1,277 @@
+//! ServiceEntries and WorkloadEntries: hosts, addresses and endpoints that Kubernetes does not know.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use istio_compat::{
+    translate::external,
+    types::{ServiceEntry, ServicePort, ServiceResolution, WorkloadEntry, WorkloadEntrySpec},
+};
+use mesh_api::model;
+
+use super::{Index, nodes};
+use crate::{
+    finding::Finding,
+    kube::{self, IntOrString, Labels, Service},
+    object::{Kind, Name, ObjectKey},
+    protocol,
+};
+
+/// ServiceEntries by the host that they name.
+#[derive(Debug, Default)]
+pub(super) struct External {
+    by_host: HashMap<Arc<str>, BTreeSet<Name>>,
+}
+
+impl External {
+    fn change(&mut self, host: &str, name: &Name, present: bool) {
+        if present {
+            self.by_host.entry(host.into()).or_default().insert(name.clone());
+        } else if let Some(set) = self.by_host.get_mut(host) {
+            set.remove(name);
+            if set.is_empty() {
+                self.by_host.remove(host);
+            }
+        }
+    }
+
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_host.keys()
+    }
+}
+
+fn protocol_of(port: &ServicePort) -> model::Protocol {
+    protocol::of_port(
+        "TCP",
+        Some(&port.protocol).filter(|p| !p.is_empty()).map(String::as_str),
+        &port.name,
+        port.number,
+    )
+}
+
+/// The name under which the address of a host is kept: hosts have no name of their own among services.
+fn address_name(host: &str) -> Name {
+    Name::new("", host)
+}
+
+impl Index {
+    pub(super) fn put_service_entry(&mut self, name: &Name, new: Option<ServiceEntry>) -> bool {
+        if self.service_entries.get(name) == new.as_ref() {
+            return false;
+        }
+        self.gateway_api.touch();
+        let old = match &new {
+            Some(object) => self.service_entries.insert(name.clone(), object.clone()),
+            None => self.service_entries.remove(name),
+        };
+        let mut hosts = BTreeSet::new();
+        for (object, present) in old.iter().map(|o| (o, false)).chain(new.iter().map(|o| (o, true))) {
+            for host in external::hosts(object) {
+                self.external.change(&host, name, present);
+                hosts.insert(host);
+            }
+        }
+        for host in hosts {
+            self.settle_external(&host);
+        }
+        true
+    }
+
+    /// After a change of who names a host: whether it is known, which addresses it has, what is compiled again.
+    pub(super) fn settle_external(&mut self, host: &str) {
+        let by_kubernetes = self.kubernetes_service(host).is_some();
+        let makers = self.makers(host);
+        let known = by_kubernetes || !makers.is_empty();
+        let stated: Vec<IpAddr> = makers.iter().flat_map(|e| external::addresses(&e.spec)).collect();
+        let allocate = makers.first().is_some_and(|e| external::wants_address(e, host));
+        let others = self.vips.set_external(&address_name(host), stated, allocate && !by_kubernetes);
+        for other in others {
+            let host = self.host_behind(&other);
+            self.touched.services.insert(host);
+        }
+        let changed = if known { self.registry.insert(host) } else { self.registry.remove(host) };
+        if changed {
+            self.touched.services.extend(self.claims.wildcards_over(host).cloned());
+        }
+        self.touched.services.insert(host.into());
+        self.touched.endpoints.insert(host.into());
+    }
+
+    /// The host of a service, or of an address that belongs to a ServiceEntry.
+    pub(super) fn host_behind(&self, name: &Name) -> Arc<str> {
+        if name.namespace.is_empty() { name.name.clone() } else { self.host_of(name) }
+    }
+
+    /// The ServiceEntries that make a host, the owner of the name first. A service of Kubernetes comes before all.
+    pub(super) fn makers(&self, host: &str) -> Vec<&ServiceEntry> {
+        let Some(names) = self.external.by_host.get(host) else { return Vec::new() };
+        external::makers(names.iter().filter_map(|n| self.service_entries.get(n)).collect())
+    }
+
+    pub(super) fn external_service(&self, host: &str) -> Option<model::Service> {
+        let makers = self.makers(host);
+        let mut service = external::service(host, &makers, protocol_of)?;
+        service.vips = self.vips.of_external(&address_name(host)).iter().map(ToString::to_string).collect();
+        service.virtual_hosts = self.virtual_hosts(host, true);
+        service.policies = self.policies_for(host, &service.namespace);
+        Some(service)
+    }
+
+    /// ServiceEntries whose host belongs to another object.
+    pub(super) fn shadowed(&self, host: &str) -> Option<Finding> {
+        let names = self.external.by_host.get(host)?;
+        let makers = self.makers(host);
+        let by_kubernetes = self.kubernetes_service(host).is_some();
+        let makes = |n: &&Name| {
+            self.service_entries.get(*n).is_some_and(|e| {
+                external::is_hidden(e)
+                    || (!by_kubernetes && makers.iter().any(|m| m.meta.key() == e.meta.key()))
+            })
+        };
+        let loser = names.iter().find(|n| !makes(n))?;
+        let object = ObjectKey::new(Kind::ServiceEntry, &loser.namespace, &loser.name);
+        let owner = match makers.first() {
+            Some(owner) if !by_kubernetes => format!("ServiceEntry {}", owner.meta.key()),
+            _ => "a service of Kubernetes".to_owned(),
+        };
+        Some(Finding::warning(&object, "spec.hosts", format!("{host} belongs to {owner} already")))
+    }
+
+    pub(super) fn external_endpoints(&self, host: &str) -> Option<Vec<model::Endpoint>> {
+        let makers = self.makers(host);
+        let owner = makers.first()?;
+        if matches!(
+            owner.spec.resolution.unwrap_or_default(),
+            ServiceResolution::None | ServiceResolution::DynamicDns
+        ) {
+            return None;
+        }
+        let mut out = Vec::new();
+        for entry in &makers {
+            out.extend(external::endpoints(host, entry));
+            if let Some(selector) = &entry.spec.workload_selector {
+                self.selected(entry, &selector.labels, &mut out);
+            }
+        }
+        for e in &mut out {
+            let node = self.locality_of(&e.node);
+            if let Some(place) =
+                node.filter(|_| e.locality.as_ref().is_none_or(|l| l.region.is_empty() && l.zone.is_empty()))
+            {
+                e.locality = Some(place);
+            }
+        }
+        Some(out)
+    }
+
+    /// Pods and WorkloadEntries of the entry's namespace that its selector chooses.
+    fn selected(&self, entry: &ServiceEntry, selector: &Labels, out: &mut Vec<model::Endpoint>) {
+        let namespace: Arc<str> = entry.meta.namespace.as_str().into();
+        let first = Name { namespace: namespace.clone(), name: "".into() };
+        let pods = self.pods.range(first.clone()..).take_while(|(n, _)| n.namespace == namespace);
+        for (name, pod) in pods.filter(|(_, p)| !p.has_ended() && kube::selects(selector, &p.metadata.labels))
+        {
+            let Some(address) = pod.addresses().first().map(ToString::to_string) else { continue };
+            let ports = entry.spec.ports.iter().map(|p| model::PortMap {
+                service_port: p.number,
+                target_port: if p.target_port == 0 { p.number } else { p.target_port },
+            });
+            let locality = self.locality_of(&pod.spec.node_name).unwrap_or_default();
+            let mut workload = nodes::workload(name, pod, address.clone());
+            super::endpoints::add_locality_labels(&mut workload, &locality);
+            out.push(model::Endpoint {
+                address,
+                ports: ports.collect(),
+                node: pod.spec.node_name.clone(),
+                workload: Some(workload),
+                ready: pod.is_ready() && !pod.is_terminating(),
+                terminating: pod.is_terminating(),
+                locality: Some(locality),
+                ..model::Endpoint::default()
+            });
+        }
+        for object in self.workload_entries_of(&namespace, selector) {
+            out.extend(external::endpoint(&object.spec, &object.meta, &entry.spec));
+        }
+    }
+
+    fn workload_entries_of<'a>(
+        &'a self,
+        namespace: &'a Arc<str>,
+        selector: &'a Labels,
+    ) -> impl Iterator<Item = &'a WorkloadEntry> {
+        let first = Name { namespace: namespace.clone(), name: "".into() };
+        self.workload_entries
+            .range(first..)
+            .take_while(move |(n, _)| n.namespace == *namespace)
+            .map(|(_, w)| w)
+            .filter(move |w| kube::selects(selector, &w.spec.labels))
+    }
+
+    /// WorkloadEntries that the selector of a service of Kubernetes chooses.
+    pub(super) fn add_workload_entries(
+        &self,
+        name: &Name,
+        service: &Service,
+        add: &mut impl FnMut(IpAddr, model::Endpoint),
+    ) {
+        if service.spec.selector.is_empty() {
+            return;
+        }
+        for object in self.workload_entries_of(&name.namespace, &service.spec.selector) {
+            let Ok(address) = object.spec.address.parse::<IpAddr>() else { continue };
+            let ports = service.spec.ports.iter().filter(|p| !p.is_udp()).map(|p| {
+                let target = match (object.spec.ports.get(&p.name), &p.target_port) {
+                    (Some(port), _) => *port,
+                    (None, Some(IntOrString::Int(port))) => u32::from(*port),
+                    (None, _) => u32::from(p.port),
+                };
+                model::PortMap { service_port: p.port.into(), target_port: target }
+            });
+            add(
+                address,
+                model::Endpoint {
+                    address: address.to_string(),
+                    ports: ports.collect(),
+                    workload: Some(external::workload(&object.spec, &object.meta, address.to_string())),
+                    ready: true,
+                    locality: Some(external::locality(&object.spec)),
+                    weight: object.spec.weight,
+                    ..model::Endpoint::default()
+                },
+            );
+        }
+    }
+
+    pub(super) fn put_workload_entry(&mut self, name: &Name, new: Option<WorkloadEntry>) -> bool {
+        if self.workload_entries.get(name) == new.as_ref() {
+            return false;
+        }
+        let old = match &new {
+            Some(object) => self.workload_entries.insert(name.clone(), object.clone()),
+            None => self.workload_entries.remove(name),
+        };
+        for WorkloadEntrySpec { labels, .. } in [&old, &new].into_iter().flatten().map(|o| &o.spec) {
+            self.touch_selecting(&name.namespace, labels);
+            let services = self.selecting(&name.namespace, labels);
+            let hosts: Vec<_> = services.iter().map(|s| self.host_of(s)).collect();
+            self.touched.endpoints.extend(hosts);
+        }
+        true
+    }
+
+    /// Hosts of ServiceEntries of a namespace whose selector takes these labels.
+    pub(super) fn touch_selecting(&mut self, namespace: &Arc<str>, labels: &Labels) {
+        let first = Name { namespace: namespace.clone(), name: "".into() };
+        let entries = self.service_entries.range(first..).take_while(|(n, _)| n.namespace == *namespace);
+        let selecting = entries.filter(|(_, e)| {
+            e.spec.workload_selector.as_ref().is_some_and(|s| kube::selects(&s.labels, labels))
+        });
+        let hosts: Vec<Arc<str>> =
+            selecting.flat_map(|(_, e)| external::hosts(e)).map(|h| h.as_str().into()).collect();
+        self.touched.endpoints.extend(hosts);
+    }
+}
