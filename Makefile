@@ -42,6 +42,12 @@ test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when
 	@$(MAKE) --no-print-directory build
 	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log || rc=$$?; .ci/count.sh test $(LOGS)/test.log || rc=1; exit $$rc
 
+.PHONY: nat-matrix
+nat-matrix: ## every NAT kind against every NAT kind, QUIC and TCP: path reached, first byte, time to upgrade
+	@$(NEED) $(LAB_TOOLS)
+	@$(MAKE) --no-print-directory build
+	target/debug/nat-matrix $(ARGS)
+
 .PHONY: test-unit
 test-unit: ## what needs neither namespaces nor other programs
 	@mkdir -p $(LOGS)

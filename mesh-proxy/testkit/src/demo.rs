@@ -1,7 +1,8 @@
-//! The main job, shown and checked: rules that everyone knows steer calls between services at different
-//! sites, and calls go on when the cloud is gone.
+//! The main job, shown and checked: rules that everyone knows steer calls between services at different sites, each
+//! behind a router of another kind, and calls go on when the cloud is gone.
 
 mod checks;
+mod nats;
 mod steps;
 
 use std::{path::PathBuf, time::Instant};
@@ -11,7 +12,7 @@ use clap::Parser;
 
 use crate::{
     lab::{Nat, Spec},
-    mesh::{App, Mesh, Plan},
+    mesh::{App, Mesh, Plan, manifest},
 };
 use checks::Screen;
 
@@ -63,7 +64,9 @@ fn walk(args: &Args, screen: &mut Screen) -> anyhow::Result<Mesh> {
     let mut mesh = steps::bring_up(&plan, screen)?;
     let rules = |name: &str| read(&format!("networking/{name}.yaml"));
     steps::name_lookup(&mesh, screen)?;
+    nats::paths(&mesh, screen)?;
     steps::across_sites(&mesh, screen)?;
+    nats::other_calls(&mesh, screen)?;
     steps::splits(&mesh, screen, &rules)?;
     steps::faults(&mesh, screen, &rules)?;
     steps::metrics(&mesh, screen)?;
@@ -73,19 +76,17 @@ fn walk(args: &Args, screen: &mut Screen) -> anyhow::Result<Mesh> {
 
 fn plan(args: &Args, services: String) -> Plan {
     let prefix = |text: &str| text.parse().unwrap_or_default();
+    // Two kinds of routers, and no port forwarded: only the relay and the cloud can be called.
     let mut world = Spec::named("demo")
-        .site("shop", prefix("192.168.10.0/24"), Nat::Masquerade)
-        .site("plant", prefix("192.168.20.0/24"), Nat::Masquerade)
+        .site("shop", prefix("192.168.10.0/24"), Nat::PortRestricted)
+        .site("plant", prefix("192.168.20.0/24"), Nat::FullCone)
         .node("cloud", None, Some(prefix("10.244.0.0/24")))
+        .node("relay", None, None)
         .node("edge-a", Some("shop"), Some(prefix("10.244.1.0/24")))
         .node("edge-b", Some("plant"), Some(prefix("10.244.2.0/24")))
         .pod("operator", "cloud")
-        .pod("shopper", "edge-a");
-    for (site, node) in [("shop", "edge-a"), ("plant", "edge-b")] {
-        if let Some(site) = world.sites.get_mut(site) {
-            site.forward = vec![crate::lab::ForwardSpec { port: 15008, to: node.to_owned() }];
-        }
-    }
+        .pod("shopper", "edge-a")
+        .pod("web-0", "edge-b");
     let mut apps = Vec::new();
     for (pod, node, app, version) in [
         ("productpage-v1", "edge-a", "productpage", "v1"),
@@ -98,11 +99,14 @@ fn plan(args: &Args, services: String) -> Plan {
         world = world.pod(pod, node);
         apps.push(App::new(pod, app, version, &["--app", app, "--http", "9080"]));
     }
+    apps.push(App::new("web-0", "web", "v1", &["--http", "8080", "--udp", "9000"]));
+    let sensor = manifest::service("sensor", "web", &[("readings", 9000, "UDP")]);
     Plan {
         world,
         controller: "cloud".to_owned(),
         apps,
-        manifests: vec![services],
+        manifests: vec![services, sensor],
+        relays: vec!["relay".to_owned()],
         detached: args.keep,
         unprivileged: args.unprivileged,
         ..Plan::default()

@@ -95,12 +95,13 @@ impl Spec {
         self
     }
 
-    /// Changes a site that was added before: `.site_with("shop", |s| s.egress = Egress::NoUdp)`.
+    /// Changes a site: `.site_with("shop", |s| s.egress = Egress::NoUdp)`. One that was not added before is a
+    /// masqueraded 192.168.1.0/24.
     #[must_use]
     pub fn site_with(mut self, name: &str, change: impl FnOnce(&mut SiteSpec)) -> Self {
-        if let Some(site) = self.sites.get_mut(name) {
-            change(site);
-        }
+        let usual =
+            || SiteSpec::new(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 1, 0), 24), NatSpec::default());
+        change(self.sites.entry(name.to_owned()).or_insert_with(usual));
         self
     }
 

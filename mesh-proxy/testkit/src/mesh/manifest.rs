@@ -116,6 +116,43 @@ pub fn service(name: &str, app: &str, ports: &[(&str, u16, &str)]) -> String {
     join(&[doc])
 }
 
+/// A headless Service whose pods have names of their own, as a StatefulSet's: `POD.NAME.default.svc…`.
+///
+/// # Errors
+/// When there is no such pod.
+pub fn headless(
+    world: &World,
+    name: &str,
+    pods: &[&str],
+    ports: &[(&str, u16, &str)],
+) -> Result<String, LabError> {
+    let endpoint = |pod: &&str| {
+        let info = world.pod(pod)?.info();
+        Ok(json!({
+            "addresses": [info.address], "nodeName": info.node, "hostname": pod,
+            "targetRef": { "kind": "Pod", "name": pod, "namespace": "default" },
+            "conditions": { "ready": true },
+        }))
+    };
+    let endpoints = pods.iter().map(endpoint).collect::<Result<Vec<Value>, LabError>>()?;
+    let ports: Vec<Value> = ports
+        .iter()
+        .map(|(name, port, protocol)| json!({ "name": name, "port": port, "protocol": protocol }))
+        .collect();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
+        "spec": { "clusterIP": "None", "ports": ports },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("{name}-1"), "namespace": "default", "labels": { "kubernetes.io/service-name": name },
+        },
+        "addressType": "IPv4", "ports": ports, "endpoints": endpoints,
+    });
+    Ok(join(&[service, slice]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
