@@ -26,6 +26,15 @@ pub(crate) struct NodeRecord {
     /// Multiaddrs, best first.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// It carries circuits of others.
+    #[serde(default)]
+    pub relay: bool,
+    /// Kind of its NAT.
+    #[serde(default)]
+    pub nat: String,
+    /// Circuit addresses at which it is reached.
+    #[serde(default)]
+    pub reservations: Vec<String>,
     /// What it runs.
     #[serde(default)]
     pub version: String,
@@ -34,6 +43,16 @@ pub(crate) struct NodeRecord {
     /// Seconds since 1970 of the last report that changed anything.
     #[serde(default)]
     pub reported: u64,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub addresses: Vec<String>,
+    pub relay: bool,
+    pub nat: String,
+    pub reservations: Vec<String>,
+    pub version: String,
 }
 
 /// Cheap to clone.
@@ -95,6 +114,9 @@ impl Registry {
                 node: node.to_owned(),
                 peer_id: String::new(),
                 addresses: Vec::new(),
+                relay: false,
+                nat: String::new(),
+                reservations: Vec::new(),
                 version: String::new(),
                 joined: now,
                 reported: 0,
@@ -106,19 +128,12 @@ impl Registry {
     }
 
     /// Notes where a node can be reached; `false` when it has not joined. Blocks on the disk.
-    pub(crate) fn reported(
-        &self,
-        node: &str,
-        addresses: Vec<String>,
-        version: String,
-        now: u64,
-    ) -> Result<bool, FileError> {
+    pub(crate) fn reported(&self, node: &str, said: Said, now: u64) -> Result<bool, FileError> {
         self.update(node, |old| {
             let old = old?;
-            if old.addresses == addresses && old.version == version {
-                return Some(old.clone());
-            }
-            Some(NodeRecord { addresses, version, reported: now, ..old.clone() })
+            let Said { addresses, relay, nat, reservations, version } = said;
+            let new = NodeRecord { addresses, relay, nat, reservations, version, ..old.clone() };
+            Some(if new == *old { new } else { NodeRecord { reported: now, ..new } })
         })
     }
 
@@ -162,7 +177,13 @@ impl Registry {
 }
 
 fn operation(record: &NodeRecord) -> Op {
-    let registration = Registration { peer_id: record.peer_id.clone(), addresses: record.addresses.clone() };
+    let registration = Registration {
+        peer_id: record.peer_id.clone(),
+        addresses: record.addresses.clone(),
+        relay: record.relay,
+        nat: record.nat.clone(),
+        reservations: record.reservations.clone(),
+    };
     Op::Register(record.node.clone(), Some(registration))
 }
 
@@ -175,12 +196,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sender, mut receiver) = mpsc::channel(16);
         let registry = Registry::open(dir.path().to_owned(), sender.clone()).unwrap();
-        assert!(!registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], String::new(), 5).unwrap());
+        let said = |version: &str| Said {
+            addresses: vec!["/ip4/1.2.3.4/tcp/1".to_owned()],
+            relay: true,
+            nat: "symmetric".to_owned(),
+            reservations: vec!["/ip4/5.6.7.8/tcp/1/p2p/12D3/p2p-circuit".to_owned()],
+            version: version.to_owned(),
+        };
+        assert!(!registry.reported("a", said(""), 5).unwrap());
         registry.joined("a", "peer-1", 1).unwrap();
         registry.joined("b", "peer-2", 2).unwrap();
-        assert!(registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], "v1".to_owned(), 5).unwrap());
+        assert!(registry.reported("a", said("v1"), 5).unwrap());
         // The same again is no change.
-        assert!(registry.reported("a", vec!["/ip4/1.2.3.4/tcp/1".to_owned()], "v1".to_owned(), 9).unwrap());
+        assert!(registry.reported("a", said("v1"), 9).unwrap());
         registry.joined("a", "peer-3", 7).unwrap();
         assert!(registry.remove("b").unwrap() && !registry.remove("b").unwrap());
         let mut seen = 0;
@@ -193,5 +221,9 @@ mod tests {
         assert_eq!(again.len(), 1);
         assert_eq!((again[0].peer_id.as_str(), again[0].joined, again[0].reported), ("peer-3", 1, 5));
         assert_eq!(again[0].addresses, ["/ip4/1.2.3.4/tcp/1"]);
+        assert_eq!(
+            (again[0].relay, again[0].nat.as_str(), again[0].reservations.len()),
+            (true, "symmetric", 1)
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What an operator sets. Every field has a default except the node's name; `validate` finds all that is wrong.
 
+pub mod tunnel;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -10,8 +12,10 @@ use node_rt::{ConfigProblem, LogFormat, Secret, Validate};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gateway::GatewayConfig,
     outbound::{OutboundConfig, check_proxy_address},
     telemetry::{AccessLogConfig, TelemetryConfig},
+    tunnel_glue::TunnelSettings,
     udp::UdpConfig,
 };
 
@@ -45,6 +49,10 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Sessions of datagrams.
     pub udp: UdpConfig,
+    /// The tunnel.
+    pub tunnel: TunnelSettings,
+    /// Ingress gateway; none = this proxy is none.
+    pub gateway: Option<GatewayConfig>,
     /// Addresses at which other nodes reach this one; empty = those of the interfaces.
     pub advertise: Vec<IpAddr>,
     /// Seconds that connections get to end when the process stops.
@@ -127,6 +135,8 @@ impl Default for Config {
             dns: DnsConfig::default(),
             capture: CaptureConfig::default(),
             udp: UdpConfig::default(),
+            tunnel: TunnelSettings::default(),
+            gateway: None,
             advertise: Vec::new(),
             drain_seconds: 30,
             log_format: LogFormat::Text,
@@ -227,6 +237,12 @@ impl Validate for Config {
         for (key, reason) in self.outbound.validate() {
             bad(&format!("outbound.{key}"), &"", &reason);
         }
+        for (key, reason) in self.tunnel.validate() {
+            bad(&format!("tunnel.{key}"), &"", &reason);
+        }
+        for (key, reason) in self.gateway.iter().flat_map(GatewayConfig::validate) {
+            bad(&format!("gateway.{key}"), &"", &reason);
+        }
         for (key, reason) in self.udp.validate() {
             bad(&format!("udp.{key}"), &"", &reason);
         }
@@ -264,6 +280,7 @@ impl Config {
             ("listen.health", l.health),
         ];
         listeners.extend(l.proxy.map(|p| ("listen.proxy", p)));
+        listeners.extend(self.tunnel.websocket.map(|w| ("tunnel.websocket", w)));
         let clash = |a: SocketAddr, b: SocketAddr| {
             a.port() != 0
                 && a.port() == b.port()

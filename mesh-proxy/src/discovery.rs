@@ -20,6 +20,7 @@ use crate::{
     identity::keeper::Backoff,
     shared::Shared,
     store::{Loaded, Store, Stored},
+    tunnel_glue::Reach,
 };
 use session::Session;
 
@@ -182,7 +183,7 @@ impl Discovery {
         mut self,
         controllers: Vec<String>,
         mut tls: watch::Receiver<Option<NodeTls>>,
-        mut addresses: watch::Receiver<Vec<String>>,
+        mut addresses: watch::Receiver<Reach>,
     ) {
         if controllers.is_empty() {
             tracing::warn!("no controller is configured: serving from the snapshot only");
@@ -211,7 +212,7 @@ impl Discovery {
         &mut self,
         address: &str,
         identity: &NodeTls,
-        addresses: &mut watch::Receiver<Vec<String>>,
+        addresses: &mut watch::Receiver<Reach>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let tls = identity.client_config(Expect::Controller, ALPN)?;
         let channel = controller::connect(address, tls).await?;

@@ -1,6 +1,8 @@
 //! Between the tables and the tunnel: which peers there are, where this node is reached, the node's tunnel key, and
 //! the outbound path's view of the tunnel.
 
+mod settings;
+
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -8,16 +10,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
-use mesh_api::model::TunnelOpen;
+use mesh_api::model::{ReportRequest, TunnelOpen};
 use mesh_core::Tables;
-use mesh_tunnel::{NodeKey, OpenError, Peer, Refusal, Tunnel};
+use mesh_tunnel::{NatReport, NodeKey, OpenError, Peer, Refusal, Tunnel};
 use tokio::sync::watch;
 
+pub use self::settings::TunnelSettings;
 use crate::outbound::{Stream, TunnelError, TunnelOpener};
 
 /// File in the state directory that holds the tunnel key.
@@ -27,10 +30,14 @@ const KEY_FILE: &str = "tunnel.key";
 /// the host has any.
 pub fn listen_on(address: SocketAddr) -> Vec<String> {
     let mut all = Vec::from(both_transports(address.ip(), address.port()));
-    if address.ip() == Ipv4Addr::UNSPECIFIED && UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+    if address.ip() == Ipv4Addr::UNSPECIFIED && has_ipv6() {
         all.extend(both_transports(Ipv6Addr::UNSPECIFIED.into(), address.port()));
     }
     all
+}
+
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// TCP first: it moves bulk at less cost.
@@ -44,16 +51,53 @@ const MAX_REPORTED: usize = 16;
 
 /// The addresses that this node reports: those set by the operator, else what the tunnel listens on without the ones
 /// that lead nowhere from elsewhere. Best first.
-pub fn reported(listening: &[String], advertise: &[IpAddr], port: u16) -> Vec<String> {
+pub fn reported(listening: &[String], advertise: &[IpAddr], port: u16, further: &[String]) -> Vec<String> {
     let mut addresses: Vec<String> = if advertise.is_empty() {
         let distinct: BTreeSet<&String> = listening.iter().filter(|a| reachable(a)).collect();
         distinct.into_iter().cloned().collect()
     } else {
-        advertise.iter().flat_map(|ip| both_transports(*ip, port)).collect()
+        advertised(advertise, port)
     };
-    addresses.sort_by_key(|a| a.contains("/quic"));
+    addresses.extend(further.iter().cloned());
+    addresses.sort_by_key(|a| (a.ends_with("/ws") || a.ends_with("/wss"), a.contains("/quic")));
     addresses.truncate(MAX_REPORTED);
     addresses
+}
+
+/// The operator's addresses of this node with the tunnel's port.
+pub fn advertised(advertise: &[IpAddr], port: u16) -> Vec<String> {
+    advertise.iter().flat_map(|ip| both_transports(*ip, port)).collect()
+}
+
+/// How this node is reached, as it tells the controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Straight addresses, best first.
+    pub addresses: Vec<String>,
+    /// What NATs do to it, and what it does against that.
+    pub nat: NatReport,
+}
+
+impl Reach {
+    /// Of the straight addresses and what the tunnel says.
+    pub fn new(mut addresses: Vec<String>, nat: &NatReport) -> Self {
+        let given = nat.addresses.iter().filter(|a| reachable(a) && !addresses.contains(a)).cloned();
+        addresses.extend(given.collect::<Vec<_>>());
+        addresses.truncate(MAX_REPORTED);
+        Self { addresses, nat: nat.clone() }
+    }
+
+    /// The report of a node.
+    pub fn request(self, node: &str) -> ReportRequest {
+        ReportRequest {
+            node: node.to_owned(),
+            addresses: self.addresses,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            relay: self.nat.relay,
+            nat: self.nat.nat,
+            reservations: self.nat.reservations,
+        }
+    }
 }
 
 fn reachable(multiaddr: &str) -> bool {
@@ -77,23 +121,29 @@ pub fn peers(tables: &Tables, own: &str) -> Vec<Peer> {
             peer_id: n.peer_id.to_string(),
             addresses: n.addresses.iter().map(ToString::to_string).collect(),
             relay: n.relay,
-            reservations: Vec::new(),
+            reservations: n.reservations.iter().map(ToString::to_string).collect(),
+            nat: n.nat.to_string(),
         })
         .collect();
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     peers
 }
 
-/// Keeps the tunnel's view of peers equal to the tables' nodes. `changed` moves whenever some node is another one.
+/// Keeps the tunnel's view of peers equal to the tables' nodes. `serves` says whether this node is a relay. `changed`
+/// moves whenever some node is another one.
 pub async fn follow_nodes(
     tunnel: Tunnel,
     tables: Arc<ArcSwap<Tables>>,
     node: Arc<str>,
+    serves: Option<bool>,
     mut changed: watch::Receiver<u64>,
 ) {
     let mut view = Vec::new();
     loop {
-        let now = peers(&tables.load(), &node);
+        let tables = tables.load_full();
+        // Without a word of the operator's here the registry says which nodes are relays.
+        tunnel.set_relay(serves.unwrap_or_else(|| tables.node(&node).is_some_and(|n| n.relay)));
+        let now = peers(&tables, &node);
         if now != view {
             tunnel.set_peers(&now).await;
             view = now;
@@ -144,6 +194,10 @@ impl TunnelOpener for Opener {
             }
         })
     }
+
+    fn generation(&self, node: &str) -> Option<Arc<AtomicU64>> {
+        Some(self.0.generation(node))
+    }
 }
 
 fn failure(error: OpenError) -> TunnelError {
@@ -165,6 +219,7 @@ fn failure(error: OpenError) -> TunnelError {
         | OpenError::Dial { .. }
         | OpenError::Backoff { .. }
         | OpenError::Lost(_)
+        | OpenError::Spoken(_)
         | OpenError::BadAnswer(_)
         | OpenError::Closed => TunnelError::Unreachable(error.to_string()),
     }
@@ -186,12 +241,21 @@ mod tests {
         ]
         .map(str::to_owned);
         assert_eq!(
-            reported(&listening, &[], 15008),
+            reported(&listening, &[], 15008, &[]),
             ["/ip4/10.0.0.4/tcp/15008", "/ip6/2001:db8::1/tcp/15008", "/ip4/10.0.0.4/udp/15008/quic-v1"]
         );
         assert_eq!(
-            reported(&listening, &["203.0.113.7".parse().unwrap()], 15008),
-            ["/ip4/203.0.113.7/tcp/15008", "/ip4/203.0.113.7/udp/15008/quic-v1"]
+            reported(
+                &listening,
+                &["203.0.113.7".parse().unwrap()],
+                15008,
+                &["/dns4/edge.example/tcp/443/wss".to_owned()]
+            ),
+            [
+                "/ip4/203.0.113.7/tcp/15008",
+                "/ip4/203.0.113.7/udp/15008/quic-v1",
+                "/dns4/edge.example/tcp/443/wss"
+            ]
         );
     }
 

@@ -307,6 +307,10 @@ pub struct NodeEntry {
     pub labels: BTreeMap<String, String>,
     /// Serves as relay.
     pub relay: bool,
+    /// Kind of NAT that it is behind, as it says.
+    pub nat: Box<str>,
+    /// Circuit addresses at which it is reached, nearest relay first.
+    pub reservations: Box<[Box<str>]>,
 }
 
 impl NodeEntry {
@@ -318,6 +322,8 @@ impl NodeEntry {
             locality: Locality::compile(m.locality.as_ref()),
             labels: m.labels.clone(),
             relay: m.relay,
+            nat: m.nat.as_str().into(),
+            reservations: m.reservations.iter().map(|a| a.as_str().into()).collect(),
         }
     }
 }

@@ -22,8 +22,10 @@ fn one(node: &str, p: &PathStatus, all: bool) -> Value {
         "since": time(p.since),
         "bytes_sent": p.bytes_sent,
         "bytes_received": p.bytes_received,
-        "nat": { "local": "unknown", "remote": "unknown" },
-        "last_punch": null,
+        "nat": { "local": p.nat.0.as_str(), "remote": p.nat.1.as_str() },
+        "last_punch": p.last_punch.map(|punch| json!({
+            "at": time(punch.at), "outcome": punch.outcome.as_str(), "attempts": punch.attempts,
+        })),
         "why_not_better": p.why_not_better,
     });
     if all && let Some(fields) = value.as_object_mut() {

@@ -2,12 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_tunnel::{Acceptor, Executors, NodeKey, StartError, Tunnel, TunnelConfig};
+use mesh_tunnel::{Acceptor, Executors, NatReport, NodeKey, StartError, Tunnel, TunnelConfig};
 use node_rt::Tasks;
 use tokio::{runtime::Handle, sync::watch};
 
 use super::worker::Seats;
-use crate::{config::Config, shared::Shared, tunnel_glue};
+use crate::{
+    config::Config,
+    shared::Shared,
+    tunnel_glue::{self, Reach},
+};
 
 /// How often we look whether the process before us has left the tunnel's UDP port, and for how long.
 const RELEASE: (Duration, usize) = (Duration::from_millis(500), 600);
@@ -31,6 +35,8 @@ pub(super) async fn start(
 ) -> Result<Started, super::StartError> {
     let mut tunnel = TunnelConfig::new(key, config.listen.tunnel.port());
     tunnel.listen = tunnel_glue::listen_on(config.listen.tunnel);
+    let advertised = tunnel_glue::advertised(&config.advertise, config.listen.tunnel.port());
+    config.tunnel.apply(&config.node, &advertised, &mut tunnel);
     let mut held = Vec::new();
     loop {
         // A registry of its own for an attempt that may fail: names cannot be registered twice.
@@ -84,7 +90,7 @@ impl prometheus::core::Collector for Nested {
 }
 
 /// Keeps the tunnel's peers equal to the tables' nodes. Gives the addresses at which this node is reached.
-pub(super) fn follow(shared: &Arc<Shared>, tunnel: &Tunnel, tasks: &Tasks) -> watch::Receiver<Vec<String>> {
+pub(super) fn follow(shared: &Arc<Shared>, tunnel: &Tunnel, tasks: &Tasks) -> watch::Receiver<Reach> {
     let (nodes, changed) = watch::channel(0);
     let mut updates = shared.updates();
     tasks.spawn("tunnel peers", async move {
@@ -94,23 +100,34 @@ pub(super) fn follow(shared: &Arc<Shared>, tunnel: &Tunnel, tasks: &Tasks) -> wa
         }
     });
     let (tables, node) = (shared.tables.clone(), shared.node.clone());
-    tasks.spawn("tunnel peers", tunnel_glue::follow_nodes(tunnel.clone(), tables, node, changed));
+    let serves = shared.config.tunnel.relay.enabled;
+    tasks.spawn("tunnel peers", tunnel_glue::follow_nodes(tunnel.clone(), tables, node, serves, changed));
 
-    let mut listening = tunnel.addresses();
+    let (mut listening, mut nat) = (tunnel.addresses(), tunnel.nat());
     let (advertise, port) = (shared.config.advertise.clone(), shared.config.listen.tunnel.port());
-    let now = tunnel_glue::reported(&listening.borrow_and_update(), &advertise, port);
-    let (say, addresses) = watch::channel(now);
+    let further = shared.config.tunnel.addresses.clone();
+    let reach = move |listening: &mut watch::Receiver<Vec<String>>, nat: &mut watch::Receiver<NatReport>| {
+        let straight = tunnel_glue::reported(&listening.borrow_and_update(), &advertise, port, &further);
+        Reach::new(straight, &nat.borrow_and_update())
+    };
+    let (say, addresses) = watch::channel(reach(&mut listening, &mut nat));
     tasks.spawn("tunnel addresses", async move {
-        while listening.changed().await.is_ok() {
-            let now = tunnel_glue::reported(&listening.borrow_and_update(), &advertise, port);
+        loop {
+            let alive = tokio::select! {
+                changed = listening.changed() => changed.is_ok(),
+                changed = nat.changed() => changed.is_ok(),
+            };
+            if !alive {
+                // The last word stays: the receiver must not see the sender go.
+                std::future::pending::<()>().await;
+            }
+            let now = reach(&mut listening, &mut nat);
             say.send_if_modified(|old| {
                 let other = *old != now;
                 *old = now;
                 other
             });
         }
-        // The last word stays: the receiver must not see the sender go.
-        std::future::pending::<()>().await;
     });
     addresses
 }

@@ -7,7 +7,6 @@ use std::{
 
 use mesh_api::{
     Resource, ResourceType,
-    model::ReportRequest,
     xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status},
 };
 use mesh_core::{Applied, Change};
@@ -23,6 +22,7 @@ use super::{Discovery, Versions};
 use crate::{
     controller,
     store::{Write, Written},
+    tunnel_glue::Reach,
 };
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -79,7 +79,7 @@ impl Session {
     pub(super) async fn run(
         &mut self,
         discovery: &mut Discovery,
-        addresses: &mut watch::Receiver<Vec<String>>,
+        addresses: &mut watch::Receiver<Reach>,
     ) -> Result<(), Error> {
         addresses.mark_changed();
         let mut reporting = std::pin::pin!(report_forever(
@@ -158,16 +158,11 @@ async fn report_forever(
     channel: Channel,
     node: String,
     clock_ahead: prometheus::IntGauge,
-    mut addresses: watch::Receiver<Vec<String>>,
+    mut addresses: watch::Receiver<Reach>,
 ) {
     loop {
         let now = addresses.borrow_and_update().clone();
-        let request = ReportRequest {
-            node: node.clone(),
-            addresses: now,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        match controller::report(channel.clone(), request).await {
+        match controller::report(channel.clone(), now.request(&node)).await {
             Ok(reported) => clock_ahead.set(reported.clock_ahead.unwrap_or(0)),
             Err(error) => {
                 tracing::warn!(error = %crate::chain(&error), "the controller did not take this node's addresses");

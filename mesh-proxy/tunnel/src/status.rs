@@ -9,6 +9,10 @@ use std::{
 use libp2p::PeerId;
 
 use crate::{
+    nat::{
+        kind::NatKind,
+        knowledge::{Knowledge, Punch},
+    },
     path::{PathKind, PathTransport},
     peers::{Known, View},
     table::Conn,
@@ -65,6 +69,10 @@ pub struct PathStatus {
     pub bytes_sent: u64,
     /// The same, received.
     pub bytes_received: u64,
+    /// Kinds of NAT, this node's and the peer's.
+    pub nat: (NatKind, NatKind),
+    /// The last hole punch with the peer.
+    pub last_punch: Option<Punch>,
     /// Why the path is not better, and what would change it; empty when it is as good as it gets.
     pub why_not_better: String,
 }
@@ -97,20 +105,28 @@ impl Tunnel {
                 of_peer.entry((!active, conn.path.rank(), relay)).or_default().push(conn);
             }
             let known = view.peer(&survey.peer);
+            let knowledge = &self.shared.knowledge;
             let groups = of_peer.into_iter().map(|((inactive, ..), conns)| (!inactive, conns));
-            all.extend(groups.filter_map(|(active, conns)| one(&view, known, active, &conns)));
+            all.extend(groups.filter_map(|(active, conns)| one(&view, knowledge, known, active, &conns)));
         }
         all.sort_by(|a, b| (&a.peer, &a.peer_id, !a.active).cmp(&(&b.peer, &b.peer_id, !b.active)));
         all
     }
 }
 
-fn one(view: &View, known: Option<&Arc<Known>>, active: bool, conns: &[&Arc<Conn>]) -> Option<PathStatus> {
+fn one(
+    view: &View,
+    knowledge: &Knowledge,
+    known: Option<&Arc<Known>>,
+    active: bool,
+    conns: &[&Arc<Conn>],
+) -> Option<PathStatus> {
     let first = conns.first()?;
     let sum = |of: &dyn Fn(&Conn) -> u64| conns.iter().map(|c| of(c)).sum();
     let probes = sum(&|c| c.probes.0.load(Ordering::Relaxed).into());
     let lost = sum(&|c| c.probes.1.load(Ordering::Relaxed).into());
     let name = |relay: PeerId| view.peer(&relay).map_or_else(|| relay.to_base58(), |k| k.node.to_string());
+    let of_peer = knowledge.peer(&first.peer);
     Some(PathStatus {
         peer: known.map_or_else(String::new, |k| k.node.to_string()),
         peer_id: first.peer.to_base58(),
@@ -126,28 +142,23 @@ fn one(view: &View, known: Option<&Arc<Known>>, active: bool, conns: &[&Arc<Conn
         since: conns.iter().map(|c| c.since.0).min()?,
         bytes_sent: sum(&|c| c.sent.get()),
         bytes_received: sum(&|c| c.received.get()),
-        why_not_better: why(first, known),
+        nat: (knowledge.own(), of_peer.nat),
+        last_punch: of_peer.last_punch,
+        why_not_better: why(first, known, knowledge),
     })
 }
 
-/// What the addresses alone say; the NAT traversal knows more about relayed and punched paths.
-fn why(conn: &Conn, known: Option<&Arc<Known>>) -> String {
-    let straight = known.map_or(0, |k| k.addresses.len());
-    let text = match (conn.path.kind, conn.path.transport, straight) {
-        (PathKind::Relayed, _, 0) => {
-            "the registry has no address of the peer: it would need one that this node reaches"
+/// Of relayed and punched paths the NATs know why, of the others the transport says it.
+fn why(conn: &Conn, known: Option<&Arc<Known>>, knowledge: &Knowledge) -> String {
+    match (conn.path.kind, conn.path.transport) {
+        (PathKind::Relayed | PathKind::Punched, _) => {
+            let peer = known.map_or("the peer", |k| &k.node);
+            knowledge.why(&conn.peer, peer, conn.path.kind.as_str())
         }
-        (PathKind::Relayed, ..) => {
-            "none of the peer's addresses answers from here: an open port, or a NAT that can be punched, would change it"
+        (_, PathTransport::Ws) => {
+            "only WebSocket on TLS gets through: UDP or TCP to the tunnel port would change it".to_owned()
         }
-        (PathKind::Punched, ..) => {
-            "a NAT is between the nodes: a forwarded port at one of them would change it"
-        }
-        (_, PathTransport::Ws, _) => {
-            "only WebSocket on TLS gets through: UDP or TCP to the tunnel port would change it"
-        }
-        (_, PathTransport::Quic, _) => "TCP to the tunnel port does not get through, QUIC does",
-        _ => "",
-    };
-    text.to_owned()
+        (_, PathTransport::Quic) => "TCP to the tunnel port does not get through, QUIC does".to_owned(),
+        _ => String::new(),
+    }
 }

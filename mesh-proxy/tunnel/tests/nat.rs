@@ -10,5 +10,7 @@
 #[allow(dead_code, reason = "shared with the other tests of the tunnel")]
 mod common;
 mod nat {
+    mod node;
     mod relay;
+    mod world;
 }

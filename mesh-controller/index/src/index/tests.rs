@@ -1,4 +1,5 @@
 mod garbage;
+mod gateway_api;
 mod incremental;
 
 use std::collections::HashMap;
@@ -43,6 +44,11 @@ impl World {
 
     fn delete(&mut self, kind: Kind, name: &str) {
         assert!(self.index.delete(&ObjectKey::new(kind, "", name)));
+        self.compile();
+    }
+
+    fn delete_in(&mut self, kind: Kind, namespace: &str, name: &str) {
+        assert!(self.index.delete(&ObjectKey::new(kind, namespace, name)));
         self.compile();
     }
 

@@ -12,7 +12,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -92,7 +92,9 @@ pub(crate) struct Engine {
     config: NatConfig,
     own: PeerId,
     metrics: Metrics,
-    server: Option<Arc<Server>>,
+    server: Arc<Server>,
+    /// It serves now.
+    serves: bool,
     reservations: Reservations,
     schedule: Schedule,
     attempts: HashMap<PeerId, Attempt>,
@@ -118,11 +120,10 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(shared: Arc<Shared>, own: PeerId, config: NatConfig, metrics: Metrics) -> Self {
         let external: BTreeSet<Multiaddr> = config.external.iter().filter_map(|a| a.parse().ok()).collect();
-        let want = if external.is_empty() && !config.relay.enabled { config.reservations } else { 0 };
-        let server = config.relay.enabled.then(|| Server::new(config.relay.clone(), metrics.clone()));
+        let server = Server::new(config.relay.clone(), metrics.clone());
         let now = Instant::now();
         Self {
-            reservations: Reservations::new(own, want, config.measured_relays),
+            reservations: Reservations::new(own, 0, config.measured_relays),
             schedule: Schedule::new(config.punch_backoff, config.punch_backoff_max),
             attempts: HashMap::new(),
             dials: HashMap::new(),
@@ -143,6 +144,7 @@ impl Engine {
             own,
             metrics,
             server,
+            serves: false,
         }
     }
 
@@ -165,7 +167,7 @@ impl Engine {
     /// Whether the connections with a peer stay although better ones exist: reservations are on them, or they show
     /// under which address this node is seen.
     pub(crate) fn keeps(&self, peer: &PeerId) -> bool {
-        self.reservations.held().any(|p| p == *peer) || self.server.as_ref().is_some_and(|s| s.has(peer))
+        self.reservations.held().any(|p| p == *peer) || self.server.has(peer)
     }
 
     /// Waits for the next thing to do.
@@ -211,6 +213,10 @@ impl Engine {
     fn tick(&mut self, swarm: &mut Swarm<Behaviour>) {
         let now = Instant::now();
         self.next_tick = now + TICK;
+        self.serves = self.shared.relay.load(Ordering::Relaxed);
+        // Relays are reached by everybody. What else an operator advertises may hold on its LAN only.
+        let given_back = self.reservations.set_want(if self.serves { 0 } else { self.config.reservations });
+        self.execute(given_back, swarm, now);
         let view = self.shared.view();
         if !Arc::ptr_eq(&view, &self.view) {
             self.on_view(view, swarm, now);
@@ -254,7 +260,7 @@ impl Engine {
         });
         let report = NatReport {
             nat: own.as_str().to_owned(),
-            relay: self.config.relay.enabled,
+            relay: self.serves,
             reservations: reservations.collect(),
             addresses: self.given.iter().map(ToString::to_string).collect(),
         };
@@ -403,9 +409,7 @@ impl Engine {
     ) {
         if !relayed {
             self.count_links(&peer, swarm, now);
-            if let Some(server) = &self.server {
-                server.closed(peer, id);
-            }
+            self.server.closed(peer, id);
             if let Some((carrier, observer)) = self.seen.remove(&id) {
                 self.detector(carrier).lost(observer);
             }

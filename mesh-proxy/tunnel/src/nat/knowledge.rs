@@ -78,10 +78,15 @@ struct State {
 /// Knowledge of one node, shared between the swarm and status output.
 #[derive(Debug, Default)]
 pub struct Knowledge {
+    node: String,
     state: Mutex<State>,
 }
 
 impl Knowledge {
+    pub(crate) fn new(node: &str) -> Self {
+        Self { node: node.to_owned(), state: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,11 +105,11 @@ impl Knowledge {
     }
 
     /// One sentence for a peer that is reached by `path`; empty when there is nothing better.
-    pub(crate) fn why(&self, peer: &PeerId, (own, other): (&str, &str), path: &str) -> String {
+    pub(crate) fn why(&self, peer: &PeerId, other: &str, path: &str) -> String {
         let known = self.peer(peer);
         let state = self.lock();
         why_not_better(&Facts {
-            own,
+            own: &self.node,
             peer: other,
             path,
             own_nat: state.own,

@@ -66,8 +66,6 @@ pub(crate) enum Order {
 
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
-    /// Whether circuits are served here.
-    serves: bool,
     pub(crate) links: HashMap<ConnectionId, Link>,
     queue: VecDeque<ToSwarm<Event, Order>>,
     next: Ticket,
@@ -77,10 +75,6 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    pub(crate) fn new(serves: bool) -> Self {
-        Self { serves, ..Self::default() }
-    }
-
     /// Asks for a stream. An [`Event::Opened`] with the ticket follows in any case.
     pub(crate) fn open(&mut self, id: ConnectionId, protocol: &'static str) -> Ticket {
         self.next += 1;
@@ -159,7 +153,7 @@ impl NetworkBehaviour for Ports {
             established: false,
         };
         self.links.insert(id, link);
-        Ok(Handler::new(self.serves && !relayed))
+        Ok(Handler::new(!relayed))
     }
 
     fn handle_established_outbound_connection(
@@ -181,7 +175,7 @@ impl NetworkBehaviour for Ports {
             established: false,
         };
         self.links.insert(id, link);
-        Ok(Handler::new(self.serves && !relayed))
+        Ok(Handler::new(!relayed))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

@@ -116,6 +116,14 @@ impl Reservations {
         gone
     }
 
+    /// Changes how many are held; gives what to release.
+    pub(crate) fn set_want(&mut self, want: usize) -> Vec<Op> {
+        self.want = want;
+        self.measured = self.measured.max(want);
+        let listens = self.relays.values().filter_map(|r| r.listen.as_ref());
+        if want == 0 { listens.map(|l| Op::Release(l.id)).collect() } else { Vec::new() }
+    }
+
     pub(crate) fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
         self.relays.get(peer).map_or(&[], |r| &r.addresses)
     }

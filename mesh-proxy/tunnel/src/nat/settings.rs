@@ -6,9 +6,11 @@ use std::time::Duration;
 /// Settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatConfig {
+    /// Name of this node, for what is said to people.
+    pub node: String,
     /// This node serves circuits to others.
     pub relay: RelayConfig,
-    /// Multiaddrs at which the operator says that this node is reached. A node that has any holds no reservations.
+    /// Multiaddrs at which the operator says that this node is reached.
     pub external: Vec<String>,
     /// Reservations that are kept warm; 0 holds none.
     pub reservations: usize,
@@ -34,6 +36,7 @@ impl Default for NatConfig {
     /// Quiet: holds reservations and punches, and sends nothing to anyone who is not a peer.
     fn default() -> Self {
         Self {
+            node: "this node".to_owned(),
             relay: RelayConfig::default(),
             external: Vec::new(),
             reservations: 2,
@@ -59,7 +62,7 @@ impl NatConfig {
 /// Limits of a relay. What is beyond one is refused at once and counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
-    /// Serve at all.
+    /// Serve from the start; [`crate::Tunnel::set_relay`] changes it.
     pub enabled: bool,
     /// Nodes that hold a reservation.
     pub reservations: usize,

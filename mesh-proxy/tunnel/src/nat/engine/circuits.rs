@@ -37,7 +37,11 @@ impl Engine {
 
     pub(super) fn on_hop(&mut self, peer: PeerId, id: ConnectionId, stream: Stream) {
         // Dropping the stream resets it: a peer that floods needs no answer.
-        let Some(asking) = self.server.as_ref().and_then(|s| s.request(peer)) else { return };
+        if !self.serves {
+            self.metrics.relay_refused("no_relay");
+            return;
+        }
+        let Some(asking) = self.server.request(peer) else { return };
         self.task(REQUEST, async move {
             match relay::request(stream).await {
                 Ok((stream, request)) => Done::Request { peer, id, asking, stream, request },
@@ -57,7 +61,7 @@ impl Engine {
         request: Request,
         swarm: &mut Swarm<Behaviour>,
     ) {
-        let Some(server) = self.server.clone() else { return };
+        let server = self.server.clone();
         let member = |peer: &PeerId| self.shared.view().peer(peer).is_some();
         match request {
             Request::Reserve => {

@@ -124,8 +124,8 @@ impl Engine {
     }
 
     pub(super) fn no_answer(&mut self, peer: PeerId) {
-        let attempts = self.schedule.failed(&peer, false, Instant::now());
-        self.ended(peer, PunchOutcome::NoAnswer, attempts);
+        self.schedule.failed(&peer, false, Instant::now());
+        self.ended(peer, PunchOutcome::NoAnswer, self.schedule.tries(&peer));
     }
 
     fn ended(&mut self, peer: PeerId, outcome: PunchOutcome, attempts: u32) {
@@ -171,8 +171,8 @@ impl Engine {
         self.shared.knowledge.set_peer_nat(peer, remote);
         let shots = plan(&mine, &theirs, agreed.leads);
         if shots.is_empty() {
-            let attempts = self.schedule.failed(&peer, false, now);
-            return self.ended(peer, PunchOutcome::NoCandidates, attempts);
+            self.schedule.failed(&peer, false, now);
+            return self.ended(peer, PunchOutcome::NoCandidates, self.schedule.tries(&peer));
         }
         let start = agreed.start.into_std();
         let end = start + WINDOW;
@@ -188,6 +188,7 @@ impl Engine {
         // A little longer than the window: the peer's last handshake may end after ours.
         self.shared.knowledge.punch_began(peer, end + Duration::from_secs(2));
         self.schedule.begin(peer, now);
+        self.schedule.tried(&peer);
         self.attempts.insert(peer, attempt);
         self.shoot(swarm);
     }
@@ -206,8 +207,8 @@ impl Engine {
             if attempt.end <= now {
                 let hopeless = attempt.hopeless;
                 self.attempts.remove(&peer);
-                let attempts = self.schedule.failed(&peer, hopeless, now);
-                self.ended(peer, PunchOutcome::Failed, attempts);
+                self.schedule.failed(&peer, hopeless, now);
+                self.ended(peer, PunchOutcome::Failed, self.schedule.tries(&peer));
                 continue;
             }
             let (ready, later) =
@@ -270,10 +271,10 @@ impl Engine {
 
     /// A direct connection stands.
     pub(super) fn on_direct(&mut self, peer: PeerId, by_punch: bool) {
-        let failures = self.schedule.failures(&peer);
+        let tries = self.schedule.tries(&peer);
         self.schedule.forget(&peer);
         if self.attempts.remove(&peer).is_some() || (by_punch && !self.shared.knowledge.is_ok(&peer)) {
-            self.ended(peer, PunchOutcome::Ok, failures + 1);
+            self.ended(peer, PunchOutcome::Ok, tries);
         }
     }
 }

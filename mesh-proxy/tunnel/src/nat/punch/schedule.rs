@@ -15,6 +15,8 @@ const MAX_RUNNING: usize = 64;
 struct Entry {
     due: Instant,
     failures: u32,
+    /// Tries in which both sides dialled.
+    tries: u32,
     running: bool,
 }
 
@@ -32,7 +34,7 @@ impl Schedule {
 
     /// A peer is reached through a relay and nothing better.
     pub(crate) fn want(&mut self, peer: PeerId, now: Instant) {
-        self.peers.entry(peer).or_insert(Entry { due: now, failures: 0, running: false });
+        self.peers.entry(peer).or_insert(Entry { due: now, failures: 0, tries: 0, running: false });
     }
 
     /// A peer is reached directly, or not at all.
@@ -58,13 +60,14 @@ impl Schedule {
 
     /// A try began, here or at the peer.
     pub(crate) fn begin(&mut self, peer: PeerId, now: Instant) {
-        let entry = self.peers.entry(peer).or_insert(Entry { due: now, failures: 0, running: false });
+        let entry =
+            self.peers.entry(peer).or_insert(Entry { due: now, failures: 0, tries: 0, running: false });
         entry.running = true;
     }
 
-    /// A try failed; `hopeless` says that the NATs allow none. Gives the number of failures so far.
-    pub(crate) fn failed(&mut self, peer: &PeerId, hopeless: bool, now: Instant) -> u32 {
-        let Some(entry) = self.peers.get_mut(peer) else { return 0 };
+    /// A try failed; `hopeless` says that the NATs allow none.
+    pub(crate) fn failed(&mut self, peer: &PeerId, hopeless: bool, now: Instant) {
+        let Some(entry) = self.peers.get_mut(peer) else { return };
         entry.running = false;
         entry.failures = entry.failures.saturating_add(1);
         let pause = if hopeless {
@@ -73,19 +76,22 @@ impl Schedule {
             self.first.saturating_mul(1 << entry.failures.saturating_sub(1).min(16)).min(self.most)
         };
         entry.due = now + pause;
-        entry.failures
     }
 
     pub(crate) fn is_running(&self, peer: &PeerId) -> bool {
         self.peers.get(peer).is_some_and(|e| e.running)
     }
 
-    pub(crate) fn wants(&self, peer: &PeerId) -> bool {
-        self.peers.contains_key(peer)
+    /// Both sides dial; gives how often they have, this time included.
+    pub(crate) fn tried(&mut self, peer: &PeerId) -> u32 {
+        self.peers.get_mut(peer).map_or(1, |e| {
+            e.tries = e.tries.saturating_add(1);
+            e.tries
+        })
     }
 
-    pub(crate) fn failures(&self, peer: &PeerId) -> u32 {
-        self.peers.get(peer).map_or(0, |e| e.failures)
+    pub(crate) fn tries(&self, peer: &PeerId) -> u32 {
+        self.peers.get(peer).map_or(0, |e| e.tries)
     }
 
     /// Peers whose time has come.
@@ -97,6 +103,7 @@ impl Schedule {
     }
 
     /// When the next one's time comes.
+    #[cfg(test)]
     pub(crate) fn next(&self) -> Option<Instant> {
         self.peers.values().filter(|e| !e.running).map(|e| e.due).min()
     }
@@ -127,7 +134,7 @@ mod tests {
         it.changed(&peer, now);
         assert_eq!(it.due(now), [peer]);
         it.begin(peer, now);
-        assert_eq!(it.failed(&peer, true, now), 1);
+        it.failed(&peer, true, now);
         assert_eq!(it.next().unwrap() - now, Duration::from_secs(600), "nothing can help");
         it.all_changed(now);
         assert_eq!(it.due(now), [peer]);

@@ -18,9 +18,9 @@ use tokio::time::{Sleep, sleep_until};
 use super::Circuit;
 
 /// Bytes that the circuits of one peer move together before others have their turn.
-const TURN: usize = 512 << 10;
+const TURN: usize = 256 << 10;
 /// A circuit moves at least this much at a time.
-const MIN_TURN: usize = 16 << 10;
+const MIN_TURN: usize = 8 << 10;
 /// Buffers that a thread keeps.
 const KEPT: usize = 8;
 /// Longest burst of a peer that has a rate.
@@ -121,8 +121,9 @@ impl Half {
             if *budget == 0 {
                 return Poll::Pending;
             }
+            let most = size.min(*budget);
             let mut buffer = take(size);
-            match Pin::new(&mut *from).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut *from).poll_read(cx, &mut buffer[..most]) {
                 Poll::Ready(Ok(0)) => {
                     give(buffer);
                     self.ended = true;
