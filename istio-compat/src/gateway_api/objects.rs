@@ -334,6 +334,26 @@ impl Objects {
         }
     }
 
+    /// Namespaces and names of the objects of a kind.
+    pub fn names(&self, kind: GatewayKind) -> Vec<(String, String)> {
+        fn keys<S>(map: &BTreeMap<Key, S>) -> Vec<Key> {
+            map.keys().cloned().collect()
+        }
+        match kind {
+            GatewayKind::GatewayClass => keys(&self.classes),
+            GatewayKind::Gateway => keys(&self.gateways),
+            GatewayKind::ListenerSet => keys(&self.listener_sets),
+            GatewayKind::HTTPRoute => keys(&self.http_routes),
+            GatewayKind::GRPCRoute => keys(&self.grpc_routes),
+            GatewayKind::TLSRoute => keys(&self.tls_routes),
+            GatewayKind::TCPRoute => keys(&self.tcp_routes),
+            GatewayKind::ReferenceGrant => keys(&self.grants),
+            GatewayKind::BackendTLSPolicy => keys(&self.tls_policies),
+            GatewayKind::XBackend => keys(&self.backends),
+            GatewayKind::XBackendTrafficPolicy => keys(&self.traffic_policies),
+        }
+    }
+
     /// How many objects of a kind are known.
     pub fn count(&self, kind: GatewayKind) -> usize {
         match kind {

@@ -1,6 +1,6 @@
 //! Gateway API through the index: what becomes of routes, and that only what they concern is compiled again.
 
-use istio_compat::gateway_api::GatewayKind;
+use istio_compat::gateway_api::{self, GatewayKind};
 
 use super::*;
 
@@ -43,14 +43,12 @@ fn status<'a>(statuses: &'a gateway_api::Statuses, kind: GatewayKind, name: &str
     &statuses.iter().find(|(id, _)| id.kind == kind && id.name == name).unwrap().1
 }
 
-use istio_compat::gateway_api;
-
 #[test]
 fn a_route_of_the_mesh_becomes_rules_of_its_service() {
     let mut w = World::with(SHOP);
     w.apply(ROUTE);
-    assert_eq!(w.changed, ["Service cart.shop.svc.cluster.local"]);
-    let host = &w.service(CART).virtual_hosts[0];
+    assert_eq!(w.changed, ["service cart.shop.svc.cluster.local"]);
+    let host = &w.service(CART).unwrap().virtual_hosts[0];
     assert_eq!(host.gateways, ["mesh"]);
     assert_eq!(host.http.len(), 2);
     assert_eq!(host.http[0].missing_status, 500);
@@ -60,8 +58,8 @@ fn a_route_of_the_mesh_becomes_rules_of_its_service() {
     assert!(w.index.gateway_api_statuses("later").is_none(), "nothing is new");
 
     w.delete_in(Kind::GatewayApi(GatewayKind::HTTPRoute), "shop", "cart");
-    assert_eq!(w.changed, ["Service cart.shop.svc.cluster.local"]);
-    assert!(w.service(CART).virtual_hosts.is_empty());
+    assert_eq!(w.changed, ["service cart.shop.svc.cluster.local"]);
+    assert!(w.service(CART).unwrap().virtual_hosts.is_empty());
 }
 
 #[test]
@@ -80,18 +78,19 @@ fn a_service_that_comes_later_makes_its_route_hold() {
     w.apply(ROUTE);
     assert!(w.all.keys().all(|(kind, _)| *kind != ResourceType::Service), "its parent is not there");
     w.apply(SHOP);
-    assert_eq!(w.service(CART).virtual_hosts.len(), 1);
+    assert_eq!(w.service(CART).unwrap().virtual_hosts.len(), 1);
 }
 
 #[test]
 fn a_route_of_another_namespace_is_for_its_own_clients_and_comes_first() {
     let mut w = World::with(SHOP);
     w.apply(ROUTE);
-    w.apply(&ROUTE.replace("name: cart, namespace: shop}", "name: mine, namespace: web}").replace(
-        "name: cart, port: 80}]",
-        "name: cart, namespace: shop, port: 80}]",
-    ));
-    let hosts = w.service(CART).virtual_hosts;
+    w.apply(
+        &ROUTE
+            .replace("name: cart, namespace: shop}", "name: mine, namespace: web}")
+            .replace("name: cart, port: 80}]", "name: cart, namespace: shop, port: 80}]"),
+    );
+    let hosts = &w.service(CART).unwrap().virtual_hosts;
     assert_eq!(hosts.len(), 2);
     assert_eq!((hosts[0].visible_to.clone(), hosts[1].visible_to.clone()), (vec!["web".to_owned()], vec![]));
 }
@@ -163,10 +162,9 @@ spec:
     caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]
 ",
     );
-    let tls = w.service(CART).policies[0].clone();
+    let tls = w.service(CART).unwrap().policies[0].clone();
     assert!(format!("{tls:?}").contains("configmap://shop/ca"), "{tls:?}");
-    let Some(Resource::Secret(secret)) =
-        w.all.get(&(ResourceType::Secret, "configmap://shop/ca".to_owned()))
+    let Some(Resource::Secret(secret)) = w.all.get(&(ResourceType::Secret, "configmap://shop/ca".to_owned()))
     else {
         panic!("{:?}", w.all.keys())
     };
@@ -180,7 +178,7 @@ fn a_bad_object_keeps_the_last_good_one() {
     w.apply(ROUTE);
     let bad = ROUTE.replace("value: /v2", "value: 5");
     assert_eq!(w.apply(&bad), [Applied::Rejected]);
-    assert_eq!(w.service(CART).virtual_hosts.len(), 1);
+    assert_eq!(w.service(CART).unwrap().virtual_hosts.len(), 1);
     let finding = w.index.findings().find(|f| f.level == Level::Error).unwrap();
     assert_eq!(finding.path, "spec.rules[0].matches[0].path.value");
 }
