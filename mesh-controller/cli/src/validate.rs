@@ -1,7 +1,7 @@
 //! `meshctl validate`: what admission would say.
 
 use anyhow::Result;
-use istio_compat::{Finding, ParseError, parse, validate};
+use istio_compat::{Finding, ParseError, gateway_api, parse, validate};
 use serde::Serialize;
 
 use crate::{Object, Outcome, args, input, output};
@@ -47,7 +47,16 @@ fn judge(object: &Object) -> Option<Verdict> {
         unsupported: Vec::new(),
     };
     match parse(&object.value) {
-        Err(ParseError::OtherKind { .. }) => return None,
+        Err(ParseError::OtherKind { .. }) => match gateway_api::read(&object.value) {
+            Err(ParseError::OtherKind { .. }) => return None,
+            Err(ParseError::Malformed { problems }) => verdict.errors = problems,
+            Ok(read) => {
+                verdict.namespace.clone_from(&read.object.meta().namespace);
+                verdict.valid = true;
+                verdict.warnings = read.unknown;
+                verdict.unsupported = read.unsupported;
+            }
+        },
         Err(ParseError::Malformed { problems }) => verdict.errors = problems,
         Ok(parsed) => {
             let judged = validate::judge(&parsed);
