@@ -25,9 +25,10 @@ use crate::{
     config::Config,
     discovery::Discovery,
     dns::DnsError,
+    gateway::Gateway,
     identity::{self, Identity, IdentityError, Keeper, StateFiles},
     inbound::{Inbound, InboundConfig},
-    outbound,
+    outbound::{self, names::ServerNames},
     shared::Shared,
     store::Store,
     telemetry::{AccessLog, Telemetry},
@@ -193,7 +194,7 @@ pub async fn start(
     let key = disk.tunnel_key.clone();
     let started_tunnel = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
     let tunnel::Started { tunnel, acceptors, held } = started_tunnel;
-    let (outbound, inbound) = data_side(&shared, &tunnel)?;
+    let (outbound, inbound) = data_side(&shared, &tunnel, disk.keeper.tls())?;
     let control_sockets = worker::seat(seats, outbound, inbound, acceptors, sockets);
 
     // 4. The control side.
@@ -298,6 +299,7 @@ impl Disk {
 fn data_side(
     shared: &Arc<Shared>,
     tunnel: &Tunnel,
+    identity: outbound::tls::Identity,
 ) -> Result<(Arc<outbound::Shared>, Arc<Inbound>), StartError> {
     let config = &shared.config;
     let telemetry = Arc::new(Telemetry::new(&shared.metrics, config.telemetry.clone())?);
@@ -308,6 +310,9 @@ fn data_side(
         outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
     out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
     out.access_log = access_log.clone();
+    out.names = Arc::new(ServerNames::new(outside_servers(config)));
+    out.tls = outbound::tls::TlsConfigs::new(Some(identity.clone()));
+    out.gateway = config.gateway.clone().map(|g| Arc::new(Gateway::new(g, Some(identity))));
     let udp = Arc::new(Udp::new(config.udp.clone(), &shared.metrics)?);
     out.udp = Some(udp.clone());
     let own = InboundConfig {
@@ -318,6 +323,18 @@ fn data_side(
     let mut inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;
     inbound.udp = Some(udp);
     Ok((Arc::new(out), Arc::new(inbound)))
+}
+
+/// Name servers that know the names outside: ours would answer with addresses of the mesh.
+fn outside_servers(config: &Config) -> impl Fn() -> Vec<SocketAddr> + Send + Sync + 'static {
+    let (fixed, own) = (config.dns.upstreams.clone(), config.dns.listen);
+    move || {
+        if !fixed.is_empty() {
+            return fixed.clone();
+        }
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        crate::dns::usable(&crate::dns::parse_resolv_conf(&text), own)
+    }
 }
 
 impl Running {

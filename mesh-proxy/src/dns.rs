@@ -30,6 +30,7 @@ use respond::Responder;
 
 pub use cache::CacheLimits;
 pub use forward::ForwardLimits;
+pub(crate) use upstreams::{parse_resolv_conf, usable};
 
 /// How the server works; [`DnsOptions::default`] is right for a node.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,7 @@ pub mod config;
 pub mod controller;
 pub mod discovery;
 pub mod dns;
+pub mod gateway;
 pub mod identity;
 pub mod inbound;
 pub mod outbound;

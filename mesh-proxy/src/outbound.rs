@@ -34,14 +34,19 @@ pub use stream::Stream;
 pub use worker::{Listeners, Shared, Worker};
 
 pub(crate) use cluster::ClusterState;
+pub(crate) use connection::{ClientIo, Connection};
 pub(crate) use connector::Purpose;
-pub(crate) use worker::WorkerState;
+pub(crate) use failure::FailureClass;
+pub(crate) use http::{Version as HttpVersion, serve as serve_http};
+pub(crate) use l4::serve as serve_bytes;
+pub(crate) use target::Target;
+pub(crate) use worker::{Snapshot, Ticket, WorkerState};
 
 /// A cluster as Envoy names it.
 pub(crate) fn cluster_name(cluster: &mesh_core::Cluster) -> String {
     let key = &cluster.key;
-    if *key.host == *external::PASSTHROUGH {
-        return external::PASSTHROUGH.to_owned();
+    if [external::PASSTHROUGH, external::BLACKHOLE].contains(&&*key.host) {
+        return key.host.to_string();
     }
     format!("outbound|{}|{}|{}", key.port, key.subset, key.host)
 }

@@ -5,18 +5,26 @@
 
 #[path = "outbound/failures.rs"]
 mod failures;
+#[path = "outbound/gateway.rs"]
+mod gateway;
 #[path = "outbound/http1.rs"]
 mod http1;
 #[path = "outbound/http2.rs"]
 mod http2;
 #[path = "outbound/l4.rs"]
 mod l4;
+#[path = "outbound/outside.rs"]
+mod outside;
+#[path = "outbound/policy.rs"]
+mod policy;
 #[path = "outbound/proxy_port.rs"]
 mod proxy_port;
 #[path = "outbound/rules.rs"]
 mod rules;
 #[path = "outbound/said.rs"]
 mod said;
+#[path = "outbound/tls.rs"]
+mod tls;
 #[path = "outbound/tunnel.rs"]
 mod tunnel;
 #[path = "outbound/upstream.rs"]

@@ -12,13 +12,22 @@ use tokio::net::TcpStream;
 
 use super::{
     http, l4,
+    stream::Stream,
     target::Target,
     worker::{Ticket, WorkerState},
 };
-use crate::telemetry::local::Held;
+use crate::{gateway::Binding, telemetry::local::Held};
 
 /// The client's side of a connection.
 pub(crate) type ClientStream = Prefixed<TcpStream>;
+
+/// The client's side of a connection of bytes.
+pub(crate) enum ClientIo {
+    /// As it came.
+    Plain(ClientStream),
+    /// Out of TLS that ended here.
+    Tls(Box<dyn Stream>),
+}
 
 /// One accepted connection.
 pub(crate) struct Connection {
@@ -29,6 +38,8 @@ pub(crate) struct Connection {
     pub(crate) target: Target,
     /// Each request names its own target: the client uses the proxy port.
     pub(crate) proxy: bool,
+    /// The client is outside the mesh, and came to a gateway.
+    pub(crate) gateway: Option<Box<Binding>>,
     caller: RefCell<Option<Rc<Held<WorkloadEntry>>>>,
     _ticket: Ticket,
 }
@@ -37,11 +48,35 @@ impl Connection {
     /// A connection of a client to a target.
     pub(crate) fn new(worker: Rc<WorkerState>, client: SocketAddr, target: Target, ticket: Ticket) -> Self {
         let caller = RefCell::default();
-        Self { worker, client: unmap(client), target, proxy: false, caller, _ticket: ticket }
+        Self { worker, client: unmap(client), target, proxy: false, gateway: None, caller, _ticket: ticket }
+    }
+
+    /// A connection of a client outside to a gateway.
+    pub(crate) fn at_gateway(
+        worker: Rc<WorkerState>,
+        client: SocketAddr,
+        target: Target,
+        binding: Binding,
+        ticket: Ticket,
+    ) -> Self {
+        let caller = RefCell::new(Some(Held::new(&binding.gateway().workload)));
+        let gateway = Some(Box::new(binding));
+        Self { worker, client, target, proxy: false, gateway, caller, _ticket: ticket }
+    }
+
+    /// Who calls, as metrics say it: the workload, or the gateway for clients outside.
+    pub(crate) fn party(&self, source: Option<&Rc<Held<WorkloadEntry>>>) -> Option<Rc<Held<WorkloadEntry>>> {
+        match &self.gateway {
+            None => source.cloned(),
+            Some(_) => self.caller.borrow().clone(),
+        }
     }
 
     /// The calling workload, if the mesh knows it.
     pub(crate) fn source(&self, tables: &Tables) -> Option<Rc<Held<WorkloadEntry>>> {
+        if self.gateway.is_some() {
+            return None;
+        }
         let entry = tables.workload(self.client.ip().to_canonical())?;
         let mut held = self.caller.borrow_mut();
         if let Some(held) = &*held
@@ -56,11 +91,11 @@ impl Connection {
 
     /// The caller as rules look at it.
     pub(crate) fn caller<'a>(&'a self, source: Option<&'a WorkloadEntry>) -> Client<'a> {
+        if let Some(binding) = &self.gateway {
+            return binding.client();
+        }
         let shared = &self.worker.shared;
-        let mut caller =
-            source.map_or_else(|| Client::in_namespace(&shared.config.default_namespace), Client::of);
-        caller.gateway = shared.gateway.as_deref();
-        caller
+        source.map_or_else(|| Client::in_namespace(&shared.config.default_namespace), Client::of)
     }
 }
 
@@ -91,15 +126,15 @@ pub(crate) async fn fixed(
 pub(crate) async fn serve(connection: Connection, stream: ClientStream) {
     let tables = connection.worker.tables();
     let source = connection.source(&tables);
-    let namespace = connection.caller(source.as_ref().map(|s| s.get())).namespace.to_owned();
-    let declared = match connection.target.find(&tables, &namespace).vip() {
+    let caller = connection.caller(source.as_ref().map(|s| s.get()));
+    let declared = match connection.target.find(&tables, &caller).vip() {
         Some(vip) => vip.port.protocol,
         None => Protocol::Detect,
     };
-    drop(tables);
+    drop((tables, source));
     let config = &connection.worker.shared.config;
     let wait = match declared {
-        Protocol::Tcp | Protocol::Udp => return l4::serve(connection, stream, None).await,
+        Protocol::Tcp | Protocol::Udp => return l4::serve(connection, ClientIo::Plain(stream), None).await,
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => config.first_byte(),
         Protocol::Tls | Protocol::Detect => config.detect(),
     };
@@ -111,10 +146,10 @@ pub(crate) async fn serve(connection: Connection, stream: ClientStream) {
             tracing::debug!(client = %connection.client, "nothing was asked on an HTTP port");
         }
         (Protocol::Tls, Detected::Tls(hello)) | (Protocol::Detect, Detected::Tls(hello)) => {
-            l4::serve(connection, stream, Some(hello.sni.unwrap_or_default())).await;
+            l4::serve(connection, ClientIo::Plain(stream), Some(hello.sni.unwrap_or_default())).await;
         }
         (Protocol::Tls, _) | (Protocol::Detect, Detected::Opaque | Detected::ServerFirst) => {
-            l4::serve(connection, stream, None).await;
+            l4::serve(connection, ClientIo::Plain(stream), None).await;
         }
         // A task of its own, so that what was needed to find out is gone while requests come.
         (_, Detected::Http2) => {
@@ -152,7 +187,7 @@ mod tests {
     #[test]
     fn an_idle_connection_holds_little() {
         // A connection is held for hours, a request for milliseconds.
-        let held = [size(l4::serve), size(http::serve), size_of_two(serve)];
+        let held = [size(l4::serve), size(http::serve::<ClientStream>), size_of_two(serve)];
         assert!(held.iter().all(|n| *n <= 2304), "{held:?}");
         assert!(http::exchange_size() <= 5376, "{}", http::exchange_size());
     }

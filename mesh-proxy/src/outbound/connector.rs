@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -26,6 +26,11 @@ pub trait TunnelOpener: Send + Sync {
         node: &'a str,
         open: TunnelOpen,
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, TunnelError>>;
+
+    /// A number that moves when streams to the node that are kept for later use should be left for new ones.
+    fn generation(&self, _node: &str) -> Option<Arc<AtomicU64>> {
+        None
+    }
 }
 
 /// Why the tunnel gave no stream.
@@ -153,6 +158,11 @@ impl Connector {
             return Err(ConnectError::Loop(addr));
         }
         connect(addr, &self.options).await.map_err(|e| ConnectError::Tcp(addr, e))
+    }
+
+    /// The number of the way to a node, see [`TunnelOpener::generation`].
+    pub(crate) fn generation(&self, node: &str) -> Option<Arc<AtomicU64>> {
+        self.tunnel.as_ref()?.generation(node)
     }
 
     /// Whether connecting there would reach this proxy again.

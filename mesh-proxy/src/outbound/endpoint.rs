@@ -3,10 +3,13 @@
 //! Nothing here is shared between threads, so nothing here locks.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,15 +29,6 @@ const MAX_STREAMS: u32 = 100;
 /// Servers give up connections that were idle for seconds; within this time nobody does.
 const RESTED: Duration = Duration::from_millis(100);
 
-/// How long a connection through the tunnel takes new requests. Nobody tells us that its owner drains; connections
-/// that are left in this time, well below the time a drain lasts, are never cut off with a request under way. A new
-/// one costs no round trip.
-const TUNNELLED: Duration = Duration::from_secs(8);
-
-fn takes_requests(owner: Owner, born: Instant, now: Instant) -> bool {
-    owner.caller.is_none() || now.saturating_duration_since(born) < TUNNELLED
-}
-
 pub(crate) type Request = http::Request<RequestBody>;
 pub(crate) type Response = http::Response<Incoming>;
 
@@ -45,6 +39,8 @@ pub(crate) struct Owner {
     pub(crate) caller: Option<IpAddr>,
     /// 0 = no TLS.
     pub(crate) tls: u64,
+    /// Of the way to the node through the tunnel: connections made before a better way are left.
+    pub(crate) generation: u64,
 }
 
 /// One endpoint.
@@ -55,6 +51,9 @@ pub(crate) struct Endpoint {
     load: Cell<u32>,
     idle: RefCell<Vec<IdleH1>>,
     h2: RefCell<Vec<Rc<H2>>>,
+    /// Moves when connections through the tunnel should take no further requests: there is a better path to the
+    /// owner's node, or its process leaves. Set with the first connection.
+    generation: OnceCell<Option<Arc<AtomicU64>>>,
     /// Held while an HTTP/2 connection is being made, so that a burst makes one.
     pub(crate) dialling: tokio::sync::Mutex<()>,
 }
@@ -86,8 +85,19 @@ impl Endpoint {
             load: Cell::new(0),
             idle: RefCell::default(),
             h2: RefCell::default(),
+            generation: OnceCell::new(),
             dialling: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// The number that is part of the owner of connections made now. `find` gives the node's counter, once.
+    pub(crate) fn generation(&self, find: impl FnOnce() -> Option<Arc<AtomicU64>>) -> u64 {
+        self.generation.get_or_init(find).as_ref().map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    /// Whether a connection may take requests, as far as the tunnel is concerned.
+    fn is_current(&self, owner: Owner) -> bool {
+        owner.caller.is_none() || owner.generation == self.generation(|| None)
     }
 
     /// What least-request balancing compares.
@@ -102,7 +112,7 @@ impl Endpoint {
         let c = loop {
             let at = idle.iter().rposition(|c| c.owner == owner)?;
             let c = idle.remove(at);
-            if !c.sender.is_closed() && takes_requests(c.owner, c.born, now) {
+            if !c.sender.is_closed() && self.is_current(c.owner) {
                 break c;
             }
         };
@@ -119,7 +129,7 @@ impl Endpoint {
         // One that is left here ends with its last stream.
         let young =
             |born| pool.max_connection_duration.is_none_or(|max| now.saturating_duration_since(born) < max);
-        all.retain(|c| !c.sender.is_closed() && takes_requests(c.owner, c.born, now) && young(c.born));
+        all.retain(|c| !c.sender.is_closed() && self.is_current(c.owner) && young(c.born));
         let max = pool.max_requests_per_connection.unwrap_or(u32::MAX);
         let streams = pool.max_concurrent_streams.unwrap_or(MAX_STREAMS);
         let found =
@@ -148,9 +158,9 @@ impl Endpoint {
         let fresh = |since: Instant| now.saturating_duration_since(since) < pool.http_idle_timeout;
         let young =
             |born| pool.max_connection_duration.is_none_or(|max| now.saturating_duration_since(born) < max);
-        self.idle.borrow_mut().retain(|c| {
-            !c.sender.is_closed() && fresh(c.since) && young(c.born) && takes_requests(c.owner, c.born, now)
-        });
+        self.idle
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && fresh(c.since) && young(c.born) && self.is_current(c.owner));
         self.h2.borrow_mut().retain(|c| {
             !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get()) && young(c.born))
         });

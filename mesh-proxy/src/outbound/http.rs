@@ -29,10 +29,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 
-use super::{
-    connection::{ClientStream, Connection},
-    watch::Watch,
-};
+use super::{connection::Connection, stream::Stream, watch::Watch};
 pub(crate) use guard::ScanState;
 use guard::Scanned;
 
@@ -52,7 +49,7 @@ pub(crate) struct HttpConnection {
 }
 
 /// Serves requests until the client or the drain ends the connection.
-pub(crate) async fn serve(connection: Connection, stream: ClientStream, version: Version) {
+pub(crate) async fn serve<S: Stream + 'static>(connection: Connection, stream: S, version: Version) {
     let worker = Rc::clone(&connection.worker);
     let config = &worker.shared.config;
     let scan: Arc<ScanState> = Arc::default();

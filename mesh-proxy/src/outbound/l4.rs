@@ -17,7 +17,7 @@ use mesh_net::{
 use super::{
     cluster::{Choice, ClusterState, Limit},
     connect::{self, Wanted},
-    connection::{ClientStream, Connection},
+    connection::{ClientIo, Connection},
     connector::Purpose,
     external::{self, Asked},
     failure::FailureClass,
@@ -26,21 +26,36 @@ use super::{
     tls::Alpn,
     worker::WorkerState,
 };
-use crate::telemetry::{Flags, access_log::Entry, local::Parties};
+use crate::{
+    gateway::Binding,
+    telemetry::{
+        Flags,
+        access_log::Entry,
+        local::{Held, Parties},
+    },
+};
 
 /// Serves a connection as bytes. `sni` is there if it begins with a TLS hello, and empty if that names nobody.
-pub(crate) async fn serve(connection: Connection, client: ClientStream, sni: Option<String>) {
+pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<String>) {
     let mut log = ConnectionLog::new(&connection, sni.as_deref());
 
     // 1. Who calls, and where do the rules send it?
     let tables = connection.worker.tables();
     let source = connection.source(&tables);
     let caller = connection.caller(source.as_ref().map(|s| s.get()));
-    log.parties.source = source.clone();
-    let routed = route(&connection, &tables, &caller, sni.as_deref());
+    log.parties.source = connection.party(source.as_ref());
+    let routed = match &connection.gateway {
+        None => route(&connection, &tables, &caller, sni.as_deref()),
+        Some(binding) => at_gateway(&connection, binding, &tables).map(|cluster| (cluster, None)),
+    };
     let (cluster, pinned) = match routed {
         Ok(found) => found,
-        Err(class) => return log.failed(class),
+        Err(class) => {
+            if class == FailureClass::Blackhole {
+                log.parties.cluster = Some(Held::new(&connection.worker.externals.blackhole()));
+            }
+            return log.failed(class);
+        }
     };
     drop(tables);
 
@@ -107,7 +122,7 @@ fn route(
     sni: Option<&str>,
 ) -> Result<(Arc<Cluster>, Option<std::net::SocketAddr>), FailureClass> {
     let target = &connection.target;
-    let found = target.find(tables, caller.namespace);
+    let found = target.find(tables, caller);
     let vip = found.vip();
     let to = target.addr.map(|a| a.ip());
     let port = vip.map_or(target.port, |v| v.port.number);
@@ -128,11 +143,26 @@ fn route(
                 Err(FailureClass::ConnectFailure)
             }
             // A virtual address that no service answers for any more leads nowhere.
-            Some(addr) if !tables.is_vip(addr.ip()) => {
+            Some(addr) if !target.leads_nowhere(tables, caller) => {
                 Ok((connection.worker.externals.passthrough(addr), None))
             }
             Some(_) | None => Err(FailureClass::NoRoute),
         },
+    }
+}
+
+/// The cluster that the rules of a gateway choose.
+fn at_gateway(
+    connection: &Connection,
+    binding: &Binding,
+    tables: &Tables,
+) -> Result<Arc<Cluster>, FailureClass> {
+    let (servers, port) = binding.servers();
+    let decision = binding.route(tables, &servers, port, &mut connection.worker.dice());
+    match decision.outcome {
+        L4Outcome::Forward { cluster, .. } => Ok(Arc::clone(cluster)),
+        L4Outcome::UnknownCluster(_) => Err(FailureClass::ClusterNotFound),
+        L4Outcome::Blackhole | L4Outcome::Passthrough => Err(FailureClass::NoRoute),
     }
 }
 
@@ -155,18 +185,21 @@ pub(crate) async fn resolve(
 }
 
 async fn copy(
-    mut client: ClientStream,
+    client: ClientIo,
     upstream: Upstream,
     options: CopyOptions,
     log: &ConnectionLog,
 ) -> Result<(), CopyError> {
-    match upstream {
-        Upstream::Tcp(socket) => {
+    match (client, upstream) {
+        (ClientIo::Plain(mut client), Upstream::Tcp(socket)) => {
             let mut upstream = Prefixed::from(socket);
             copy_tcp(&mut client, &mut upstream, options, log).await.map(drop)
         }
-        Upstream::Tunnel(mut stream) | Upstream::Tls(mut stream) => {
+        (ClientIo::Plain(mut client), Upstream::Tunnel(mut stream) | Upstream::Tls(mut stream)) => {
             copy_bidirectional(&mut client, &mut stream, options, log).await.map(drop)
+        }
+        (ClientIo::Tls(mut client), mut upstream) => {
+            copy_bidirectional(&mut client, &mut upstream, options, log).await.map(drop)
         }
     }
 }

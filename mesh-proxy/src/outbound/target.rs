@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::{Cluster, EndpointMatch, Tables, VipMatch};
+use mesh_core::{Client, Cluster, EndpointMatch, Tables, VipMatch};
 
 /// What a client called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,18 +21,36 @@ impl Target {
         Self { addr: Some(addr), name: None, port: addr.port() }
     }
 
-    /// What the tables know.
-    pub(crate) fn find<'t>(&self, tables: &'t Tables, namespace: &str) -> Found<'t> {
+    /// A port of a gateway.
+    pub(crate) const fn port(port: u16) -> Self {
+        Self { addr: None, name: None, port }
+    }
+
+    /// What the tables know, as far as the client may.
+    pub(crate) fn find<'t>(&self, tables: &'t Tables, client: &Client<'_>) -> Found<'t> {
         if let Some(name) = &self.name
-            && let Some(vip) = by_name(tables, name, self.port, namespace)
+            && let Some(vip) = by_name(tables, name, self.port, client.namespace)
+            && tables.sees(client, vip.service, self.port)
         {
             return Found::Service(vip);
         }
         let Some(addr) = self.addr else { return Found::Unknown };
-        if let Some(vip) = tables.by_vip(addr.ip(), addr.port()) {
+        let port = addr.port();
+        if let Some(vip) = tables.by_vip_for(addr.ip(), port, |s| tables.sees(client, s, port)) {
             return Found::Service(vip);
         }
-        tables.endpoint_by_addr(addr.ip(), addr.port()).map_or(Found::Unknown, Found::Endpoint)
+        let endpoint = tables.endpoint_by_addr(addr.ip(), port);
+        endpoint
+            .filter(|e| tables.sees(client, e.service, e.port.number))
+            .map_or(Found::Unknown, Found::Endpoint)
+    }
+
+    /// Whether the address is one that only the mesh gives a meaning to, and it has none for this client any more.
+    pub(crate) fn leads_nowhere(&self, tables: &Tables, client: &Client<'_>) -> bool {
+        let Some(addr) = self.addr else { return true };
+        // A service that the client may not know is outside the mesh for it.
+        tables.is_vip(addr.ip())
+            && !tables.services_at(addr.ip()).any(|s| !tables.sees(client, s, addr.port()))
     }
 }
 

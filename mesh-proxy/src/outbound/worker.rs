@@ -31,6 +31,7 @@ use super::{
     watch::Watches,
 };
 use crate::{
+    gateway::{self, Gateway},
     telemetry::{AccessLog, Telemetry, local::Local},
     udp::Udp,
 };
@@ -49,8 +50,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Access log.
     pub access_log: AccessLog,
-    /// `namespace/name` of the gateway that this proxy is; none inside the mesh.
-    pub gateway: Option<String>,
+    /// The ingress gateway that this proxy is besides; none = it is none.
+    pub gateway: Option<Arc<Gateway>>,
     /// Fixes every random choice, for tests.
     pub dice: Option<Arc<dyn Fn(DiceKind) -> f64 + Send + Sync>>,
     /// Accept errors of all workers.
@@ -131,6 +132,9 @@ impl Worker {
         for listener in listeners.proxy {
             tokio::task::spawn_local(accept_loop(Rc::clone(&worker), listener, drain.clone(), Entry::Proxy));
         }
+        if let Some(gateway) = worker.shared.gateway.clone() {
+            tokio::task::spawn_local(gateway::run(Rc::clone(&worker), gateway, drain.clone()));
+        }
         if let Some(udp) = worker.shared.udp.clone().filter(|_| !listeners.udp.is_empty()) {
             tokio::task::spawn_local(crate::udp::serve(
                 Rc::clone(&worker),
@@ -188,11 +192,7 @@ async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drai
             accepted = accept(&listener, &worker.shared.accept_errors) => accepted,
             () = &mut stop => return,
         };
-        if worker.open.get() >= worker.shared.config.max_connections {
-            worker.shared.telemetry.edges.refused_connections.inc();
-            continue;
-        }
-        let ticket = Ticket { _open: Open::new(&worker), _guard: drain.guard() };
+        let Some(ticket) = Ticket::take(&worker, &drain) else { continue };
         let worker = Rc::clone(&worker);
         match entry {
             Entry::Captured => {
@@ -212,6 +212,17 @@ async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drai
 pub(crate) struct Ticket {
     _open: Open,
     _guard: DrainGuard,
+}
+
+impl Ticket {
+    /// None: the worker has as many connections as it may; counted.
+    pub(crate) fn take(worker: &Rc<WorkerState>, drain: &Drain) -> Option<Self> {
+        if worker.open.get() >= worker.shared.config.max_connections {
+            worker.shared.telemetry.edges.refused_connections.inc();
+            return None;
+        }
+        Some(Self { _open: Open::new(worker), _guard: drain.guard() })
+    }
 }
 
 /// Counts one open connection of a worker.

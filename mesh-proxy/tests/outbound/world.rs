@@ -13,7 +13,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_api::{Resource, model};
 use mesh_core::{Change, DiceKind, Tables};
 use mesh_proxy::{
-    outbound::{Listeners, OutboundConfig, Shared, TunnelOpener, Worker},
+    gateway::Gateway,
+    outbound::{Listeners, OutboundConfig, Shared, TunnelOpener, Worker, names::Names},
     telemetry::{AccessLog, AccessLogConfig, Telemetry, TelemetryConfig},
 };
 use node_rt::{Drain, DrainConfig, Readiness, Reason, Tasks};
@@ -30,7 +31,8 @@ pub type ClientBody = BoxBody<Bytes, BoxError>;
 pub struct Options {
     pub config: OutboundConfig,
     pub dice: Option<Arc<dyn Fn(DiceKind) -> f64 + Send + Sync>>,
-    pub gateway: Option<String>,
+    pub gateway: Option<Arc<Gateway>>,
+    pub names: Option<Arc<dyn Names>>,
     pub tunnel: Option<Arc<dyn TunnelOpener>>,
     pub access_log: Option<(AccessLogConfig, Sink)>,
     /// Addresses that are called; each gets a listener.
@@ -75,6 +77,9 @@ impl World {
         let mut shared = Shared::new(options.config, "here".into(), Arc::clone(&tables), telemetry);
         shared.dice = options.dice;
         shared.gateway = options.gateway;
+        if let Some(names) = options.names {
+            shared.names = names;
+        }
         shared.tunnel = options.tunnel;
         if let Some((config, sink)) = options.access_log {
             shared.access_log = AccessLog::start(&config, sink).unwrap();
@@ -95,6 +100,12 @@ impl World {
             std::thread::spawn(move || run(shared, fixed, proxy, drain))
         };
         Self { tables, shared, proxy: proxy_addr, drain, registry, listeners, thread: Some(thread) }
+    }
+
+    /// Takes resources away.
+    pub fn remove(&self, kind: mesh_api::ResourceType, names: &[&str]) {
+        let gone = names.iter().map(|n| Change::Remove(kind, (*n).to_owned())).collect();
+        self.tables.store(Arc::new(self.tables.load().apply(gone).0));
     }
 
     /// Applies more resources.
@@ -191,6 +202,7 @@ fn run(
             captured: Vec::new(),
             fixed: fixed.into_iter().map(|(l, to)| (tokio_listener(l), to)).collect(),
             proxy: vec![tokio_listener(proxy)],
+            udp: Vec::new(),
         };
         let ended = drain.clone();
         tokio::select! {

@@ -199,7 +199,9 @@ impl Upstreams {
         let tls = self.begins.as_ref().map_or(0, |b| b.tls);
         let tunnelled = endpoint.node.as_ref().is_some_and(|node| **node != *self.worker.shared.node);
         let caller = self.source.as_ref().filter(|_| tunnelled).map(|s| s.address);
-        Owner { caller, tls }
+        let counter = || self.worker.connector.generation(endpoint.node.as_ref()?);
+        let generation = if caller.is_some() { endpoint.generation(counter) } else { 0 };
+        Owner { caller, tls, generation }
     }
 }
 

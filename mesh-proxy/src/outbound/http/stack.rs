@@ -22,6 +22,7 @@ mod edit;
 mod endpoint;
 mod exchange;
 mod fault;
+mod gateway;
 mod guard;
 mod limits;
 mod mirror;

@@ -9,11 +9,17 @@ pub(crate) struct View<'a> {
     method: &'a Method,
     uri: &'a Uri,
     headers: &'a HeaderMap,
+    secure: bool,
 }
+
+/// Marks a request that came under TLS which ended here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Secure;
 
 impl<'a> View<'a> {
     pub(crate) fn of<B>(request: &'a http::Request<B>) -> Self {
-        Self { method: request.method(), uri: request.uri(), headers: request.headers() }
+        let secure = request.extensions().get::<Secure>().is_some();
+        Self { method: request.method(), uri: request.uri(), headers: request.headers(), secure }
     }
 }
 
@@ -39,7 +45,10 @@ impl RequestView for View<'_> {
     }
 
     fn scheme(&self) -> &str {
-        self.uri.scheme_str().unwrap_or("http")
+        match self.secure {
+            true => "https",
+            false => self.uri.scheme_str().unwrap_or("http"),
+        }
     }
 
     fn header_values(&self, name: &str, f: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -23,6 +23,7 @@ use super::{
     exchange::{Exchange, Placed, Routed},
     step::{Answer, Step, answer, next},
 };
+use crate::telemetry::local::Held;
 
 /// Answers redirects, direct responses and what has no route; all else has a cluster.
 #[derive(Clone)]
@@ -44,7 +45,13 @@ where
         let routed = exchange.routed;
         match destination(routed, &exchange.conn.connection.worker) {
             Destination::Cluster(to, cluster) => next(self.0.call(Placed { exchange, to, cluster })),
-            Destination::Failed(class) => answer(exchange.failed(class)),
+            Destination::Failed(class) => {
+                if class == FailureClass::Blackhole {
+                    let nowhere = exchange.conn.connection.worker.externals.blackhole();
+                    exchange.record.parties.cluster = Some(Held::new(&nowhere));
+                }
+                answer(exchange.failed(class))
+            }
             Destination::Redirect(r) => {
                 let matched = routed.decision.matched.map(|m| m.1);
                 let location = r.location(matched, &View::of(&exchange.request), routed.port);
@@ -75,7 +82,7 @@ fn destination<'t>(routed: &'t Routed<'t>, worker: &WorkerState) -> Destination<
         HttpOutcome::Passthrough(Some(cluster)) => Destination::Cluster(None, Cow::Borrowed(*cluster)),
         HttpOutcome::Passthrough(None) => match routed.target.addr {
             Some(addr) if worker.connector.is_own(addr) => Destination::Failed(FailureClass::ConnectFailure),
-            Some(addr) if !routed.tables.is_vip(addr.ip()) => {
+            Some(addr) if !routed.target.leads_nowhere(routed.tables, &routed.caller) => {
                 Destination::Cluster(None, Cow::Owned(worker.externals.passthrough(addr)))
             }
             Some(_) | None => Destination::Failed(FailureClass::NoRoute),

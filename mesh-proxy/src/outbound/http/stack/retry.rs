@@ -89,7 +89,7 @@ where
             if policy.remote_localities {
                 // The localities are chosen anew after every second try, as in Envoy.
                 upstreams.choice.remote = upstreams.tried.len() >= 2;
-            } else if !policy.ignore_previous_hosts {
+            } else if !policy.avoids_previous_hosts(upstreams.state.cluster.policy.balancing.hash.is_some()) {
                 upstreams.tried.clear();
             }
         }

@@ -19,6 +19,7 @@ use super::{
         view::View,
     },
     exchange::{Call, Exchange, Routed},
+    gateway,
     step::{Answer, Boxed, Done},
 };
 
@@ -48,7 +49,7 @@ pub(super) fn route<S>(mut next: S, call: Call) -> impl Future<Output = Done<Ans
 where
     S: for<'t> Service<Exchange<'t>, Response = Answer, Error = Infallible>,
 {
-    let Call { conn, mut record, request } = call;
+    let Call { conn, mut record, mut request } = call;
     async move {
         let worker = &conn.connection.worker;
         let target = match target_of(&conn, &request).await {
@@ -57,13 +58,21 @@ where
         };
         let tables = worker.tables();
         let source = conn.connection.source(&tables);
-        record.parties.source.clone_from(&source);
+        record.parties.source = conn.connection.party(source.as_ref());
         let caller = conn.connection.caller(source.as_ref().map(|s| s.get()));
-        let found = target.find(&tables, caller.namespace);
+        let found = target.find(&tables, &caller);
         let vip = found.vip();
         let port = vip.map_or(target.port, |v| v.port.number);
-        let decision =
-            tables.route_http(&caller, port, vip.as_ref(), &View::of(&request), &mut worker.dice());
+        let servers;
+        let mut dice = worker.dice();
+        let decision = match &conn.connection.gateway {
+            None => tables.route_http(&caller, port, vip.as_ref(), &View::of(&request), &mut dice),
+            Some(binding) => {
+                servers = binding.servers().0;
+                gateway::arrived(binding, conn.connection.client, &mut request);
+                gateway::route(binding, &tables, &servers, port, &View::of(&request), &mut dice)
+            }
+        };
         if let (Some(entry), Some(rule)) = (&mut record.entry, decision.rule) {
             entry.route = rule.name.to_string();
         }

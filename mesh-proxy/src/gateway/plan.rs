@@ -1,0 +1,158 @@
+//! From Gateway resources to listeners. Pure: what a snapshot asks for, and which server a name belongs to.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use mesh_api::model::{self, GatewayProtocol, ServerTls, server_tls::Mode};
+use mesh_core::{Tables, gateway::server_key};
+
+use super::config::GatewayConfig;
+
+/// Most listeners of a gateway; others are not opened, and it is said.
+const MAX: usize = 256;
+
+/// Listeners by address.
+pub(crate) type Plan = BTreeMap<SocketAddr, Arc<Listener>>;
+
+/// One listener.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Listener {
+    /// The port as Gateways name it.
+    pub(crate) port: u16,
+    pub(crate) nature: Nature,
+    /// The servers behind it, of the oldest Gateway first.
+    pub(crate) servers: Box<[Server]>,
+    /// Names under which their rules are found.
+    pub(crate) keys: Arc<[Arc<str>]>,
+    /// Some server sends its clients to https.
+    pub(crate) redirects: bool,
+}
+
+/// What a listener's connections begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nature {
+    /// Plaintext HTTP.
+    Http,
+    /// A TLS hello.
+    Tls,
+    /// Bytes.
+    Tcp,
+}
+
+/// One server of a Gateway.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Server {
+    /// Where its rules are found.
+    pub(crate) keys: Arc<[Arc<str>]>,
+    hosts: Box<[Box<str>]>,
+    pub(crate) tls: Option<Arc<ServerTls>>,
+    /// What is under TLS is HTTP.
+    pub(crate) http: bool,
+    redirect: bool,
+}
+
+impl Server {
+    pub(crate) fn mode(&self) -> Mode {
+        self.tls.as_ref().map_or(Mode::Unspecified, |t| t.mode())
+    }
+}
+
+impl Listener {
+    /// The server for a name: that of the most specific host that covers it; the older of two.
+    pub(crate) fn server(&self, name: &str) -> Option<&Server> {
+        let rank = |s: &Server| s.hosts.iter().filter_map(|h| rank(h, name)).max();
+        let mut best: Option<(usize, &Server)> = None;
+        for s in &self.servers {
+            if let Some(rank) = rank(s)
+                && best.is_none_or(|(b, _)| rank > b)
+            {
+                best = Some((rank, s));
+            }
+        }
+        best.map(|(_, s)| s)
+    }
+
+    /// Whether requests for a host are sent to https.
+    pub(crate) fn sends_away(&self, host: &str) -> bool {
+        self.redirects && self.server(host).is_some_and(|s| s.redirect)
+    }
+}
+
+/// How specific a host is that covers a name.
+fn rank(host: &str, name: &str) -> Option<usize> {
+    match host.strip_prefix('*') {
+        Some("") => Some(0),
+        Some(suffix) => {
+            let (s, n) = (suffix.as_bytes(), name.as_bytes());
+            (n.len() > s.len() && n[n.len() - s.len()..].eq_ignore_ascii_case(s)).then_some(s.len())
+        }
+        None => host.eq_ignore_ascii_case(name).then_some(usize::MAX),
+    }
+}
+
+/// The listeners that a snapshot asks a gateway for, and what of it cannot be.
+pub(crate) fn plan(tables: &Tables, config: &GatewayConfig) -> (Plan, Vec<String>) {
+    let selected = |g: &&Arc<model::Gateway>| g.selector.iter().all(|(k, v)| config.labels.get(k) == Some(v));
+    let mut gateways: Vec<_> = tables.gateways().filter(selected).collect();
+    gateways.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
+    let mut drafts: BTreeMap<SocketAddr, (u16, Nature, Vec<Server>)> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for g in gateways {
+        for s in &g.servers {
+            let Ok(port) = u16::try_from(s.port) else { continue };
+            let bind =
+                if s.bind.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { s.bind.parse().ok() };
+            let Some(bind): Option<IpAddr> = bind else { continue };
+            let at = SocketAddr::new(bind, config.ports.get(&port).copied().unwrap_or(port));
+            let (nature, server) = server(&g.name, s);
+            if drafts.len() >= MAX && !drafts.contains_key(&at) {
+                problems.push(format!("{} port {port}: more than {MAX} listeners", g.name));
+                continue;
+            }
+            if drafts.iter().any(|(a, _)| a.port() == at.port() && a.ip() != at.ip()) {
+                problems.push(format!("{} port {port}: an older Gateway binds it elsewhere", g.name));
+                continue;
+            }
+            let (_, has, servers) = drafts.entry(at).or_insert_with(|| (port, nature, Vec::new()));
+            if *has == nature {
+                servers.push(server);
+            } else {
+                problems.push(format!("{} port {port}: an older Gateway has {has:?} there", g.name));
+            }
+        }
+    }
+    (drafts.into_iter().map(|(at, draft)| (at, Arc::new(listener(draft)))).collect(), problems)
+}
+
+fn listener((port, nature, servers): (u16, Nature, Vec<Server>)) -> Listener {
+    let mut keys: Vec<Arc<str>> = servers.iter().flat_map(|s| s.keys.iter().cloned()).collect();
+    keys.dedup();
+    let redirects = servers.iter().any(|s| s.redirect);
+    Listener { port, nature, servers: servers.into(), keys: keys.into(), redirects }
+}
+
+fn server(gateway: &str, s: &model::GatewayServer) -> (Nature, Server) {
+    let tls = s.tls.as_ref().filter(|t| t.mode() != Mode::Unspecified).cloned().map(Arc::new);
+    let nature = match (s.protocol(), &tls) {
+        (_, Some(_)) | (GatewayProtocol::GatewayHttps | GatewayProtocol::GatewayTls, None) => Nature::Tls,
+        (GatewayProtocol::GatewayTcp, None) => Nature::Tcp,
+        (GatewayProtocol::GatewayHttp | GatewayProtocol::Unspecified, None) => Nature::Http,
+    };
+    let server = Server {
+        keys: [server_key(gateway, &s.id)].into(),
+        hosts: s.hosts.iter().map(|h| h.as_str().into()).collect(),
+        redirect: nature == Nature::Http && s.tls.as_ref().is_some_and(|t| t.https_redirect),
+        http: matches!(
+            s.protocol(),
+            GatewayProtocol::GatewayHttp | GatewayProtocol::GatewayHttps | GatewayProtocol::Unspecified
+        ),
+        tls,
+    };
+    (nature, server)
+}
+
+#[cfg(test)]
+mod tests;
