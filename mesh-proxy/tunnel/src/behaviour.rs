@@ -78,6 +78,7 @@ impl Streams {
             probes: Default::default(),
             sent: Counted::new(self.shared.metrics.bytes("sent", path)),
             received: Counted::new(self.shared.metrics.bytes("received", path)),
+            signs: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),

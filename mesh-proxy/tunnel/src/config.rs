@@ -64,7 +64,7 @@ impl Default for Limits {
         Self {
             streams_per_peer: 16_384,
             streams: 65_536,
-            accept_queue: 4_096,
+            accept_queue: 16_384,
             negotiating: 4_096,
             connections_per_peer: 4,
             connections_of_a_peer: 32,

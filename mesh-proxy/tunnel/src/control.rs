@@ -69,6 +69,7 @@ pub(crate) async fn say(conn: &Conn, word: Word) -> io::Result<Duration> {
 pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) -> io::Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte).await?;
+    conn.heard();
     match Word::of(byte[0]) {
         Some(Word::Probe) => {}
         Some(Word::Leaving | Word::Retire) => {
@@ -84,6 +85,10 @@ pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) 
 
 /// A probe without an answer for this many times the measured round trip is too late.
 const ROUND_TRIPS: u32 = 6;
+/// So many waits without any sign of life end a connection.
+const SILENT: u32 = 3;
+/// Most waits of one probe, on a connection that is alive but too busy to answer.
+const MAX_WINDOWS: usize = 16;
 
 impl Shared {
     /// Probes a connection in the background, once at a time. Without an answer in time the connection is suspect: new
@@ -104,33 +109,50 @@ impl Shared {
         let patience = conn.rtt().map_or(Duration::ZERO, |rtt| rtt * ROUND_TRIPS).max(self.timeouts.probe);
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
-        for last in [false, true] {
-            let patience = if last { patience * 2 } else { patience };
+        let (mut silent, mut life) = (0, conn.life());
+        for _ in 0..MAX_WINDOWS {
+            let began = Instant::now();
             match tokio::time::timeout(patience, &mut said).await {
                 Ok(Ok(rtt)) => {
                     conn.measured(rtt);
-                    if conn.suspect.swap(false, Ordering::Relaxed) {
-                        self.table.refresh(conn.peer);
-                    }
-                    return;
+                    return self.believe(conn);
                 }
                 // It is closing, or the peer answers that it does not speak this.
                 Ok(Err(_)) => return,
-                Err(_) if last => {
-                    tracing::info!(peer = %conn.peer, address = %conn.remote, "no answer: connection is closed");
-                    conn.closed.store(true, Ordering::Relaxed);
-                    self.table.refresh(conn.peer);
-                    self.metrics.lost(conn.path);
-                    self.close_connection(conn.id);
-                }
-                Err(_) => {
+                // A process that is late itself has heard nobody.
+                Err(_) if began.elapsed() > patience.mul_f64(1.5) => {}
+                // The answer waits behind much else.
+                Err(_) if conn.life() != life => silent = 0,
+                Err(_) => silent += 1,
+            }
+            life = conn.life();
+            match silent {
+                0 => {}
+                1 => {
                     conn.probes.1.fetch_add(1, Ordering::Relaxed);
                     conn.suspect.store(true, Ordering::Relaxed);
                     self.table.refresh(conn.peer);
                     conn.doubt.notify_waiters();
                 }
+                SILENT..=u32::MAX => return self.give_up(conn),
+                _ => {}
             }
         }
+        self.believe(conn);
+    }
+
+    fn believe(&self, conn: &Conn) {
+        if conn.suspect.swap(false, Ordering::Relaxed) {
+            self.table.refresh(conn.peer);
+        }
+    }
+
+    fn give_up(&self, conn: &Conn) {
+        tracing::info!(peer = %conn.peer, address = %conn.remote, "no answer: connection is closed");
+        conn.closed.store(true, Ordering::Relaxed);
+        self.table.refresh(conn.peer);
+        self.metrics.lost(conn.path);
+        self.close_connection(conn.id);
     }
 
     /// Tells every peer that this process takes no new streams any more.

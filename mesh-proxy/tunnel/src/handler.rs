@@ -137,6 +137,7 @@ async fn negotiate(link: Arc<Link>, mut stream: Stream) -> io::Result<()> {
         Ok(read) => read,
         Err(e) => return refuse(shared, stream, Refusal::BadRequest, "bad_open", &e.to_string()).await,
     };
+    conn.heard();
     if open.version != wire::VERSION {
         let detail = format!("version {} is not spoken here", open.version);
         return refuse(shared, stream, Refusal::BadRequest, "bad_version", &detail).await;

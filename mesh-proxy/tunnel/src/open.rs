@@ -26,6 +26,9 @@ use crate::{
 /// Connections that one open tries.
 const ATTEMPTS: usize = 4;
 
+/// Pause before the next one: the end of a connection is noticed a little after its streams fail.
+const AGAIN: Duration = Duration::from_millis(5);
+
 /// Most bytes that travel with the open message; a stream's first window has room for them and the message.
 pub const MAX_EARLY: usize = 32 << 10;
 
@@ -114,7 +117,7 @@ impl Tunnel {
             match (failed.error, &draining) {
                 (OpenError::Lost(node), _) if failed.spoken => return Err(OpenError::Spoken(node)),
                 // A connection may close for idleness, or fall silent, just when a stream is asked for.
-                (OpenError::Lost(_), _) if left > 0 => {}
+                (OpenError::Lost(_), _) if left > 0 => tokio::time::sleep(AGAIN).await,
                 // Behind a process that is leaving there may be its successor, with the same key, on a connection of
                 // its own.
                 (e @ OpenError::Refused { code: Refusal::Draining, .. }, _) if left > 0 => draining = Some(e),
@@ -270,6 +273,7 @@ impl Conn {
         answer: &TunnelAnswer,
         table: &crate::table::Table,
     ) -> Result<(), OpenError> {
+        self.heard();
         match wire::outcome(answer) {
             Some(Ok(())) => Ok(()),
             Some(Err(code)) => {

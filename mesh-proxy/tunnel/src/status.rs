@@ -100,14 +100,15 @@ impl Tunnel {
         for survey in self.shared.table.survey() {
             let mut of_peer = BTreeMap::<_, Vec<&Arc<Conn>>>::new();
             for conn in survey.conns.iter().filter(|c| !c.closed.load(Ordering::Relaxed)) {
-                let active = survey.best == Some(conn.path) && conn.is_usable();
                 let relay = conn.relay.map(|r| r.to_base58());
-                of_peer.entry((!active, conn.path.rank(), relay)).or_default().push(conn);
+                of_peer.entry((conn.path.rank(), relay)).or_default().push(conn);
             }
             let known = view.peer(&survey.peer);
             let knowledge = &self.shared.knowledge;
-            let groups = of_peer.into_iter().map(|((inactive, ..), conns)| (!inactive, conns));
-            all.extend(groups.filter_map(|(active, conns)| one(&view, knowledge, known, active, &conns)));
+            all.extend(of_peer.into_values().filter_map(|conns| {
+                let active = conns.iter().any(|c| Some(c.id) == survey.chosen);
+                one(&view, knowledge, known, active, &conns)
+            }));
         }
         all.sort_by(|a, b| (&a.peer, &a.peer_id, !a.active).cmp(&(&b.peer, &b.peer_id, !b.active)));
         all

@@ -60,6 +60,8 @@ pub(crate) struct Conn {
     pub(crate) probes: (AtomicU32, AtomicU32),
     pub(crate) sent: Counted,
     pub(crate) received: Counted,
+    /// Signs of life beside the bytes of streams.
+    pub(crate) signs: AtomicU64,
     pub(crate) closed: AtomicBool,
     /// The peer's process behind it takes no new streams, or a better connection has taken its place.
     pub(crate) retired: AtomicBool,
@@ -99,7 +101,20 @@ impl Counted {
 impl Conn {
     /// Whether new streams may take it.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed) && !self.retired.load(Ordering::Relaxed)
+        !self.closed.load(Ordering::Relaxed)
+            && !self.retired.load(Ordering::Relaxed)
+            // The connection's task has ended; the swarm says so a little later.
+            && !self.opens.is_closed()
+    }
+
+    /// Notes that something came from the peer.
+    pub(crate) fn heard(&self) {
+        self.signs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Moves whenever something comes from the peer.
+    pub(crate) fn life(&self) -> u64 {
+        self.signs.load(Ordering::Relaxed).wrapping_add(self.received.get())
     }
 
     /// Whether a pool should leave it at the next request: there is a better connection, or it takes no new streams.
@@ -179,6 +194,8 @@ pub(crate) struct Survey {
     pub(crate) peer: PeerId,
     /// The path of new streams.
     pub(crate) best: Option<Path>,
+    /// The connection that the next stream takes.
+    pub(crate) chosen: Option<ConnectionId>,
     pub(crate) conns: Vec<Arc<Conn>>,
 }
 
@@ -371,7 +388,12 @@ impl Table {
     /// Every peer with connections or failures.
     pub(crate) fn survey(&self) -> Vec<Survey> {
         let peers = self.lock();
-        let one = |(peer, e): (&PeerId, &Entry)| Survey { peer: *peer, best: e.path, conns: e.conns.clone() };
+        let one = |(peer, e): (&PeerId, &Entry)| Survey {
+            peer: *peer,
+            best: e.path,
+            chosen: e.pick(None).map(|c| c.id),
+            conns: e.conns.clone(),
+        };
         peers.iter().map(one).collect()
     }
 
@@ -444,6 +466,9 @@ mod tests {
     const RELAYED: Path = Path::new(PathKind::Relayed, PathTransport::Tcp);
 
     fn conn(table: &Table, peer: PeerId, id: usize, path: Path, worker: Option<Worker>) -> Arc<Conn> {
+        let (opens, receiver) = mpsc::channel(1);
+        // As the connection's task would.
+        std::mem::forget(receiver);
         let counted = || Counted::new(IntCounter::new("x", "x").unwrap());
         Arc::new(Conn {
             id: ConnectionId::new_unchecked(id),
@@ -453,7 +478,7 @@ mod tests {
             remote: Multiaddr::empty(),
             dialled: true,
             worker,
-            opens: mpsc::channel(1).0,
+            opens,
             since: (SystemTime::UNIX_EPOCH, Instant::now()),
             streams: AtomicUsize::new(0),
             load: table.load(peer),
@@ -461,6 +486,7 @@ mod tests {
             probes: Default::default(),
             sent: counted(),
             received: counted(),
+            signs: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),

@@ -9,8 +9,12 @@ mod common;
 mod early;
 #[path = "tunnel/link.rs"]
 mod link;
+#[path = "tunnel/load.rs"]
+mod load;
 #[path = "tunnel/paths.rs"]
 mod paths;
+#[path = "tunnel/relayed.rs"]
+mod relayed;
 #[path = "tunnel/streams.rs"]
 mod streams;
 #[path = "tunnel/workers.rs"]
