@@ -45,7 +45,7 @@ pub(super) fn actions(
         action: Some(action),
         rewrite: rewrite(rule.rewrite.as_ref(), authority),
         timeout: rule.timeout.as_ref().and_then(positive),
-        retry: rule.retries.as_ref().map(retry::policy),
+        retry: rule.retries.as_ref().map(|r| retry::policy(r, rule.route.len())),
         fault: rule.fault.as_ref().map(fault),
         headers,
         mirrors: mirrors(rule, scope),

@@ -22,11 +22,12 @@ pub fn default_policy() -> model::RetryPolicy {
         backoff: Some(model::Millis { value: DEFAULT_BACKOFF_MILLIS }),
         ignore_previous_hosts: true,
         remote_localities: false,
+        previous_hosts_by_hash: true,
     }
 }
 
 /// A rule's own policy. Conditions that are given replace the default list; numbers are status codes of answers.
-pub(super) fn policy(r: &HttpRetry) -> model::RetryPolicy {
+pub(super) fn policy(r: &HttpRetry, destinations: usize) -> model::RetryPolicy {
     let mut out = default_policy();
     out.attempts = u32::try_from(r.attempts).unwrap_or(0);
     if !r.retry_on.is_empty() {
@@ -46,6 +47,7 @@ pub(super) fn policy(r: &HttpRetry) -> model::RetryPolicy {
     if let Some(backoff) = r.backoff.as_ref().and_then(http::positive) {
         out.backoff = Some(backoff);
     }
+    out.previous_hosts_by_hash = r.retry_ignore_previous_hosts.is_none() && destinations == 1;
     out.ignore_previous_hosts = r.retry_ignore_previous_hosts.unwrap_or(true);
     out.remote_localities = r.retry_remote_localities.unwrap_or(false);
     out

@@ -107,6 +107,8 @@ pub struct RetryPolicy {
     pub ignore_previous_hosts: bool,
     /// Prefer localities that this request has not tried.
     pub remote_localities: bool,
+    /// Nothing is said about hosts that were tried: a destination that hashes may get them again.
+    pub previous_hosts_by_hash: bool,
 }
 
 /// The interval that back-off starts from, as in Istio.
@@ -127,6 +129,7 @@ impl Default for RetryPolicy {
             backoff: DEFAULT_BACKOFF,
             ignore_previous_hosts: true,
             remote_localities: false,
+            previous_hosts_by_hash: true,
         }
     }
 }
@@ -157,7 +160,13 @@ impl RetryPolicy {
             backoff: millis(m.backoff.as_ref()).filter(|d| !d.is_zero()).unwrap_or(DEFAULT_BACKOFF),
             ignore_previous_hosts: m.ignore_previous_hosts,
             remote_localities: m.remote_localities,
+            previous_hosts_by_hash: m.previous_hosts_by_hash,
         }
+    }
+
+    /// Whether endpoints that were tried are avoided; `hashed` says that the destination hashes.
+    pub const fn avoids_previous_hosts(&self, hashed: bool) -> bool {
+        self.ignore_previous_hosts && !(self.previous_hosts_by_hash && hashed)
     }
 
     /// Whether a try that ended so is worth another one. How many there were, and the budget, are the caller's.
