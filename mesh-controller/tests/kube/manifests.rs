@@ -23,8 +23,8 @@ pub(crate) fn vectors() -> Option<PathBuf> {
 pub(crate) fn install_crds(cluster: &KubeCluster) {
     let dir = root().join("charts/crds");
     cluster.kubectl(&["apply", "-f", dir.to_str().unwrap()]).unwrap();
-    eventually(Duration::from_secs(20), Duration::from_millis(100), || {
-        cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=1s"]).map(drop)
+    eventually(Duration::from_secs(60), Duration::from_millis(100), || {
+        cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=5s"]).map(drop)
     })
     .unwrap();
 }

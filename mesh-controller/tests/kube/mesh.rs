@@ -35,6 +35,11 @@ pub(crate) struct Mesh {
 impl Mesh {
     /// Brings all of it up, and returns when the bookshop answers without rules.
     pub(crate) fn start() -> Self {
+        Self::start_with(&[], |_| None)
+    }
+
+    /// The same with more manifests beside those of the bookshop, and with gateway settings of proxies by node.
+    pub(crate) fn start_with(manifests: &[PathBuf], gateway: impl Fn(&str) -> Option<Value>) -> Self {
         bins::know("mesh-controller", env!("CARGO_BIN_EXE_mesh-controller"));
         for program in ["meshctl", "mesh-proxy", "echo"] {
             // Built before anything runs, and the same for the whole test.
@@ -45,6 +50,9 @@ impl Mesh {
         manifests::install_crds(&cluster);
         let rbac = manifests::root().join("mesh-controller/tests/kube/rbac.yaml");
         cluster.kubectl(&["apply", "-f", rbac.to_str().unwrap()]).unwrap();
+        for manifest in manifests {
+            cluster.kubectl(&["apply", "-f", manifest.to_str().unwrap()]).unwrap();
+        }
         let kubeconfig = cluster.service_account_kubeconfig("selvage-system", "mesh-controller").unwrap();
         let zones = [("cloud", "cloud"), ("edge-a", "a"), ("edge-b", "b")];
         let pods: Vec<Pod<'_>> =
@@ -54,7 +62,7 @@ impl Mesh {
         let mut mesh = Self { processes: Vec::new(), controller: None, cluster, world, kubeconfig };
         mesh.start_controller();
         for edge in EDGES {
-            mesh.start_proxy(edge);
+            mesh.start_proxy(edge, gateway(edge));
         }
         for (app, version, node) in PODS {
             mesh.start_pod(app, version, node);
@@ -75,7 +83,7 @@ impl Mesh {
         self.wait_for("cloud", health);
     }
 
-    fn start_proxy(&mut self, node: &str) {
+    fn start_proxy(&mut self, node: &str, gateway: Option<Value>) {
         let cloud = self.world.node("cloud").unwrap();
         let state = self.world.folder("controller").unwrap();
         let meshctl = bins::find("meshctl").unwrap();
@@ -100,6 +108,7 @@ impl Mesh {
             "controller": format!("{}:15012", cloud.address()),
             "join_token": format!("@{}", token_file.display()),
             "log_level": "info",
+            "gateway": gateway,
         });
         let file = folder.join("mesh-proxy.yaml");
         std::fs::write(&file, config.to_string()).unwrap();
