@@ -33,6 +33,7 @@ mod world;
 
 pub use catalogue::{CODES, Code};
 pub use judge::{Judgement, judge};
+pub use ours::not_honoured;
 pub use report::{Level, Message};
 pub use world::{Kind, Name, Object, Options, World};
 

@@ -17,6 +17,8 @@ use crate::{
     metrics::Metrics,
     registry::Registry,
     source::{self, Health, SourceKind},
+    status::{self, Desk, StatusMetrics},
+    webhook,
 };
 
 /// Batches between source and engine: a source that is faster waits.
@@ -48,7 +50,9 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let registry = Registry::open(state.nodes(), sender.clone()).context("node registry")?;
     let (store, overview, health) = (Arc::new(Store::new()), SharedOverview::default(), Health::default());
     let guard = readiness.wait_for("source");
-    Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), guard)
+    let status_metrics = StatusMetrics::new(&registered)?;
+    let desk = Desk::default();
+    Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), desk.clone(), guard)
         .start(operations, tasks);
     sender.send(registry.all()).await.ok();
 
@@ -73,12 +77,20 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let pages = admin::Pages { shared: shared.clone(), overview, health: health.clone() };
     pages.serve(admin_listener, readiness.clone(), tasks);
 
+    let mut writing = None;
     match &config.source {
-        SourceKind::Dir(path) => source::dir::start(path.clone(), sender, health.clone(), tasks),
+        SourceKind::Dir(path) => source::dir::start(folder(path, config, &health), sender, tasks),
         SourceKind::Kube => {
-            source::kube::start(config.kubeconfig.clone(), sender, health.clone(), tasks).await?
+            let client = source::kube::client(config.kubeconfig.clone()).await?;
+            source::kube::start_with(client.clone(), sender, health.clone(), tasks);
+            serve_webhook(config, &tls, status_metrics.reviews.clone(), tasks).await?;
+            let (name, ca) =
+                (config.webhook_configuration.clone(), shared.issuer.authority.certificate_pem());
+            webhook::keep_bundle(client.clone(), name, ca.to_owned(), tasks);
+            writing = config.write_status.then(|| status_writing(config, client));
         }
     }
+    status::start(desk, status_metrics, writing, tasks);
     // Proxies keep what they have until this controller knows all of it.
     serve_when_ready(shared.clone(), listener, accept_tls, config.max_connections, readiness);
     keep_current(shared, tls, config.clone(), health);
@@ -95,6 +107,7 @@ fn options(config: &Config) -> Options {
         outbound: config.outbound.into(),
         derive_endpoints: is_folder,
         allocate_vips: is_folder,
+        ..Options::default()
     }
 }
 
@@ -102,8 +115,35 @@ async fn bind(key: &'static str, address: SocketAddr) -> anyhow::Result<TcpListe
     TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}"))
 }
 
+fn folder(path: &std::path::Path, config: &Config, health: &Health) -> source::dir::Folder {
+    let copies = source::dir::Copies::open(config.state_dir.join("last-good"));
+    let copies = copies.inspect_err(|error| tracing::warn!(%error, "no copies of manifests are kept")).ok();
+    source::dir::Folder::new(path.to_owned(), health.clone()).with_copies(copies)
+}
+
+async fn serve_webhook(
+    config: &Config,
+    tls: &NodeTls,
+    reviews: prometheus::IntCounterVec,
+    tasks: &Tasks,
+) -> anyhow::Result<()> {
+    // The API server is no node: it is enough that it knows whom it calls.
+    let tls = tls.server_config(ClientAuth::NotAsked, &[b"http/1.1"]).context("TLS of the webhook")?;
+    let listener = bind("webhook_listen", config.webhook_listen).await?;
+    webhook::serve(listener, tls, reviews, tasks);
+    Ok(())
+}
+
+fn status_writing(config: &Config, client: kube::Client) -> status::Writing {
+    // Pods are told apart by their host names; the number tells a restarted one from the one before.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let identity = format!("{}-{:08x}", host.trim(), rand::random::<u32>());
+    status::Writing { client, namespace: config.lease_namespace.clone(), identity }
+}
+
 fn credentials(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<Credentials> {
-    let issued = authority.issue_controller(&config.names, OWN_CERTIFICATE_TTL, agent::now())?;
+    let issued =
+        authority.issue_controller(&config.certificate_names(), OWN_CERTIFICATE_TTL, agent::now())?;
     Ok(Credentials {
         chain: issued.chain,
         key: issued.key.into(),

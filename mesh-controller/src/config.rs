@@ -32,6 +32,16 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// State for operators; loopback only, because it has no authentication.
     pub admin_listen: SocketAddr,
+    /// For source `kube`: where the API server asks for admission.
+    pub webhook_listen: SocketAddr,
+    /// For source `kube`: the ValidatingWebhookConfiguration that is given the CA; nothing happens while it is not there.
+    pub webhook_configuration: String,
+    /// The Service by which the API server reaches the webhook: `namespace/name`. Its names are in the certificate.
+    pub webhook_service: String,
+    /// For source `kube`: whether conditions are written into the status of rules.
+    pub write_status: bool,
+    /// Namespace of the Lease by which one of several controllers writes status.
+    pub lease_namespace: String,
     /// DNS names and addresses in the controller's certificate. Proxies check its identity, not these.
     pub names: Vec<String>,
     /// Trust domain of all identities.
@@ -83,6 +93,11 @@ impl Default for Config {
             listen: any(15012),
             metrics_listen: any(15014),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 15016)),
+            webhook_listen: any(15017),
+            webhook_configuration: "selvage-validator".to_owned(),
+            webhook_service: "selvage-system/mesh-controller".to_owned(),
+            write_status: true,
+            lease_namespace: "selvage-system".to_owned(),
             names: Vec::new(),
             trust_domain: "cluster.local".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
@@ -98,6 +113,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Names in the controller's certificate: those that were given, and those of the webhook's Service.
+    pub fn certificate_names(&self) -> Vec<String> {
+        let mut names = self.names.clone();
+        if let Some((namespace, name)) = self.webhook_service.split_once('/') {
+            names.push(format!("{name}.{namespace}.svc"));
+            names.push(format!("{name}.{namespace}.svc.{}", self.cluster_domain));
+        }
+        names
+    }
+
     /// How long node certificates hold.
     pub fn node_ttl(&self) -> Duration {
         Duration::from_secs(self.node_certificate_ttl)
@@ -118,6 +143,10 @@ impl Validate for Config {
         if !(60..=30 * 86_400).contains(&self.node_certificate_ttl) {
             let reason = "must be between 60 and 2592000 seconds";
             out.push(ConfigProblem::new("nodeCertificateTtl", self.node_certificate_ttl, reason));
+        }
+        let is_name = |t: &str| TrustDomain::new(t).is_ok();
+        if !self.webhook_service.split_once('/').is_some_and(|(ns, name)| is_name(ns) && is_name(name)) {
+            out.push(ConfigProblem::new("webhookService", &self.webhook_service, "must be `namespace/name`"));
         }
         if self.max_connections == 0 {
             out.push(ConfigProblem::new("maxConnections", 0, "must be at least 1"));

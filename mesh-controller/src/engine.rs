@@ -12,7 +12,7 @@ use node_rt::{ReadyGuard, Tasks};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::{distribute::store::Store, metrics::Metrics, source::Op};
+use crate::{distribute::store::Store, metrics::Metrics, source::Op, status::Desk};
 
 /// Operations that come within this time of the first are compiled together.
 const BATCH_TIME: Duration = Duration::from_millis(10);
@@ -60,6 +60,7 @@ pub(crate) struct Engine {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     overview: SharedOverview,
+    desk: Desk,
     counted: CompileStats,
     synced: bool,
     /// Given back when the source has delivered everything once.
@@ -72,6 +73,7 @@ impl Engine {
         store: Arc<Store>,
         metrics: Arc<Metrics>,
         overview: SharedOverview,
+        desk: Desk,
         readiness: ReadyGuard,
     ) -> Self {
         Self {
@@ -79,6 +81,7 @@ impl Engine {
             store,
             metrics,
             overview,
+            desk,
             counted: CompileStats::default(),
             synced: false,
             readiness: Some(readiness),
@@ -117,6 +120,10 @@ impl Engine {
         let changes = self.index.compile();
         let published = changes.len();
         self.store.publish(changes);
+        self.desk.round(self.index.findings());
+        if let Some(statuses) = self.index.gateway_api_statuses(&crate::status::now()) {
+            self.desk.statuses(statuses.into_iter().map(|(id, status)| (id.into(), status)));
+        }
         let elapsed = started.elapsed();
         self.metrics.compile_seconds.observe(elapsed.as_secs_f64());
         self.count(elapsed);
@@ -156,10 +163,14 @@ impl Engine {
                 self.index.apply(&object);
                 if let Some(key) = key {
                     self.log_findings(&key, &before);
+                    if Desk::wants(&key) {
+                        self.desk.applied(&key, object);
+                    }
                 }
             }
             Op::Delete(key) => {
                 self.index.delete(&key);
+                self.desk.deleted(&key);
             }
             Op::Retain(kind, keys) => self.retain(kind, &keys),
             Op::Register(node, registration) => self.index.register(&node, registration),
@@ -170,6 +181,7 @@ impl Engine {
     fn retain(&mut self, kind: Kind, keys: &HashSet<ObjectKey>) {
         for gone in self.index.keys(kind).into_iter().filter(|k| !keys.contains(k)) {
             self.index.delete(&gone);
+            self.desk.deleted(&gone);
         }
     }
 
@@ -202,7 +214,7 @@ impl Engine {
             metrics.compiled.with_label_values(&[kind.as_str()]).inc_by(now - before);
         }
         self.counted = stats;
-        let objects: Vec<_> = self.index.object_counts().map(|(k, n)| (k.as_str(), n)).to_vec();
+        let objects: Vec<_> = self.index.object_counts().into_iter().map(|(k, n)| (k.label(), n)).collect();
         for (kind, count) in &objects {
             metrics.objects.with_label_values(&[kind]).set(*count as i64);
         }

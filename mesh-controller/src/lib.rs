@@ -4,6 +4,7 @@
 //! - `engine`: the one writer; keeps the index, publishes what comes out of it.
 //! - `distribute`: delta discovery to proxies over mutual TLS; Join and Report.
 //! - `registry`: which nodes have joined, and where they can be reached.
+//! - `webhook`: admission. `status`: conditions on objects, counts of what has no effect.
 //! - [`app`]: starts the parts. [`config`]: what can be set.
 
 mod admin;
@@ -15,6 +16,8 @@ mod metrics;
 pub mod peer_id;
 mod registry;
 pub mod source;
+mod status;
+mod webhook;
 
 /// An error with its causes, on one line. Some libraries repeat the cause in their own text; it is said once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -36,3 +36,8 @@ pub(super) fn support(world: &World, out: &mut Report) {
         }
     }
 }
+
+/// What to do instead of using a kind that has no effect here; `None` for kinds that have.
+pub fn not_honoured(kind: &str) -> Option<&'static str> {
+    WITHOUT_EFFECT.iter().find(|(k, _)| k.as_str() == kind).map(|(_, instead)| *instead)
+}

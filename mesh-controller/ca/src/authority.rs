@@ -70,6 +70,7 @@ pub enum SignError {
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
+    certificate_pem: String,
     trust_domain: TrustDomain,
 }
 
@@ -135,12 +136,18 @@ impl Authority {
             return Err(bad_cert(&format!("is for {found}, the configured trust domain is {trust_domain}")));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| bad_cert(&e))?;
-        Ok(Self { issuer, certificate, trust_domain: trust_domain.clone() })
+        let certificate_pem = String::from_utf8_lossy(cert_pem).into_owned();
+        Ok(Self { issuer, certificate, certificate_pem, trust_domain: trust_domain.clone() })
     }
 
     /// The CA certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// The CA certificate as PEM, as Kubernetes wants it of webhooks.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
     }
 
     /// SHA-256 of the CA certificate: what join tokens carry.

@@ -13,6 +13,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
     after_help = "\
 Examples:
   meshctl validate -f rules/                      what admission would say of each object
+  meshctl analyze                                 what is wrong in the cluster, with Istio's codes
   meshctl simulate -f mesh/ --request call.json   where that call would go, and why
   meshctl token create --node edge-a              let a new node join
   meshctl proxy services                          what the proxy of this node knows
@@ -31,14 +32,22 @@ pub struct Args {
 pub enum Command {
     /// Say of each Istio object what admission would say.
     Validate(Validate),
+    /// Say what is wrong with objects when they are looked at together, with Istio's codes.
+    Analyze(Analyze),
     /// Say where a request would go, and why.
     Simulate(Simulate),
+    /// Say on which path each peer is reached, and why it is not a better one.
+    Paths(Paths),
+    /// Look for what is wrong on this node, and say how to mend it.
+    Doctor(Doctor),
     /// Make, list and revoke join tokens.
     Token(Token),
     /// Look into a node's proxy through its admin page on loopback.
     Proxy(Proxy),
     /// Print the CustomResourceDefinitions of the mesh.
     Crds(Crds),
+    /// Print the webhook configuration by which a cluster asks the controller for admission.
+    Webhook(Webhook),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
     Completion {
@@ -52,6 +61,7 @@ pub enum Command {
 pub enum Format {
     /// For people.
     #[default]
+    #[value(alias = "text")]
     Table,
     /// One JSON document.
     Json,
@@ -91,6 +101,61 @@ pub struct Validate {
     pub output: Output,
 }
 
+/// `meshctl analyze`
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+Codes are Istio's (https://istio.io/latest/docs/reference/config/analysis/); SLV... are this mesh's own.
+The annotation galley.istio.io/analyze-suppress: CODE,... on an object silences codes for it.
+
+Examples:
+  meshctl analyze                                  the cluster of the current context
+  meshctl analyze -n shop -o json
+  meshctl analyze -f rules/ -f services.yaml
+  meshctl analyze -f rules/ --codes IST0101,IST0130")]
+pub struct Analyze {
+    /// File or directory of YAML or JSON; `-` for standard input. Any number of times. Without it, the cluster is read.
+    #[arg(short = 'f', long = "file", value_name = "FILE|DIR")]
+    pub files: Vec<PathBuf>,
+    /// Say nothing but these codes.
+    #[arg(long, value_name = "CODE,...", value_delimiter = ',')]
+    pub codes: Vec<String>,
+    /// Namespace of objects that name none, and the only one of which something is said.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Speak of all namespaces, which is what happens without --namespace.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// Namespace of the control plane, whose rules apply to the whole mesh.
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// Istio's MeshConfig; a cluster's own is read from its ConfigMap `istio`.
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+    /// Istio's MeshNetworks.
+    #[arg(long, value_name = "FILE")]
+    pub mesh_networks: Option<PathBuf>,
+    /// How the cluster is reached.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How a cluster is reached.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Cluster {
+    /// Passed on to kubectl.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Passed on to kubectl.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The kubectl that reads the cluster.
+    #[arg(long, value_name = "PROGRAM", env = "KUBECTL", default_value = "kubectl")]
+    pub kubectl: PathBuf,
+}
+
 /// `meshctl simulate`
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "\
@@ -122,6 +187,72 @@ pub struct Simulate {
     /// Namespace whose rules apply to the whole mesh.
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system")]
     pub root_namespace: String,
+}
+
+/// The admin page of a proxy.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Admin {
+    /// Admin address of the proxy.
+    #[arg(
+        long = "admin",
+        value_name = "URL",
+        env = "MESH_PROXY_ADMIN_URL",
+        default_value = "http://127.0.0.1:15000"
+    )]
+    pub url: String,
+}
+
+/// `meshctl paths`
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+Paths, best first: lan, direct, punched (through both NATs), relayed (through the named node). Each peer's reason why
+its path is not a better one, and what would change it, is printed below the table.
+
+Examples:
+  meshctl paths
+  meshctl paths edge-b -o json
+  meshctl paths --all                             also paths that new connections do not take")]
+pub struct Paths {
+    /// Only the path to this node.
+    pub node: Option<String>,
+    /// Also paths that are open but not in use.
+    #[arg(long)]
+    pub all: bool,
+    /// The proxy that is asked.
+    #[command(flatten)]
+    pub admin: Admin,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `meshctl doctor`
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+Looks at: the proxy, ports that others hold, capture, UDP services, DNS, the controller, the clock, the certificate,
+UDP and TCP to relays and peers with round trips, and the largest datagram that passes. Each check is ok, warn (works,
+with less than there could be) or fail, and says how to mend it. Exit code 1 when a check fails.
+
+Examples:
+  meshctl doctor
+  meshctl doctor -o json
+  meshctl doctor --admin http://127.0.0.1:16000 --wait-ms 3000")]
+pub struct Doctor {
+    /// How long an answer from the network may take.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub wait_ms: u64,
+    /// The proxy that is asked.
+    #[command(flatten)]
+    pub admin: Admin,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+impl Doctor {
+    pub(crate) fn wait(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.wait_ms.clamp(10, 60_000))
+    }
 }
 
 /// `meshctl token`
@@ -249,4 +380,38 @@ pub struct Crds {
     /// Write one file for each kind into this directory instead of printing.
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
+}
+
+/// `meshctl webhook`
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+By default objects get in while no controller answers; the controller refuses them by itself and says so in their
+status. With --fail-closed nobody can change a rule in that time.
+
+Examples:
+  meshctl webhook | kubectl apply -f -
+  meshctl webhook --service mesh/controller --fail-closed
+  meshctl webhook --url https://controller.example.com:15017/validate")]
+pub struct Webhook {
+    /// Name of the configuration; the controller keeps its CA in the one of this name.
+    #[arg(long, default_value = "selvage-validator")]
+    pub name: String,
+    /// The controller's Service.
+    #[arg(long, value_name = "NAMESPACE/NAME", default_value = "selvage-system/mesh-controller")]
+    pub service: String,
+    /// Port of the Service.
+    #[arg(long, default_value_t = 15017)]
+    pub port: u16,
+    /// Where the controller answers, when it is not in the cluster.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Refuse every change while no controller answers.
+    #[arg(long)]
+    pub fail_closed: bool,
+    /// State directory, for its CA.
+    #[command(flatten)]
+    pub state: State,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
 }

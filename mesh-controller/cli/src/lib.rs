@@ -1,14 +1,18 @@
 //! The operator's command line. Each command calls the libraries that the programs themselves run; nothing is decided
 //! here.
 
+mod analyze;
 pub mod args;
 mod crds;
+mod doctor;
 mod input;
 mod output;
+mod paths;
 mod proxy;
 pub mod simulate;
 mod token;
 mod validate;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -35,10 +39,14 @@ pub fn run(args: &args::Args) -> ExitCode {
     use args::Command;
     let result = match &args.command {
         Command::Validate(a) => validate::run(a),
+        Command::Analyze(a) => analyze::run(a),
         Command::Simulate(a) => simulate::run(a),
+        Command::Paths(a) => paths::run(a),
+        Command::Doctor(a) => doctor::run(a),
         Command::Token(a) => token::run(a),
         Command::Proxy(a) => proxy::run(a),
         Command::Crds(a) => crds::run(a),
+        Command::Webhook(a) => webhook::run(a),
         Command::Completion { shell } => {
             let mut command = args::Args::command();
             clap_complete::generate(*shell, &mut command, "meshctl", &mut std::io::stdout());

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &args::Token) -> Result<Outcome> {
     }
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 

@@ -35,6 +35,9 @@ pub struct Cli {
     /// State for operators, loopback only [default: 127.0.0.1:15016].
     #[arg(long, value_name = "ADDR")]
     admin_listen: Option<String>,
+    /// Where the API server asks for admission, for source `kube` [default: 0.0.0.0:15017].
+    #[arg(long, value_name = "ADDR")]
+    webhook_listen: Option<String>,
     /// Trust domain of all identities [default: cluster.local].
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
@@ -96,6 +99,7 @@ where
         listen,
         metrics_listen,
         admin_listen,
+        webhook_listen,
         trust_domain,
         cluster_domain,
         log_format,
@@ -118,6 +122,7 @@ where
         ("listen", listen),
         ("metricsListen", metrics_listen),
         ("adminListen", admin_listen),
+        ("webhookListen", webhook_listen),
         ("trustDomain", trust_domain),
         ("clusterDomain", cluster_domain),
         ("logFormat", log_format),

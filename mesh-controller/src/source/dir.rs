@@ -1,6 +1,8 @@
 //! Objects from a folder of manifests. File events only say *when* to look: what changed is found by comparing the folder
 //! with what was read before, so that every way to write a file (in place, by rename, by another machine) counts alike.
 
+mod copies;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
@@ -17,6 +19,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Health, Op, documents};
+pub(crate) use copies::Copies;
 
 /// After the first event of a burst; editors and `kubectl`-like tools write several times.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -41,6 +44,8 @@ struct File {
     stamp: Option<Stamp>,
     /// What the last good content says.
     objects: Vec<(ObjectKey, Digest)>,
+    /// That content is from the copy: the file itself was never good since the start.
+    copied: bool,
     /// The manifests, when they were read in this round.
     fresh: HashMap<ObjectKey, Value>,
 }
@@ -55,6 +60,8 @@ pub(crate) struct Folder {
     repeated: BTreeSet<String>,
     /// Some file has to be looked at again soon.
     unsettled: bool,
+    /// What files said before this controller started.
+    copies: Option<Copies>,
     health: Health,
 }
 
@@ -62,12 +69,20 @@ impl Folder {
     pub(crate) fn new(root: PathBuf, health: Health) -> Self {
         Self {
             unsettled: false,
+            copies: None,
             root,
             files: BTreeMap::new(),
             delivered: HashMap::new(),
             repeated: BTreeSet::new(),
             health,
         }
+    }
+
+    /// Keeps and uses copies of what files say.
+    #[must_use]
+    pub(crate) fn with_copies(mut self, copies: Option<Copies>) -> Self {
+        self.copies = copies;
+        self
     }
 
     /// Looks at the folder and returns what is different.
@@ -125,6 +140,9 @@ impl Folder {
             kept
         });
         let mut changed = self.files.len() != before;
+        if let Some(copies) = &mut self.copies {
+            copies.retain(found.keys());
+        }
         for (path, stamp) in found {
             let file = self.files.entry(path.clone()).or_default();
             if file.stamp == Some(stamp) {
@@ -138,15 +156,29 @@ impl Folder {
             // Within the resolution of time stamps a later write could look like this one.
             file.stamp = settled.then_some(stamp);
             self.unsettled |= !settled;
-            match read_objects(&path, stamp.1) {
-                Ok(objects) => {
-                    file.objects = objects.iter().map(|(key, digest, _)| (key.clone(), *digest)).collect();
-                    file.fresh = objects.into_iter().map(|(key, _, value)| (key, value)).rev().collect();
+            match read_file(&path, stamp.1).and_then(|text| Ok((read_objects(&path, &text)?, text))) {
+                Ok((objects, text)) => {
+                    file.take(objects);
+                    file.copied = false;
                     self.health.fine(&path.to_string_lossy());
                     changed = true;
+                    if let Some(copies) = self.copies.as_mut().filter(|_| settled) {
+                        copies.keep(&path, &text);
+                    }
                 }
-                // What the file said before stays.
-                Err(reason) => self.health.problem(&path.to_string_lossy(), reason),
+                // What the file said before stays, also when that was to another controller.
+                Err(mut reason) => {
+                    let unknown = self.copies.as_ref().filter(|_| file.objects.is_empty());
+                    let copy = unknown.and_then(|c| c.get(&path));
+                    if let Some(objects) = copy.and_then(|text| read_objects(&path, &text).ok()) {
+                        file.take(objects);
+                        (file.copied, changed) = (true, true);
+                    }
+                    if file.copied {
+                        reason.push_str("; the copy of its last good content counts");
+                    }
+                    self.health.problem(&path.to_string_lossy(), reason);
+                }
             }
         }
         changed
@@ -198,6 +230,13 @@ impl Folder {
     }
 }
 
+impl File {
+    fn take(&mut self, objects: Vec<Object>) {
+        self.objects = objects.iter().map(|(key, digest, _)| (key.clone(), *digest)).collect();
+        self.fresh = objects.into_iter().map(|(key, _, value)| (key, value)).rev().collect();
+    }
+}
+
 fn is_settled(objects: &[(ObjectKey, Digest)], (modified, size, _): Stamp) -> bool {
     let wait = if size == 0 && !objects.is_empty() { SETTLE_EMPTY } else { SETTLE };
     // A time in the future says nothing about now.
@@ -208,12 +247,15 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
-fn read_objects(path: &Path, size: u64) -> Result<Vec<Object>, String> {
+fn read_file(path: &Path, size: u64) -> Result<String, String> {
     if size > documents::MAX_FILE_BYTES {
         return Err(format!("{size} bytes exceed the limit of {}", documents::MAX_FILE_BYTES));
     }
-    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
-    let objects = documents::parse(&text, path.extension().is_some_and(|e| e == "json"))?;
+    fs::read_to_string(path).map_err(|e| e.to_string())
+}
+
+fn read_objects(path: &Path, text: &str) -> Result<Vec<Object>, String> {
+    let objects = documents::parse(text, path.extension().is_some_and(|e| e == "json"))?;
     let mut out = Vec::with_capacity(objects.len());
     for (i, object) in objects.into_iter().enumerate() {
         let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -231,22 +273,22 @@ fn read_objects(path: &Path, size: u64) -> Result<Vec<Object>, String> {
     Ok(out)
 }
 
-/// Watches `root` until the drain.
-pub(crate) fn start(root: PathBuf, sender: mpsc::Sender<Vec<Op>>, health: Health, tasks: &Tasks) {
+/// Watches a folder until the drain.
+pub(crate) fn start(folder: Folder, sender: mpsc::Sender<Vec<Op>>, tasks: &Tasks) {
     let drain = tasks.drain().clone();
     tasks.spawn_critical("dir source", async move {
         tokio::select! {
-            () = watch(root, sender, health) => {}
+            () = watch(folder, sender) => {}
             () = drain.stop_accepting() => {}
         }
     });
 }
 
-async fn watch(root: PathBuf, sender: mpsc::Sender<Vec<Op>>, health: Health) {
+async fn watch(mut folder: Folder, sender: mpsc::Sender<Vec<Op>>) {
+    let (root, health) = (folder.root.clone(), folder.health.clone());
     // One slot: a second event before the scan says nothing new.
     let (wake, mut woken) = mpsc::channel::<()>(1);
     let mut watcher = None;
-    let mut folder = Folder::new(root.clone(), health.clone());
     let mut first = true;
     loop {
         if watcher.is_none() {

@@ -25,13 +25,8 @@ use super::{Health, Op};
 /// Bookmarks come every minute; a watch that says nothing for longer than this sits on a dead connection.
 const SILENCE: Duration = Duration::from_secs(150);
 
-/// Connects and starts one watch for each kind.
-pub(crate) async fn start(
-    kubeconfig: Option<PathBuf>,
-    sender: mpsc::Sender<Vec<Op>>,
-    health: Health,
-    tasks: &Tasks,
-) -> anyhow::Result<()> {
+/// A client by kubeconfig, or as the pod that this is.
+pub(crate) async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file =
@@ -42,12 +37,10 @@ pub(crate) async fn start(
     };
     config.connect_timeout = Some(Duration::from_secs(10));
     config.read_timeout = Some(SILENCE);
-    let client = Client::try_from(config).context("Kubernetes client")?;
-    start_with(client, sender, health, tasks);
-    Ok(())
+    Client::try_from(config).context("Kubernetes client")
 }
 
-/// Starts the watches over any client.
+/// Starts one watch for each kind.
 pub(crate) fn start_with(client: Client, sender: mpsc::Sender<Vec<Op>>, health: Health, tasks: &Tasks) {
     let pending = Arc::new(Mutex::new(Kind::ALL.into_iter().collect()));
     for kind in Kind::ALL {

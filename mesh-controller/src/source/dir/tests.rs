@@ -162,3 +162,35 @@ fn an_object_without_a_name_is_said() {
     let problems: Vec<_> = f.problems().into_values().collect();
     assert_eq!(problems, ["object 1 (Service): metadata.name is missing or not a text"]);
 }
+
+#[test]
+fn a_file_that_is_broken_at_the_start_says_what_it_said_before() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = || Some(Copies::open(state.path().join("last-good")).unwrap());
+    let mut f = Fixture::new();
+    f.dir = dir;
+    let start = |f: &mut Fixture| {
+        f.health = Health::default();
+        f.folder = Folder::new(f.dir.path().to_owned(), f.health.clone()).with_copies(open());
+    };
+    start(&mut f);
+    f.write("a.yaml", &service("a", 1));
+    f.write("b.yaml", &service("b", 1));
+    assert_eq!(f.scan(), ["+a:1", "+b:1"]);
+    // Without a controller, one file breaks and the other changes.
+    f.write("a.yaml", "kind: [");
+    f.write("b.yaml", &service("b", 2));
+    start(&mut f);
+    assert_eq!(f.scan(), ["+a:1", "+b:2"]);
+    let problems: Vec<String> = f.problems().into_values().collect();
+    assert!(problems.len() == 1 && problems[0].ends_with("last good content counts"), "{problems:?}");
+    // Mended, it counts again; removed, nothing of it is left.
+    f.write("a.yaml", &service("a", 3));
+    assert_eq!(f.scan(), ["+a:3"]);
+    assert!(f.problems().is_empty());
+    fs::remove_file(f.dir.path().join("a.yaml")).unwrap();
+    assert_eq!(f.scan(), ["-a"]);
+    f.write("a.yaml", "kind: [");
+    start(&mut f);
+    assert_eq!(f.scan(), ["+b:2"], "what was removed does not come back");
+}
