@@ -195,6 +195,19 @@ impl TunnelOpener for Opener {
         })
     }
 
+    fn open_with<'a>(
+        &'a self,
+        node: &'a str,
+        open: TunnelOpen,
+        early: &'a [u8],
+    ) -> BoxFuture<'a, Result<(Box<dyn Stream>, usize), TunnelError>> {
+        Box::pin(async move {
+            let stream = self.0.open_with(node, open, early).await.map_err(failure)?;
+            let sent = stream.early();
+            Ok((Box::new(stream) as Box<dyn Stream>, sent))
+        })
+    }
+
     fn generation(&self, node: &str) -> Option<Arc<AtomicU64>> {
         Some(self.0.generation(node))
     }

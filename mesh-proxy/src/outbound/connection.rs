@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
+use bytes::Buf;
 use mesh_core::{Client, Protocol, Tables, WorkloadEntry};
 use mesh_net::{
     Prefixed,
@@ -27,6 +28,20 @@ pub(crate) enum ClientIo {
     Plain(ClientStream),
     /// Out of TLS that ended here.
     Tls(Box<dyn Stream>),
+}
+
+impl ClientIo {
+    /// The same without bytes that went ahead, which are the first of those that were read already.
+    pub(crate) fn without(self, sent: usize) -> Self {
+        match self {
+            Self::Plain(client) => {
+                let (mut prefix, inner) = client.into_parts();
+                prefix.advance(sent.min(prefix.len()));
+                Self::Plain(Prefixed::new(prefix, inner))
+            }
+            tls => tls,
+        }
+    }
 }
 
 /// One accepted connection.
@@ -99,9 +114,17 @@ impl Connection {
     }
 }
 
-/// A connection that capture sent here.
-pub(crate) async fn captured(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, ticket: Ticket) {
-    let Some(to) = original_dst(&stream) else {
+/// A connection that capture sent to the listener at `port`.
+pub(crate) async fn captured(
+    worker: Rc<WorkerState>,
+    (stream, client): (TcpStream, SocketAddr),
+    port: u16,
+    ticket: Ticket,
+) {
+    // A service may have our port as its own.
+    let handed_over = |local: &SocketAddr| worker.tables().is_vip(local.ip());
+    let to = original_dst(&stream, port).or_else(|| stream.local_addr().ok().map(unmap).filter(handed_over));
+    let Some(to) = to else {
         // Somebody dialled the capture port itself: passing it on would come back here for ever.
         worker.shared.telemetry.edges.loops.inc();
         tracing::debug!(%client, "connection to the capture port itself");

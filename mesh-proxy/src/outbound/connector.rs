@@ -1,12 +1,14 @@
 //! How a connection to an endpoint is made: straight when this node can, through its owner's node otherwise.
 
 use std::{
+    cell::Cell,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use mesh_api::model::{self, TunnelOpen};
 use mesh_core::WorkloadEntry;
@@ -26,6 +28,17 @@ pub trait TunnelOpener: Send + Sync {
         node: &'a str,
         open: TunnelOpen,
     ) -> BoxFuture<'a, Result<Box<dyn Stream>, TunnelError>>;
+
+    /// Opens a stream whose first bytes go with the question; gives also how many of them went. After an error that says
+    /// that the owner refused, none has reached the endpoint.
+    fn open_with<'a>(
+        &'a self,
+        node: &'a str,
+        open: TunnelOpen,
+        _early: &'a [u8],
+    ) -> BoxFuture<'a, Result<(Box<dyn Stream>, usize), TunnelError>> {
+        Box::pin(async move { Ok((self.open(node, open).await?, 0)) })
+    }
 
     /// A number that moves when streams to the node that are kept for later use should be left for new ones.
     fn generation(&self, _node: &str) -> Option<Arc<AtomicU64>> {
@@ -111,6 +124,16 @@ pub(crate) struct Purpose<'a> {
     pub(crate) subset: &'a str,
     /// What travels.
     pub(crate) kind: model::tunnel_open::Kind,
+    /// What may travel with the question for a stream.
+    pub(crate) early: Option<&'a Early>,
+}
+
+/// Bytes of the client that are there before a connection is, and how many of them went ahead. Only for a connection
+/// that is tried at one place: two endpoints must not get them.
+#[derive(Debug, Default)]
+pub(crate) struct Early {
+    pub(crate) bytes: Bytes,
+    pub(crate) sent: Cell<usize>,
 }
 
 /// Makes connections for one worker.
@@ -196,7 +219,13 @@ impl Connector {
             kind: purpose.kind.into(),
             subset: purpose.subset.to_owned(),
         };
-        let opened = tunnel.open(owner, open).await;
+        let opened = match purpose.early {
+            None => tunnel.open(owner, open).await,
+            Some(early) => tunnel.open_with(owner, open, &early.bytes).await.map(|(stream, sent)| {
+                early.sent.set(sent);
+                stream
+            }),
+        };
         opened.map_err(|e| ConnectError::Tunnel(Arc::clone(owner), e))
     }
 }

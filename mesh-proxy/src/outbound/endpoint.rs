@@ -106,13 +106,15 @@ impl Endpoint {
     }
 
     /// A pooled HTTP/1 connection, the most recently used first.
-    pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant) -> Option<Lease> {
+    pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant, pool: &Pool) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         // Looks only as far as it has to: there may be hundreds.
         let c = loop {
             let at = idle.iter().rposition(|c| c.owner == owner)?;
             let c = idle.remove(at);
-            if !c.sender.is_closed() && self.is_current(c.owner) {
+            let old =
+                pool.max_connection_duration.is_some_and(|max| now.saturating_duration_since(c.born) >= max);
+            if !c.sender.is_closed() && self.is_current(c.owner) && !old {
                 break c;
             }
         };

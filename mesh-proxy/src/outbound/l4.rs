@@ -7,6 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use mesh_api::model::tunnel_open::Kind;
 use mesh_core::{Client, Cluster, L4Outcome, Source, Tables, policy::HashKey, sticky::of_address};
 use mesh_net::{
@@ -18,7 +19,7 @@ use super::{
     cluster::{Choice, ClusterState, Limit},
     connect::{self, Wanted},
     connection::{ClientIo, Connection},
-    connector::Purpose,
+    connector::{Early, Purpose},
     external::{self, Asked},
     failure::FailureClass,
     prologue::Ends,
@@ -74,8 +75,14 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
     // 3. Connect to one of its endpoints.
     let key = &state.cluster.key;
     let kind = Kind::Tcp;
-    let purpose =
-        Purpose { source: source.as_ref().map(|s| s.get()), host: &key.host, subset: &key.subset, kind };
+    let early = early(&client, &state, pinned.is_some());
+    let purpose = Purpose {
+        source: source.as_ref().map(|s| s.get()),
+        host: &key.host,
+        subset: &key.subset,
+        kind,
+        early: early.as_ref(),
+    };
     let hashed = state.cluster.policy.balancing.hash.as_ref();
     let hash = hashed.filter(|h| h.key == HashKey::SourceIp).map(|_| of_address(connection.client.ip()));
     let ends = Ends {
@@ -102,6 +109,13 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
 
     // 4. Copy until both sides are done.
     log.opened();
+    let client = match early.map_or(0, |e| e.sent.get()) {
+        0 => client,
+        sent => {
+            log.a_to_b(sent as u64);
+            client.without(sent)
+        }
+    };
     let idle = state.cluster.policy.pool.tcp_idle_timeout;
     let options = CopyOptions { idle: (!idle.is_zero()).then_some(idle), ..CopyOptions::default() };
     let copying = copy(client, upstream, options, &log);
@@ -112,6 +126,16 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
 
     // 5. Say how it went.
     log.ended(result);
+}
+
+/// What the client has said already, if it may go with the question for a connection: there is one endpoint only, and
+/// its connection begins with nothing else.
+fn early(client: &ClientIo, state: &ClusterState, pinned: bool) -> Option<Early> {
+    let ClientIo::Plain(client) = client else { return None };
+    let alone = pinned || state.endpoints.len() == 1;
+    let bytes = client.prefix();
+    (alone && state.prologue.is_none() && !bytes.is_empty())
+        .then(|| Early { bytes: Bytes::copy_from_slice(bytes), ..Early::default() })
 }
 
 /// The cluster that the rules choose, and the endpoint if only one will do.
@@ -312,7 +336,9 @@ impl Drop for ConnectionLog {
             if let Some(cluster) = &self.parties.cluster {
                 entry.cluster = super::cluster_name(cluster);
             }
-            self.worker.shared.access_log.write(&entry);
+            if self.worker.telemetry.logs(self.parties.source.as_ref().map(|s| s.get()), &entry) {
+                self.worker.shared.access_log.write(&entry);
+            }
         }
     }
 }

@@ -202,8 +202,13 @@ impl Session {
         let source = tables.workload(self.key.client.ip()).cloned();
         drop(tables);
         let key = &cluster.key;
-        let purpose =
-            Purpose { source: source.as_deref(), host: &key.host, subset: &key.subset, kind: Kind::Udp };
+        let purpose = Purpose {
+            source: source.as_deref(),
+            host: &key.host,
+            subset: &key.subset,
+            kind: Kind::Udp,
+            early: None,
+        };
         let opening = worker.connector.stream(owner, addr, purpose);
         let opened = tokio::time::timeout(cluster.policy.connect_timeout(), opening).await??;
         Ok(Upstream::Tunnel(opened))

@@ -6,7 +6,11 @@
 //! ```
 //! CPU is that of the worker and control threads alone, from their schedstat. Usage:
 //! `cargo run --profile bench-release -p mesh-tunnel --example tunnel_bench -- [SECONDS] [CONNECTIONS] [WORKERS]`
+//! and `… -- bulk [SECONDS] [ROUNDS]` for one stream over each kind of path beside the same transport without a tunnel.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measuring program: a failure ends it")]
+
+#[path = "parts/bulk.rs"]
+mod bulk;
 
 use std::{
     net::SocketAddr,
@@ -257,6 +261,11 @@ fn main() {
         Builder::new_multi_thread().worker_threads(1).thread_name("ctl").enable_all().build().unwrap();
     let load =
         Builder::new_multi_thread().worker_threads(2).thread_name("load").enable_all().build().unwrap();
+    if std::env::args().any(|a| a == "bulk") {
+        let relay = pool("wr");
+        let rounds = args.get(1).copied().unwrap_or(3);
+        return control.block_on(bulk::table(&a, &b, &relay, rounds, time));
+    }
     load.block_on(async {
         let pod = echo().await;
         let plain = relay(&c, To::Direct(pod)).await;

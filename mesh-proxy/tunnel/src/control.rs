@@ -115,6 +115,7 @@ impl Shared {
             match tokio::time::timeout(patience, &mut said).await {
                 Ok(Ok(rtt)) => {
                     conn.measured(rtt);
+                    self.metrics.measured(conn.path, rtt);
                     return self.believe(conn);
                 }
                 // It is closing, or the peer answers that it does not speak this.

@@ -219,6 +219,7 @@ impl Driver {
             Ok(rtt) => {
                 if let Some(conn) = self.shared.table.find(event.peer, event.connection) {
                     conn.measured(rtt);
+                    self.shared.metrics.measured(conn.path, rtt);
                 }
             }
             Err(error) => {

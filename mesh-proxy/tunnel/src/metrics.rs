@@ -1,8 +1,15 @@
 //! The tunnel's metrics. Handles are resolved once; the path of a stream only adds to them.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::path::Path;
+
+/// From a LAN to a satellite.
+const RTT_BUCKETS: [f64; 8] = [0.000_5, 0.002, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
 
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -10,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) streams_in: IntGauge,
     bytes: IntCounterVec,
     pub(crate) path_changes: IntCounterVec,
+    rtt: HistogramVec,
     lost: IntCounterVec,
     upgrades: IntCounterVec,
     opens: IntCounterVec,
@@ -36,6 +44,14 @@ impl Metrics {
                 "Changes of the path that new streams to a node take",
             ),
             &["from", "to"],
+        )?;
+        let rtt = HistogramVec::new(
+            HistogramOpts::new(
+                "selvage_tunnel_rtt_seconds",
+                "Round trips measured on connections with nodes",
+            )
+            .buckets(RTT_BUCKETS.to_vec()),
+            &["path"],
         )?;
         let lost = IntCounterVec::new(
             Opts::new(
@@ -87,6 +103,7 @@ impl Metrics {
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(denied.clone()))?;
         registry.register(Box::new(path_changes.clone()))?;
+        registry.register(Box::new(rtt.clone()))?;
         registry.register(Box::new(lost.clone()))?;
         registry.register(Box::new(upgrades.clone()))?;
         Ok(Self {
@@ -94,6 +111,7 @@ impl Metrics {
             streams_in: streams.with_label_values(&["inbound"]),
             bytes,
             path_changes,
+            rtt,
             lost,
             upgrades,
             opens,
@@ -124,6 +142,10 @@ impl Metrics {
     /// The counter of a direction on one kind of path.
     pub(crate) fn bytes(&self, direction: &str, path: Path) -> IntCounter {
         self.bytes.with_label_values(&[direction, path.kind.as_str()])
+    }
+
+    pub(crate) fn measured(&self, path: Path, rtt: Duration) {
+        self.rtt.with_label_values(&[path.kind.as_str()]).observe(rtt.as_secs_f64());
     }
 
     pub(crate) fn lost(&self, path: Path) {

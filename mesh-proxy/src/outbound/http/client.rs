@@ -132,7 +132,7 @@ impl Upstreams {
         self.last = Some(index);
         let endpoint = Rc::clone(&self.state.endpoints[index]);
         let pooled = |owner: Owner| {
-            if self.h2 { endpoint.take_h2(owner, pool) } else { endpoint.take_idle(owner, self.now) }
+            if self.h2 { endpoint.take_h2(owner, pool) } else { endpoint.take_idle(owner, self.now, pool) }
         };
         let owner = self.owner(&endpoint);
         if let Some(lease) = pooled(owner) {
@@ -168,6 +168,7 @@ impl Upstreams {
             host: &key.host,
             subset: &key.subset,
             kind: Kind::Http,
+            early: None,
         };
         let wanted = Wanted {
             worker: &self.worker,
