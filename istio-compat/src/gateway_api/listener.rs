@@ -176,9 +176,8 @@ pub(crate) fn route_kinds(listener: &Listener) -> (Vec<&'static str>, bool) {
     if listed.is_empty() {
         return (possible.to_vec(), true);
     }
-    let wanted = |kind: &&&str| {
-        listed.iter().any(|k| GroupKind::of_route(k) == GroupKind { group: GROUP, kind: **kind })
-    };
+    let wanted =
+        |kind: &&&str| listed.iter().any(|k| GroupKind::of_route(k) == GroupKind { group: GROUP, kind });
     let both: Vec<_> = possible.iter().filter(wanted).copied().collect();
     let all = both.len() == listed.len();
     (both, all)

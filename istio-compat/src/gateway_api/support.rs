@@ -48,10 +48,8 @@ pub(super) fn unsupported(object: &Typed) -> Vec<Finding> {
                 );
             }
         }
-        Typed::XBackendTrafficPolicy(policy) => {
-            if policy.spec.session_persistence.is_some() {
-                say("spec.sessionPersistence".to_owned(), NO_SESSIONS);
-            }
+        Typed::XBackendTrafficPolicy(policy) if policy.spec.session_persistence.is_some() => {
+            say("spec.sessionPersistence".to_owned(), NO_SESSIONS);
         }
         Typed::BackendTlsPolicy(policy) if !policy.spec.options.is_empty() => {
             say("spec.options".to_owned(), "no option is known");
