@@ -36,7 +36,6 @@ pub use worker::{Listeners, Shared, Worker};
 pub(crate) use cluster::ClusterState;
 pub(crate) use connection::{ClientIo, Connection};
 pub(crate) use connector::Purpose;
-pub(crate) use failure::FailureClass;
 pub(crate) use http::{Version as HttpVersion, serve as serve_http};
 pub(crate) use l4::serve as serve_bytes;
 pub(crate) use target::Target;

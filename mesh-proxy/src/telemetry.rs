@@ -5,6 +5,7 @@
 //! - [`istio`]: the metric families; series are resolved once and then only counted.
 //! - [`counters`]: what happened that no request tells of.
 //! - [`local`]: a worker's cache of resolved series, so that a request formats no label.
+//! - `rules`: what Telemetry resources change about metrics and the log.
 //! - [`access_log`]: one line a call, text or JSON, written by a thread of its own that may drop lines.
 
 pub mod access_log;
@@ -13,6 +14,7 @@ pub mod flags;
 pub mod istio;
 pub(crate) mod local;
 pub mod peer;
+pub(crate) mod rules;
 
 pub use access_log::{AccessLog, AccessLogConfig};
 pub use flags::Flags;

@@ -18,6 +18,7 @@ pub mod cluster;
 mod decide;
 pub mod dns;
 pub mod endpoint;
+pub mod expression;
 mod extras;
 #[cfg(test)]
 mod fixtures;

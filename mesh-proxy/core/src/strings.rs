@@ -133,8 +133,12 @@ mod tests {
 
     #[test]
     fn a_path_prefix_ends_at_a_slash() {
-        let prefix = |s: &str| StringMatcher::compile(&StringMatch { kind: Some(Kind::PathPrefix(s.into())) }).unwrap();
-        for (path, fits) in [("/api", true), ("/api/", true), ("/api/x", true), ("/apis", false), ("/ap", false)] {
+        let prefix = |s: &str| {
+            StringMatcher::compile(&StringMatch { kind: Some(Kind::PathPrefix(s.into())) }).unwrap()
+        };
+        for (path, fits) in
+            [("/api", true), ("/api/", true), ("/api/x", true), ("/apis", false), ("/ap", false)]
+        {
             assert_eq!(prefix("/api").matches(path), fits, "{path}");
         }
         assert!(prefix("").matches("/") && prefix("").matches("/x"));

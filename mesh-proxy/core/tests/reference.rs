@@ -134,7 +134,9 @@ fn says(m: &model::StringMatch, value: &str, ignore_case: bool) -> bool {
     match &m.kind {
         Some(Kind::Exact(s)) => fold(s) == fold(value),
         Some(Kind::Prefix(s)) => fold(value).starts_with(&fold(s)),
-        Some(Kind::PathPrefix(s)) => value.strip_prefix(s.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/')),
+        Some(Kind::PathPrefix(s)) => {
+            value.strip_prefix(s.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+        }
         Some(Kind::Regex(s)) => value.starts_with(s.strip_suffix(".*").unwrap_or(s)),
         Some(Kind::Present(_)) | None => true,
     }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     gateway::{self, Gateway},
-    telemetry::{AccessLog, Telemetry, local::Local},
+    telemetry::{AccessLog, Telemetry, local::Local, rules::RuleTable},
     udp::Udp,
 };
 
@@ -114,11 +114,12 @@ impl Worker {
     pub async fn run(shared: Arc<Shared>, listeners: Listeners, drain: Drain) {
         let worker = Rc::new(WorkerState::new(shared));
         for listener in listeners.captured {
+            let port = listener.local_addr().map_or(0, |a| a.port());
             tokio::task::spawn_local(accept_loop(
                 Rc::clone(&worker),
                 listener,
                 drain.clone(),
-                Entry::Captured,
+                Entry::Captured(port),
             ));
         }
         for (listener, to) in listeners.fixed {
@@ -177,7 +178,8 @@ async fn flush(worker: &WorkerState) -> std::convert::Infallible {
 /// How a connection came in.
 #[derive(Debug, Clone, Copy)]
 enum Entry {
-    Captured,
+    /// At this port of ours.
+    Captured(u16),
     Fixed(SocketAddr),
     Proxy,
 }
@@ -195,8 +197,8 @@ async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drai
         let Some(ticket) = Ticket::take(&worker, &drain) else { continue };
         let worker = Rc::clone(&worker);
         match entry {
-            Entry::Captured => {
-                tokio::task::spawn_local(connection::captured(worker, stream, peer, ticket));
+            Entry::Captured(port) => {
+                tokio::task::spawn_local(connection::captured(worker, (stream, peer), port, ticket));
             }
             Entry::Fixed(to) => {
                 tokio::task::spawn_local(connection::fixed(worker, stream, peer, to, ticket));
@@ -302,8 +304,10 @@ impl WorkerState {
             shared.tunnel.clone(),
         );
         let tables = Rc::new(Snapshot(shared.tables.load_full()));
+        let telemetry = Local::new(Arc::clone(&shared.telemetry));
+        telemetry.rule(RuleTable::of(&tables));
         Self {
-            telemetry: Local::new(Arc::clone(&shared.telemetry)),
+            telemetry,
             connector,
             watches: Watches::default(),
             externals: Externals::default(),
@@ -323,7 +327,11 @@ impl WorkerState {
         let mut mine = self.tables.borrow_mut();
         let current = self.shared.tables.load();
         if !Arc::ptr_eq(&current, &mine.0) {
-            *mine = Rc::new(Snapshot(Arc::clone(&current)));
+            let new = Rc::new(Snapshot(Arc::clone(&current)));
+            if !new.same_telemetry(&mine) {
+                self.telemetry.rule(RuleTable::of(&new));
+            }
+            *mine = new;
             self.look_around(&mine);
         }
         Rc::clone(&mine)

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     counters::EdgeCounters,
     flags::Flags,
+    local::RequestEnd,
     peer::{Destination, Peer},
+    rules::MetricRules,
 };
 
 /// How much the metrics may remember.
@@ -280,9 +282,20 @@ impl Telemetry {
         code: u16,
         grpc_status: Option<u16>,
     ) -> Result<RequestSeries, prometheus::Error> {
-        let (flags, code) = (flags.letters(), code.to_string());
-        let grpc = grpc_status.map(|s| s.to_string()).unwrap_or_default();
-        let head = call_values(call, protocol.as_str(), &flags);
+        let end = RequestEnd { protocol, flags, code, grpc_status };
+        self.request_series_by(call, end, &MetricRules::default())
+    }
+
+    /// The same under a workload's rules.
+    pub(crate) fn request_series_by(
+        &self,
+        call: &Call<'_>,
+        end: RequestEnd,
+        rules: &MetricRules,
+    ) -> Result<RequestSeries, prometheus::Error> {
+        let (flags, code) = (end.flags.letters(), end.code.to_string());
+        let grpc = end.grpc_status.map(|s| s.to_string()).unwrap_or_default();
+        let head = call_values(call, end.protocol.as_str(), &flags);
         let mut values = [""; CALL_LABELS.len() + REQUEST_LABELS.len()];
         values[..CALL_LABELS.len()].copy_from_slice(&head);
         values[CALL_LABELS.len()] = &code;
@@ -290,26 +303,60 @@ impl Telemetry {
         if !self.admit(&values) {
             values = [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
         }
+        let labels = |metric: &str| {
+            let mut own = values;
+            if !rules.is_plain() {
+                rules.relabel(metric, &CALL_LABELS, &mut own[..CALL_LABELS.len()]);
+                rules.relabel(metric, &REQUEST_LABELS, &mut own[CALL_LABELS.len()..]);
+            }
+            own
+        };
+        let counter = |family: &IntCounterVec, metric| match rules.disables(metric) {
+            true => IntCounter::new("disabled", "counts for nobody"),
+            false => family.get_metric_with_label_values(&labels(metric)),
+        };
+        let histogram = |family: &HistogramVec, metric| match rules.disables(metric) {
+            true => Histogram::with_opts(HistogramOpts::new("disabled", "counts for nobody")),
+            false => family.get_metric_with_label_values(&labels(metric)),
+        };
         Ok(RequestSeries {
-            total: self.requests.get_metric_with_label_values(&values)?,
-            duration_ms: self.duration.get_metric_with_label_values(&values)?,
-            request_bytes: self.request_bytes.get_metric_with_label_values(&values)?,
-            response_bytes: self.response_bytes.get_metric_with_label_values(&values)?,
+            total: counter(&self.requests, "istio_requests_total")?,
+            duration_ms: histogram(&self.duration, "istio_request_duration_milliseconds")?,
+            request_bytes: histogram(&self.request_bytes, "istio_request_bytes")?,
+            response_bytes: histogram(&self.response_bytes, "istio_response_bytes")?,
         })
     }
 
     /// The counters of one kind of TCP connection. Costs a few microseconds: keep what it returns.
     pub fn tcp_series(&self, call: &Call<'_>, flags: Flags) -> Result<TcpSeries, prometheus::Error> {
+        self.tcp_series_by(call, flags, &MetricRules::default())
+    }
+
+    /// The same under a workload's rules.
+    pub(crate) fn tcp_series_by(
+        &self,
+        call: &Call<'_>,
+        flags: Flags,
+        rules: &MetricRules,
+    ) -> Result<TcpSeries, prometheus::Error> {
         let flags = flags.letters();
         let mut values = call_values(call, "tcp", &flags);
         if !self.admit(&values) {
             values = [OVERFLOW; CALL_LABELS.len()];
         }
+        let counter = |family: &IntCounterVec, metric| {
+            if rules.disables(metric) {
+                return IntCounter::new("disabled", "counts for nobody");
+            }
+            let mut own = values;
+            rules.relabel(metric, &CALL_LABELS, &mut own);
+            family.get_metric_with_label_values(&own)
+        };
         Ok(TcpSeries {
-            sent: self.tcp_sent.get_metric_with_label_values(&values)?,
-            received: self.tcp_received.get_metric_with_label_values(&values)?,
-            opened: self.tcp_opened.get_metric_with_label_values(&values)?,
-            closed: self.tcp_closed.get_metric_with_label_values(&values)?,
+            sent: counter(&self.tcp_sent, "istio_tcp_sent_bytes_total")?,
+            received: counter(&self.tcp_received, "istio_tcp_received_bytes_total")?,
+            opened: counter(&self.tcp_opened, "istio_tcp_connections_opened_total")?,
+            closed: counter(&self.tcp_closed, "istio_tcp_connections_closed_total")?,
         })
     }
 

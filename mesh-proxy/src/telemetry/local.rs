@@ -15,9 +15,11 @@ use mesh_core::{Cluster, WorkloadEntry};
 use prometheus::local::{LocalHistogram, LocalIntCounter};
 
 use super::{
+    access_log::Entry,
     flags::Flags,
     istio::{Call, Reporter, RequestProtocol, RequestSeries, Security, TcpSeries, Telemetry},
     peer::{Destination, Peer},
+    rules::{MetricRules, RuleTable},
 };
 
 /// Most series that one worker keeps at hand.
@@ -136,6 +138,8 @@ pub(crate) struct Local {
     requests: RefCell<HashMap<(PartyKey, RequestEnd), Cached<LocalRequests>>>,
     tcp: RefCell<HashMap<(PartyKey, Flags), Cached<TcpSeries>>>,
     dirty: RefCell<Vec<Rc<LocalRequests>>>,
+    /// Telemetry resources; none = there are none.
+    rules: RefCell<Option<RuleTable>>,
     /// Something waits to be flushed.
     pub(crate) changed: tokio::sync::Notify,
 }
@@ -147,6 +151,7 @@ impl Local {
             requests: RefCell::default(),
             tcp: RefCell::default(),
             dirty: RefCell::default(),
+            rules: RefCell::default(),
             changed: tokio::sync::Notify::new(),
         }
     }
@@ -190,6 +195,22 @@ impl Local {
         self.tcp.borrow_mut().clear();
     }
 
+    /// Follows other Telemetry resources.
+    pub(crate) fn rule(&self, rules: Option<RuleTable>) {
+        *self.rules.borrow_mut() = rules;
+        self.forget();
+    }
+
+    /// Whether Telemetry resources let a caller's call be logged.
+    pub(crate) fn logs(&self, source: Option<&WorkloadEntry>, entry: &Entry) -> bool {
+        self.rules.borrow().as_ref().is_none_or(|rules| rules.logs(source, entry))
+    }
+
+    fn metric_rules(&self, parties: &Parties) -> MetricRules {
+        let source = parties.source.as_ref().map(|s| s.get());
+        self.rules.borrow().as_ref().map(|rules| rules.metrics(source)).unwrap_or_default()
+    }
+
     fn requests_of(
         &self,
         parties: &Parties,
@@ -202,8 +223,7 @@ impl Local {
             return Some(Rc::clone(&hit.series));
         }
         let labels = Labels::of(parties, &trust_domain(), self.shared.cluster());
-        let series =
-            self.shared.request_series(&labels.call(), end.protocol, end.flags, end.code, end.grpc_status);
+        let series = self.shared.request_series_by(&labels.call(), end, &self.metric_rules(parties));
         let series = Rc::new(LocalRequests::new(&series.ok()?));
         if cache.len() >= CAPACITY {
             cache.clear();
@@ -225,7 +245,8 @@ impl Local {
             return Some(Rc::clone(&hit.series));
         }
         let labels = Labels::of(parties, &trust_domain(), self.shared.cluster());
-        let series = Rc::new(self.shared.tcp_series(&labels.call(), flags).ok()?);
+        let series = self.shared.tcp_series_by(&labels.call(), flags, &self.metric_rules(parties));
+        let series = Rc::new(series.ok()?);
         if cache.len() >= CAPACITY {
             cache.clear();
         }

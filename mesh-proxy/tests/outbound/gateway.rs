@@ -148,12 +148,22 @@ async fn a_websocket_passes() {
         ],
     )
     .await;
-    let url = "ws://any.example/ws";
-    let (mut socket, _) = tokio_tungstenite::client_async(url, edge.dial(80).await).await.unwrap();
-    use futures::{SinkExt, StreamExt};
-    socket.send("hello".into()).await.unwrap();
-    let answer = socket.next().await.unwrap().unwrap();
-    assert!(answer.to_text().unwrap().contains("hello"));
+    let mut client = client1(edge.dial(80).await).await;
+    let mut request = get("any.example", "/ws");
+    for (name, value) in [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ] {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let mut response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    io.write_all(b"hello").await.unwrap();
+    let mut back = [0; 5];
+    io.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"hello");
 }
 
 #[tokio::test]

@@ -188,7 +188,12 @@ async fn static_endpoints_behind_an_address_range() {
 }
 
 fn mode(outbound: OutboundMode) -> Resource {
-    Resource::MeshConfig(model::MeshConfig { outbound: outbound.into(), ..Default::default() })
+    Resource::MeshConfig(model::MeshConfig {
+        cluster_domain: "cluster.local".into(),
+        trust_domain: "cluster.local".into(),
+        outbound: outbound.into(),
+        ..Default::default()
+    })
 }
 
 #[tokio::test]
@@ -213,6 +218,12 @@ async fn a_scope_hides_a_service_and_the_outside_rule_says_what_then_happens() {
         address: up.addr.ip().to_string(),
         ports: vec![model::PortMap { service_port: 80, target_port: up.addr.port().into() }],
         ready: true,
+        // The test's client has the same address.
+        workload: Some(model::Workload {
+            address: up.addr.ip().to_string(),
+            namespace: "default".into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let list = model::Endpoints { host: bank.host.clone(), endpoints: vec![endpoint] };

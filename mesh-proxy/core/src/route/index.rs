@@ -76,7 +76,9 @@ impl Index {
                     Some(StringMatcher::Exact(s)) if fold => exact_folded.add(s, true, number),
                     Some(StringMatcher::Exact(s)) => exact.add(s, false, number),
                     Some(StringMatcher::Prefix(s)) if fold => prefix_folded.add(s, true, number),
-                    Some(StringMatcher::Prefix(s) | StringMatcher::PathPrefix(s)) => prefix.add(s, false, number),
+                    Some(StringMatcher::Prefix(s) | StringMatcher::PathPrefix(s)) => {
+                        prefix.add(s, false, number)
+                    }
                     Some(StringMatcher::Regex(_) | StringMatcher::Present) | None => general.push(number),
                 }
             }

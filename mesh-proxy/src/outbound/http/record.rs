@@ -99,7 +99,9 @@ impl Record {
             entry.received = self.received.bytes.get();
             entry.sent = self.sent;
             entry.duration = elapsed;
-            worker.shared.access_log.write(&entry);
+            if worker.telemetry.logs(self.parties.source.as_ref().map(|s| s.get()), &entry) {
+                worker.shared.access_log.write(&entry);
+            }
         }
     }
 }
