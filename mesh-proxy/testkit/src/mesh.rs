@@ -179,6 +179,9 @@ impl Mesh {
             .arg("--state-dir")
             .arg(self.world.folder("controller")?);
         let place = self.world.node(&self.controller_node)?;
+        if place.address6().is_some() {
+            command.args(["--listen", "[::]:15012"]);
+        }
         let process = place.spawn("mesh-controller", &command)?;
         self.controller = Some(process);
         let deadline = Instant::now() + READY;

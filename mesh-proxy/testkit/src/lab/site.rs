@@ -26,6 +26,9 @@ pub struct SiteSpec {
     /// What the router lets out.
     #[serde(default)]
     pub egress: Egress,
+    /// TCP ports that are let out whatever `egress` says: a controller's, for one.
+    #[serde(default)]
+    pub allow_tcp: Vec<u16>,
     /// Whether the site has IPv6.
     #[serde(default)]
     pub ipv6: Ipv6,
@@ -201,7 +204,7 @@ pub enum Egress {
     Any,
     /// No UDP.
     NoUdp,
-    /// No TCP but to port 15012, where a controller is.
+    /// No TCP.
     NoTcp,
     /// TCP to port 443 and nothing else.
     Tcp443,
@@ -260,14 +263,16 @@ impl SiteSpec {
             forward: Vec::new(),
             behind: None,
             egress: Egress::Any,
+            allow_tcp: Vec::new(),
             ipv6: Ipv6::Off,
             flap: None,
         }
     }
 
-    /// Whether a program of the lab translates for this site. A site that only a proxy leaves needs none.
+    /// Whether a program of the lab translates for this site.
     #[must_use]
     pub fn translated_by_program(&self) -> bool {
+        // The router's own connections, those of its proxy, are the kernel's.
         self.nat.kind.by_program() && self.egress != Egress::Proxy
     }
 }

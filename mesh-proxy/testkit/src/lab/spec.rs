@@ -373,7 +373,7 @@ fn unknown_keys(value: &Value, out: &mut Vec<String>) {
     };
     level("", value, &["name", "public", "public6", "sites", "nodes", "pods"]);
     let kinds: [(&str, &[&str]); 3] = [
-        ("sites", &["lan", "nat", "address", "forward", "behind", "egress", "ipv6", "flap"]),
+        ("sites", &["lan", "nat", "address", "forward", "behind", "egress", "allow_tcp", "ipv6", "flap"]),
         ("nodes", &["site", "address", "pods", "dns"]),
         ("pods", &["node", "address", "namespace"]),
     ];

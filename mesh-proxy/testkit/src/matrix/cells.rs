@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{
     Args, FIRST_BYTE, MatrixKind, Transport,
     layout::Expected,
+    limit,
     paths::{PathView, Paths},
 };
 use crate::mesh::Mesh;
@@ -122,8 +123,7 @@ pub fn run_cells(
             .filter(|(a, b)| wanted(*a, *b))
             .collect();
         for some in pairs.chunks(args.parallel.max(1)) {
-            let patience = Duration::from_secs(args.patience);
-            let cells = together(some, |(a, b)| warm(mesh, *a, *b, transport, patience));
+            let cells = together(some, |(a, b)| warm(args, mesh, Cell::new(*a, *b, transport)));
             for cell in cells {
                 each(&cell);
                 done.push(cell);
@@ -167,12 +167,18 @@ fn call(mesh: &Mesh, from: MatrixKind, to: MatrixKind) -> Result<f64, String> {
     let report = mesh.call(&from.client(), &url(to), &["--timeout", "15"]).map_err(|e| e.full())?;
     match report.by_status.contains_key(&200) && report.failed == 0 {
         true => Ok(report.latency_ms.max),
-        false => Err(format!("the call failed: {:?} {:?}", report.by_status, report.errors)),
+        false => {
+            // Why, in the words of the one who knows.
+            let proxy = mesh.procs.get(&from.client_node()).map(crate::lab::Proc::tail).unwrap_or_default();
+            eprintln!("{} → {}: {:?}\n{proxy}", from.as_str(), to.as_str(), report.errors);
+            let (status, ms) = (&report.by_status, report.latency_ms.max);
+            Err(format!("the call failed after {ms:.0} ms: {status:?} {:?}", report.errors))
+        }
     }
 }
 
-fn warm(mesh: &Mesh, from: MatrixKind, to: MatrixKind, transport: Transport, patience: Duration) -> Cell {
-    let mut cell = Cell::new(from, to, transport);
+fn warm(args: &Args, mesh: &Mesh, mut cell: Cell) -> Cell {
+    let (from, to) = (cell.from, cell.to);
     let mut paths = Paths::of(mesh, &from.client_node());
     let peer = to.server_node();
     // Opens the connection to the admin pages before the clock runs.
@@ -185,7 +191,8 @@ fn warm(mesh: &Mesh, from: MatrixKind, to: MatrixKind, transport: Transport, pat
         }
     }
     let answered = Instant::now();
-    let patience = if cell.expected == Expected::Relayed { RELAYED_PATIENCE } else { patience };
+    let relayed = cell.expected == Expected::Relayed;
+    let patience = if relayed { RELAYED_PATIENCE } else { Duration::from_secs(args.patience) };
     let mut last = PathView::default();
     loop {
         if let Some(now) = paths.to(&peer) {
@@ -209,7 +216,7 @@ fn warm(mesh: &Mesh, from: MatrixKind, to: MatrixKind, transport: Transport, pat
         std::thread::sleep(LOOK);
         last = paths.to(&peer).unwrap_or(last);
     }
-    judge(&mut cell, last);
+    judge(args, &mut cell, last);
     // On the path that it ended on, calls go on.
     if let Err(why) = call(mesh, from, to) {
         cell.problems.push(format!("after the upgrade {why}"));
@@ -217,14 +224,14 @@ fn warm(mesh: &Mesh, from: MatrixKind, to: MatrixKind, transport: Transport, pat
     cell
 }
 
-fn judge(cell: &mut Cell, last: PathView) {
+fn judge(args: &Args, cell: &mut Cell, last: PathView) {
     cell.attempts = last.attempts;
     (cell.reached, cell.via, cell.why) = (last.path, last.transport, last.why);
     if !cell.expected.is_met(&cell.reached) {
         let outcome = last.outcome.unwrap_or_else(|| "none".to_owned());
         cell.problems.push(format!("should be {}; last punch: {outcome}", cell.expected.as_str()));
     }
-    let limit = FIRST_BYTE[0].as_secs_f64() * 1e3;
+    let limit = limit(args, FIRST_BYTE[0]);
     if cell.first_byte_ms.is_some_and(|ms| ms > limit) {
         cell.problems.push(format!("the first byte took more than {limit:.0} ms"));
     }
@@ -259,7 +266,7 @@ fn cold(args: &Args, mesh: &mut Mesh, cells: &mut [Cell]) -> anyhow::Result<()> 
                     .and_then(|()| call(mesh, *from, cells[*i].to))
             })
         };
-        let limit = FIRST_BYTE[1].as_secs_f64() * 1e3;
+        let limit = limit(args, FIRST_BYTE[1]);
         for ((_, i), took) in some.iter().zip(times) {
             let cell = &mut cells[*i];
             match took {

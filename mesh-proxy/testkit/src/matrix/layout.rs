@@ -166,15 +166,15 @@ impl MatrixKind {
         format!("{}-service", self.short())
     }
 
-    fn nat(self) -> Option<Nat> {
+    fn nat(self) -> Nat {
         match self {
-            Self::None => None,
-            Self::FullCone => Some(Nat::FullCone),
-            Self::AddressRestricted => Some(Nat::AddressRestricted),
-            Self::Symmetric => Some(Nat::Symmetric),
-            Self::Masquerade | Self::Proxy => Some(Nat::Masquerade),
+            Self::None => Nat::None,
+            Self::FullCone => Nat::FullCone,
+            Self::AddressRestricted => Nat::AddressRestricted,
+            Self::Symmetric => Nat::Symmetric,
+            Self::Masquerade | Self::Proxy => Nat::Masquerade,
             Self::PortRestricted | Self::DoubleNat | Self::UdpBlocked | Self::Tcp443 | Self::Ipv6Only => {
-                Some(Nat::PortRestricted)
+                Nat::PortRestricted
             }
         }
     }
@@ -217,6 +217,8 @@ impl MatrixKind {
 
 /// The relay's node.
 pub(super) const RELAY: &str = "relay";
+/// The one TCP port that every site may call.
+const CONTROLLER_PORT: u16 = 15012;
 
 /// Brings up the world and the mesh of one transport.
 ///
@@ -229,16 +231,16 @@ pub fn up(args: &Args, transport: Transport) -> Result<Mesh, LabError> {
         .node("cloud", None, None)
         .node(RELAY, None, None);
     let (mut apps, mut manifests, mut node_settings) = (Vec::new(), Vec::new(), BTreeMap::new());
+    // For sites that let nothing else out.
+    node_settings.insert(RELAY.to_owned(), vec!["tunnel.websocket=0.0.0.0:443".to_owned()]);
     for (i, kind) in kinds.iter().enumerate() {
         for (j, node) in [kind.client_node(), kind.server_node()].into_iter().enumerate() {
-            let site = kind.nat().map(|nat| (format!("{node}-site"), nat));
-            if let Some((site, nat)) = &site {
-                world = add_site(world, *kind, site, *nat, transport);
-            }
+            let site = format!("{node}-site");
+            world = add_site(world, *kind, &site, j, transport);
             let pods = format!("10.{}.{}.0/24", 100 + i, 1 + j);
             let pods = pods.parse().map_err(|_| LabError::Invalid(vec![format!("{pods} is no prefix")]))?;
-            world = world.node(&node, site.as_ref().map(|(s, _)| s.as_str()), Some(pods));
-            let settings = proxy_settings(&world, *kind, site.as_ref().map(|(s, _)| s.as_str()));
+            world = world.node(&node, Some(&site), Some(pods));
+            let settings = proxy_settings(&world, *kind, &site);
             node_settings.insert(node, settings);
         }
         let server = format!("{}-server", kind.short());
@@ -258,9 +260,13 @@ pub fn up(args: &Args, transport: Transport) -> Result<Mesh, LabError> {
     })
 }
 
-fn add_site(mut world: Spec, kind: MatrixKind, site: &str, nat: Nat, transport: Transport) -> Spec {
+fn add_site(mut world: Spec, kind: MatrixKind, site: &str, side: usize, transport: Transport) -> Spec {
     let lan = |text: &str| text.parse().unwrap_or_default();
-    world = world.site(site, lan("192.168.1.0/24"), NatSpec::from(nat)).site_with(site, |s| {
+    // Also a public node is behind a router, which lets out only what the transport needs.
+    let public = ["198.51.100.64/28", "198.51.100.80/28"];
+    let prefix = if kind == MatrixKind::None { public[side % 2] } else { "192.168.1.0/24" };
+    world = world.site(site, lan(prefix), NatSpec::from(kind.nat())).site_with(site, |s| {
+        s.allow_tcp = vec![CONTROLLER_PORT];
         s.egress = match kind {
             MatrixKind::UdpBlocked => Egress::NoUdp,
             MatrixKind::Tcp443 => Egress::Tcp443,
@@ -281,8 +287,8 @@ fn add_site(mut world: Spec, kind: MatrixKind, site: &str, nat: Nat, transport: 
 }
 
 /// What an operator would set for a node in such a place.
-fn proxy_settings(world: &Spec, kind: MatrixKind, site: Option<&str>) -> Vec<String> {
-    match (kind, site.and_then(|s| world.sites.get(s))) {
+fn proxy_settings(world: &Spec, kind: MatrixKind, site: &str) -> Vec<String> {
+    match (kind, world.sites.get(site)) {
         (MatrixKind::Proxy, Some(site)) => {
             let router = site.lan.hosts().next();
             let proxy = router.map(|r| format!("tunnel.proxy=http://{r}:{}", crate::lab::site::PROXY_PORT));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Cell, MatrixKind, Transport, UPGRADE};
+use super::{Args, Cell, MatrixKind, Transport, UPGRADE, limit};
 
 /// All cells, and what they say together.
 #[derive(Clone, Debug, Default)]
@@ -27,14 +27,14 @@ const FIRST_ATTEMPT: f64 = 0.95;
 
 impl Summary {
     /// Adds the cells of one transport.
-    pub fn add(&mut self, transport: Transport, cells: Vec<Cell>) {
+    pub fn add(&mut self, args: &Args, transport: Transport, cells: Vec<Cell>) {
         let name = transport.as_str();
         let mut upgrades: Vec<f64> = cells.iter().filter_map(|c| c.upgrade_ms).collect();
         upgrades.sort_by(f64::total_cmp);
         if let Some(median) = upgrades.get(upgrades.len() / 2) {
             self.checks.push(Check {
                 what: format!("{name}: median upgrade within {} s", UPGRADE.as_secs()),
-                ok: *median < UPGRADE.as_secs_f64() * 1e3,
+                ok: *median < limit(args, UPGRADE),
                 figure: format!("{median:.0} ms of {}", upgrades.len()),
             });
         }

@@ -85,10 +85,14 @@ impl Plan {
 
     /// What leaves the site.
     fn let_out(&mut self, name: &str, site: &SiteSpec) {
-        let rules = match site.egress {
+        let mut rules = String::new();
+        for port in &site.allow_tcp {
+            rules += &format!("tcp dport {port} accept; tcp sport {port} accept; ");
+        }
+        rules += match site.egress {
             Egress::Any => return,
             Egress::NoUdp => "meta l4proto udp drop;",
-            Egress::NoTcp => "iifname \"lan\" tcp dport != 15012 drop;",
+            Egress::NoTcp => "meta l4proto tcp drop;",
             Egress::Tcp443 => "iifname \"lan\" tcp dport 443 accept; iifname \"lan\" drop;",
             Egress::Proxy => "iifname \"lan\" drop; oifname \"lan\" drop;",
         };
