@@ -5,35 +5,64 @@
 //! - `ports`: streams of the small protocols below, on every connection. `wire`: their messages.
 //! - `relay`: serves circuits. `reserve`: chooses relays and holds reservations.
 //! - `punch`: turns a relayed connection into a direct one. `candidates`: where two peers may meet.
+//! - `probe`: measures the NAT with two relays. `discover`: peers on the LAN, and where others have seen a peer.
 //! - [`kind`]: what NAT a node is behind. [`knowledge`]: what status output says about all of it.
 
 mod candidates;
+mod discover;
 mod engine;
 pub mod kind;
 pub mod knowledge;
+mod locals;
 mod metrics;
 mod ports;
+mod probe;
 mod punch;
 mod relay;
 mod reserve;
 pub mod settings;
 mod wire;
 
-use libp2p::swarm::NetworkBehaviour;
+use std::sync::Arc;
+
+use libp2p::{
+    PeerId, autonat,
+    kad::{self, store::MemoryStore},
+    mdns,
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
+    upnp,
+};
 
 use self::settings::NatConfig;
-pub(crate) use self::{engine::Engine, metrics::Metrics, ports::Ports};
+pub(crate) use self::{engine::Engine, locals::Locals, metrics::Metrics, ports::Ports};
+use crate::tunnel::Shared;
 
 /// The swarm's side of it.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Parts {
     pub(crate) ports: Ports,
+    pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
+    pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(crate) kad: Toggle<kad::Behaviour<MemoryStore>>,
+    pub(crate) autonat: Toggle<autonat::v2::client::Behaviour>,
+    pub(crate) autonat_server: Toggle<autonat::v2::server::Behaviour>,
 }
 
 impl Parts {
-    pub(crate) fn new(config: &NatConfig) -> Self {
-        let _ = config;
-        Self { ports: Ports::default() }
+    pub(crate) fn new(config: &NatConfig, own: PeerId, shared: Arc<Shared>) -> Self {
+        let mdns = config.mdns.then(|| discover::mdns(own)).and_then(|started| {
+            let explain = |error: &_| tracing::warn!(%error, "peers on the LAN are not looked for");
+            started.inspect_err(explain).ok()
+        });
+        let serves = config.autonat && config.relay.enabled;
+        Self {
+            ports: Ports::new(shared),
+            upnp: Toggle::from(config.upnp.then(upnp::tokio::Behaviour::default)),
+            mdns: Toggle::from(mdns),
+            kad: Toggle::from(config.kad.then(|| discover::kad(own))),
+            autonat: Toggle::from((config.autonat && !serves).then(autonat::v2::client::Behaviour::default)),
+            autonat_server: Toggle::from(serves.then(autonat::v2::server::Behaviour::default)),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Peer {
 }
 
 /// A peer, parsed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) node: Arc<str>,
     pub(crate) id: PeerId,

@@ -2,7 +2,7 @@
 //! carry the same TLS and muxer from end to end. DNS names are resolved for what is dialled straight; the address of a
 //! relay is resolved when the relay itself is dialled.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use libp2p::{
     PeerId, Transport,
@@ -19,6 +19,7 @@ use crate::{
     error::StartError,
     identity::NodeKey,
     mux,
+    nat::Locals,
     security::Security,
     socket::Socket,
     ws::WsTransport,
@@ -27,6 +28,7 @@ use crate::{
 pub(crate) fn build(
     config: &TunnelConfig,
     circuits: relay::client::Transport,
+    locals: Arc<Locals>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let TunnelConfig { key, limits, timeouts, proxy, .. } = config;
     let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
@@ -34,7 +36,12 @@ pub(crate) fn build(
     let muxer =
         mux::Config { max_streams: limits.streams_per_peer.saturating_mul(3), ..mux::Config::default() };
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-        .map(|stream, _| Socket::new(stream.0))
+        .map(move |stream, _| {
+            if let (Ok(remote), Ok(local)) = (stream.0.peer_addr(), stream.0.local_addr()) {
+                locals.note(remote, local.port());
+            }
+            Socket::new(stream.0)
+        })
         .upgrade(Version::V1Lazy)
         .authenticate(security.clone())
         .multiplex(muxer)

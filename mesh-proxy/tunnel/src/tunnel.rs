@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     commands: mpsc::WeakSender<Command>,
     /// This node serves circuits.
     pub(crate) relay: AtomicBool,
+    /// Ports of outgoing TCP connections.
+    pub(crate) locals: Arc<nat::Locals>,
     /// What is known of NATs.
     pub(crate) knowledge: Knowledge,
     own: PeerId,
@@ -187,6 +189,7 @@ impl Tunnel {
             punches: Mutex::default(),
             commands: command_sender.downgrade(),
             relay: AtomicBool::new(config.nat.relay.enabled),
+            locals: Arc::default(),
             knowledge: Knowledge::new(&config.nat.node),
             own,
             draining: AtomicBool::new(false),
@@ -195,7 +198,7 @@ impl Tunnel {
             timeouts: config.timeouts.clone(),
         });
         let (circuits, client) = relay::client::new(own);
-        let transport = transport::build(&config, circuits)?;
+        let transport = transport::build(&config, circuits, shared.locals.clone())?;
         let swarm_config = swarm::Config::with_executor({
             let placement = placement.clone();
             move |task| placement.spawn(task)
@@ -334,10 +337,10 @@ fn behaviour(config: &TunnelConfig, shared: Arc<Shared>, circuits: relay::client
         .with_max_established_per_peer(Some(config.limits.connections_of_a_peer));
     Behaviour {
         bounds: connection_limits::Behaviour::new(bounds),
-        streams: Streams::new(shared),
+        streams: Streams::new(shared.clone()),
         circuits,
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(probe),
-        nat: nat::Parts::new(&config.nat),
+        nat: nat::Parts::new(&config.nat, config.key.keypair().public().to_peer_id(), shared),
     }
 }

@@ -64,6 +64,7 @@ impl Driver {
     /// All groups of addresses that may give a better path than `than`, or any when there is none.
     fn groups(&self, known: &Known, than: Option<Path>) -> VecDeque<Group> {
         let (view, networks) = (self.shared.view(), self.shared.networks());
+        let known = &self.nat.with_found(known);
         let around = Around {
             view: &view,
             networks: &networks,
@@ -170,6 +171,7 @@ impl Driver {
         self.shared.metrics.dialled(if end.is_ok() { "ok" } else { "failed" });
         if let Err(reason) = &end {
             tracing::debug!(%peer, %reason, "dial failed");
+            self.nat.unreachable(peer, &mut self.swarm);
         }
         let (min, max) = (self.shared.timeouts.backoff_min, self.shared.timeouts.backoff_max);
         self.shared.table.dialled(peer, end, Instant::now(), |failures| {

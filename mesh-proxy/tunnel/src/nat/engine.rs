@@ -2,17 +2,19 @@
 //! nothing of it holds up a dial or a stream.
 //!
 //! - `circuits`: requests of others to this relay, reservations of this node at relays.
+//! - `finding`: peers without the registry, the router, measurements of the NAT.
 //! - `punching`: talks about punches, and the dials that follow.
 
 mod circuits;
+mod finding;
 mod punching;
 
 use std::{
     collections::{BTreeSet, HashMap},
     future::Future,
     io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -27,9 +29,11 @@ use self::punching::Attempt;
 use super::{
     NatReport, PartsEvent,
     candidates::{self, Carrier, socket_of},
+    discover::Found,
     kind::{Detector, NatKind},
     metrics::Metrics,
     ports::{self, Ticket, is_relayed},
+    probe::Measured,
     punch::{Agreed, Schedule},
     relay::{self, Server},
     reserve::Reservations,
@@ -62,7 +66,12 @@ enum Awaited {
     Circuit(relay::Circuit, Stream, relay::Asking),
     /// To talk about a punch, or to ask for one.
     Punch { peer: PeerId, ask: bool },
+    /// To measure the NAT, with the other one of a pair.
+    Probe { at: IpAddr, both: Pair },
 }
+
+/// The stream of a pair that came first, with the relay's host.
+type Pair = Arc<Mutex<Option<(Stream, IpAddr)>>>;
 
 /// How a task ended.
 enum Done {
@@ -82,6 +91,8 @@ enum Done {
         peer: PeerId,
         result: io::Result<Option<Agreed>>,
     },
+    /// A measurement of the NAT ended.
+    Measured(io::Result<Measured>),
 }
 
 /// What the loop of the driver waits for.
@@ -115,6 +126,12 @@ pub(crate) struct Engine {
     next_tick: Instant,
     /// When transports that are missing to held relays are dialled again.
     next_mend: Instant,
+    /// Addresses of peers that the registry does not know.
+    found: Found,
+    /// When the LAN and other nodes may be asked again, and the NAT is measured again.
+    next_lan: Instant,
+    next_kad: Instant,
+    next_measure: Instant,
 }
 
 impl Engine {
@@ -139,6 +156,10 @@ impl Engine {
             told: Vec::new(),
             next_tick: now,
             next_mend: now,
+            found: Found::default(),
+            next_lan: now,
+            next_kad: now,
+            next_measure: now,
             shared,
             config,
             own,
@@ -160,6 +181,7 @@ impl Engine {
             // Both: a network that changed voids what was seen of either.
             if self.udp.set_local(ips.clone()) | self.tcp.set_local(ips) {
                 self.schedule.all_changed(Instant::now());
+                self.next_measure = Instant::now();
             }
         }
     }
@@ -194,6 +216,7 @@ impl Engine {
             }
             Some(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
             Some(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
+            Some(Done::Measured(result)) => self.on_measured(result),
             Some(Done::Nothing) => {}
             None => {}
         }
@@ -223,6 +246,7 @@ impl Engine {
         }
         self.step_reservations(swarm, now);
         self.start_punches(swarm, now);
+        self.start_measurement(swarm, now);
         self.publish(now);
     }
 
@@ -238,6 +262,7 @@ impl Engine {
             }
         }
         self.shared.knowledge.retain(|p| view.peer(p).is_some());
+        self.found.retain(|p| view.peer(p).is_some(), now);
         self.view = view;
     }
 
@@ -248,8 +273,9 @@ impl Engine {
         let granted = self.reservations.granted();
         let udp_works = match (self.udp.outer().is_empty(), self.tcp.outer().is_empty()) {
             (false, _) => Some(true),
-            (true, false) => Some(false),
-            (true, true) => None,
+            _ if self.udp.is_measured() => Some(true),
+            (true, false) if self.listens_on(Carrier::Udp) => Some(false),
+            (true, _) => None,
         };
         self.shared.knowledge.set_own(own, udp_works);
         self.shared.knowledge.set_relays(self.view.relays().len(), granted.len(), self.config.punch);
@@ -284,15 +310,17 @@ impl Engine {
             let all = detector.outer().into_iter().take(most);
             all.map(move |at| candidates::multiaddr(carrier, at)).collect::<Vec<_>>()
         };
-        let listening =
-            |carrier| self.listening.iter().any(|a| socket_of(a).is_some_and(|(c, _)| c == carrier));
         let mut seen = Vec::new();
         for (carrier, detector) in [(Carrier::Udp, &self.udp), (Carrier::Tcp, &self.tcp)] {
-            if listening(carrier) {
+            if self.listens_on(carrier) {
                 seen.extend(outer(carrier, detector));
             }
         }
         candidates::own(seen, self.given.iter().cloned(), self.listening.iter().cloned(), self.loopback())
+    }
+
+    fn listens_on(&self, carrier: Carrier) -> bool {
+        self.listening.iter().any(|a| socket_of(a).is_some_and(|(c, _)| c == carrier))
     }
 
     /// Whether this node is on the loopback interface only: then, and only then, others on it are met there.
@@ -324,17 +352,14 @@ impl Engine {
             SwarmEvent::ListenerClosed { listener_id, .. } => {
                 self.on_listener_closed(*listener_id, swarm, now)
             }
-            SwarmEvent::ExternalAddrConfirmed { address } if !is_relayed(address) => {
-                self.given.insert(address.clone());
-            }
-            SwarmEvent::ExternalAddrExpired { address } => {
-                self.given.remove(address);
-            }
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
                 peer_id,
                 connection_id,
                 info,
-            })) => self.on_identified((*peer_id, *connection_id), &info.observed_addr, swarm, now),
+            })) => {
+                self.on_identified((*peer_id, *connection_id), &info.observed_addr, swarm, now);
+                self.teach(*peer_id, info, swarm);
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,
@@ -358,6 +383,7 @@ impl Engine {
                 match protocol.as_ref() {
                     wire::HOP => self.on_hop(peer, id, stream),
                     wire::PUNCH => self.on_punch_stream(peer, id, stream, swarm),
+                    wire::PROBE => self.on_probe_stream(peer, id, stream, swarm),
                     _ => {}
                 }
             }
@@ -368,8 +394,16 @@ impl Engine {
                     }
                     (Some(Awaited::Punch { peer, ask }), Some(stream)) => self.talk(peer, ask, stream),
                     (Some(Awaited::Punch { peer, ask: false }), None) => self.no_answer(peer),
-                    (Some(Awaited::Punch { ask: true, .. }) | None, _) => {}
+                    (Some(Awaited::Probe { at, both }), Some(stream)) => self.measure(at, &both, stream),
+                    (Some(Awaited::Punch { ask: true, .. } | Awaited::Probe { .. }) | None, _) => {}
                 }
+            }
+            PartsEvent::Upnp(event) => self.on_upnp(event),
+            PartsEvent::Mdns(event) => self.on_mdns(event),
+            PartsEvent::Kad(event) => self.on_kad(event),
+            PartsEvent::Autonat(event) => self.on_autonat(&event),
+            PartsEvent::AutonatServer(event) => {
+                tracing::debug!(peer = %event.client, result = ?event.result, "AutoNAT for another node");
             }
         }
     }
@@ -478,6 +512,13 @@ impl Engine {
         let near = self.shared.networks().contain(observer.ip());
         if near && !self.loopback() && !self.reservations.is_relay(&peer) {
             return;
+        }
+        if carrier == Carrier::Tcp {
+            let own = self.shared.locals.of(observer);
+            let mut listens = self.listening.iter().filter_map(socket_of).filter(|(c, _)| *c == Carrier::Tcp);
+            if !listens.any(|(_, at)| own == Some(at.port())) {
+                return;
+            }
         }
         tracing::debug!(%peer, %seen, "this node is seen");
         self.detector(carrier).observe(observer, seen, now);

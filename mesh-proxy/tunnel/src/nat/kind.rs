@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::probe::Measured;
+
 /// Kind of NAT between a node and the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NatKind {
@@ -91,9 +93,8 @@ pub(crate) struct Detector {
     observed: VecDeque<(SocketAddr, SocketAddr, Instant)>,
     /// Addresses of this node itself.
     local: BTreeSet<IpAddr>,
-    /// Whether a stranger's host reached it, and a known host's other port.
-    from_other_host: Option<bool>,
-    from_other_port: Option<bool>,
+    /// What a measurement with a socket of its own found.
+    measured: Option<Measured>,
 }
 
 impl Detector {
@@ -114,8 +115,7 @@ impl Detector {
     /// Forgets what others said: the network changed.
     pub(crate) fn forget(&mut self) {
         self.observed.clear();
-        self.from_other_host = None;
-        self.from_other_port = None;
+        self.measured = None;
     }
 
     /// `observer` sees this node's listen port as `seen`.
@@ -140,19 +140,14 @@ impl Detector {
         self.observed.retain(|(o, ..)| *o != observer);
     }
 
-    /// Somebody whom this node never sent anything tried to reach it.
-    pub(crate) fn probed_by_other_host(&mut self, reached: bool) {
-        self.from_other_host = Some(reached);
+    /// Takes a measurement; it holds until the network changes or the next one.
+    pub(crate) fn measured(&mut self, measured: Measured) {
+        self.measured = Some(measured);
     }
 
-    /// Somebody whom this node knows tried to reach it from another port.
-    pub(crate) fn probed_by_other_port(&mut self, reached: bool) {
-        self.from_other_port = Some(reached);
-    }
-
-    /// What the filter probes have said so far.
-    pub(crate) fn filtering_known(&self) -> bool {
-        self.from_other_host.is_some() || self.from_other_port.is_some()
+    /// Whether datagrams came through lately.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.measured.is_some()
     }
 
     /// Outer addresses that others can dial, best first: those that most observers agree on.
@@ -178,15 +173,18 @@ impl Detector {
         if mine.iter().any(|(_, seen, _)| seen != first) {
             return NatKind::Symmetric;
         }
-        // One host that sees the same on two ports may still be one of many destinations.
-        let hosts: BTreeSet<IpAddr> = mine.iter().map(|(o, _, _)| o.ip()).collect();
-        match (self.from_other_host, self.from_other_port) {
-            (Some(true), _) => NatKind::FullCone,
-            _ if hosts.len() < 2 => NatKind::Unknown,
-            (_, Some(true)) => NatKind::AddressRestricted,
-            (_, Some(false)) => NatKind::PortRestricted,
-            (_, None) => NatKind::Unknown,
+        match self.measured {
+            // The listen port may be forwarded while other ports are not.
+            Some(Measured { same_mapping: false, .. }) if self.hosts(&mine) < 2 => NatKind::Symmetric,
+            Some(Measured { other_host: true, .. }) => NatKind::FullCone,
+            Some(Measured { other_port: true, .. }) => NatKind::AddressRestricted,
+            Some(_) => NatKind::PortRestricted,
+            None => NatKind::Unknown,
         }
+    }
+
+    fn hosts(&self, observed: &[&(SocketAddr, SocketAddr, Instant)]) -> usize {
+        observed.iter().map(|(o, ..)| o.ip()).collect::<BTreeSet<_>>().len()
     }
 
     /// Whether every destination sees the same outer address, as far as is known.
@@ -222,21 +220,20 @@ mod tests {
         assert_eq!(detector(&[("198.51.100.1:1", "10.0.0.2:15008")]).kind(), NatKind::None);
         assert_eq!(detector(&[ONE]).kind(), NatKind::Unknown);
         assert_eq!(detector(&[ONE, OTHER]).kind(), NatKind::Symmetric);
-        let cone = |host: Option<bool>, port: Option<bool>| {
+        let cone = |same_mapping, other_port, other_host| {
             let mut it = detector(&[ONE, SAME]);
-            if let Some(reached) = host {
-                it.probed_by_other_host(reached);
-            }
-            if let Some(reached) = port {
-                it.probed_by_other_port(reached);
-            }
+            it.measured(Measured { same_mapping, seen: at("203.0.113.1:9"), other_port, other_host });
             it.kind()
         };
-        assert_eq!(cone(None, None), NatKind::Unknown);
-        assert_eq!(cone(Some(true), None), NatKind::FullCone);
-        assert_eq!(cone(Some(false), Some(true)), NatKind::AddressRestricted);
-        assert_eq!(cone(Some(false), Some(false)), NatKind::PortRestricted);
-        assert_eq!(cone(None, Some(false)), NatKind::PortRestricted);
+        assert_eq!(detector(&[ONE, SAME]).kind(), NatKind::Unknown);
+        assert_eq!(cone(true, true, true), NatKind::FullCone);
+        assert_eq!(cone(true, true, false), NatKind::AddressRestricted);
+        assert_eq!(cone(true, false, false), NatKind::PortRestricted);
+        let mut one = detector(&[ONE]);
+        let measured =
+            Measured { same_mapping: false, seen: at("203.0.113.1:9"), other_port: false, other_host: false };
+        one.measured(measured);
+        assert_eq!(one.kind(), NatKind::Symmetric);
     }
 
     #[test]

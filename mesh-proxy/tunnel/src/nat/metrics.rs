@@ -13,6 +13,7 @@ pub(crate) struct Metrics {
     reservation_ends: IntCounterVec,
     punches: IntCounterVec,
     discovered: IntCounterVec,
+    autonat: IntCounterVec,
 }
 
 impl Metrics {
@@ -48,6 +49,11 @@ impl Metrics {
                 "Addresses of peers found without the registry, by source",
                 "source",
             )?,
+            autonat: vec(
+                "selvage_nat_autonat_total",
+                "Checks by other nodes whether this one is reached from outside, by result",
+                "result",
+            )?,
         };
         registry.register(Box::new(metrics.relay_reservations.clone()))?;
         registry.register(Box::new(metrics.relay_circuits.clone()))?;
@@ -58,6 +64,7 @@ impl Metrics {
         registry.register(Box::new(metrics.reservation_ends.clone()))?;
         registry.register(Box::new(metrics.punches.clone()))?;
         registry.register(Box::new(metrics.discovered.clone()))?;
+        registry.register(Box::new(metrics.autonat.clone()))?;
         Ok(metrics)
     }
 
@@ -76,6 +83,10 @@ impl Metrics {
 
     pub(crate) fn punch(&self, outcome: &str) {
         self.punches.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn autonat(&self, result: &str) {
+        self.autonat.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn discovered(&self, source: &str) {

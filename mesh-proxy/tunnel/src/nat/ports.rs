@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     iter,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -25,6 +26,7 @@ use libp2p::{
 };
 
 use super::wire;
+use crate::tunnel::Shared;
 
 /// Time that the negotiation of a stream may take.
 const NEGOTIATE: Duration = Duration::from_secs(5);
@@ -64,8 +66,9 @@ pub(crate) enum Order {
     Hold(bool),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ports {
+    shared: Arc<Shared>,
     pub(crate) links: HashMap<ConnectionId, Link>,
     queue: VecDeque<ToSwarm<Event, Order>>,
     next: Ticket,
@@ -74,7 +77,23 @@ pub(crate) struct Ports {
     waker: Option<Waker>,
 }
 
+/// The peer is not in the view.
+#[derive(Debug, thiserror::Error)]
+#[error("peer {0} is not in the view of this node and is not dialled")]
+pub(crate) struct Stranger(PeerId);
+
 impl Ports {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            links: HashMap::new(),
+            queue: VecDeque::new(),
+            next: 0,
+            open: HashMap::new(),
+            waker: None,
+        }
+    }
+
     /// Asks for a stream. An [`Event::Opened`] with the ticket follows in any case.
     pub(crate) fn open(&mut self, id: ConnectionId, protocol: &'static str) -> Ticket {
         self.next += 1;
@@ -134,6 +153,22 @@ pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
 impl NetworkBehaviour for Ports {
     type ConnectionHandler = Handler;
     type ToSwarm = Event;
+
+    /// Other behaviours dial peers of whom they have only heard.
+    fn handle_pending_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: Option<PeerId>,
+        _: &[Multiaddr],
+        _: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        match peer {
+            Some(peer) if self.shared.view().peer(&peer).is_none() => {
+                Err(ConnectionDenied::new(Stranger(peer)))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
 
     fn handle_established_inbound_connection(
         &mut self,

@@ -15,7 +15,7 @@ pub(crate) const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
 pub(crate) const STOP: &str = "/libp2p/circuit/relay/0.2.0/stop";
 /// Two peers agree on when and where to dial each other.
 pub(crate) const PUNCH: &str = "/selvage/punch/1";
-/// A node asks to be dialled from another address or port.
+/// A node measures its NAT with a relay.
 pub(crate) const PROBE: &str = "/selvage/probe/1";
 
 /// A request to a relay, or its answer.
@@ -98,26 +98,28 @@ pub(crate) struct Go {
     pub(crate) delay: u64,
 }
 
-/// Asks to be dialled.
+/// Asks a relay for a part of a measurement.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Probe {
-    /// Multiaddr to dial.
-    #[prost(bytes = "vec", tag = "1")]
-    pub(crate) address: Vec<u8>,
-    /// Who is to be dialled, when the request is passed on. Empty: the sender.
+    /// 1 open a port, 2 send to `target`.
+    #[prost(uint32, tag = "1")]
+    pub(crate) op: u32,
+    /// What the datagrams carry.
     #[prost(bytes = "vec", tag = "2")]
-    pub(crate) target: Vec<u8>,
-    /// The node that shall dial, in place of the receiver. Empty: the receiver.
+    pub(crate) token: Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
-    pub(crate) dialler: Vec<u8>,
+    pub(crate) target: Vec<u8>,
 }
 
 /// The answer to [`Probe`].
-#[derive(Clone, Copy, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message)]
 pub(crate) struct ProbeEnd {
-    /// 0 not tried, 1 reached, 2 not reached.
+    /// The port that is open.
     #[prost(uint32, tag = "1")]
-    pub(crate) outcome: u32,
+    pub(crate) port: u32,
+    /// From where the datagram came; empty: none came.
+    #[prost(bytes = "vec", tag = "2")]
+    pub(crate) seen: Vec<u8>,
 }
 
 /// Words of [`Hop::kind`], [`Stop::kind`] and their status.
@@ -201,6 +203,8 @@ mod tests {
             let _ = block_on(read::<Go>(&mut stream));
             stream.set_position(0);
             let _ = block_on(read::<Probe>(&mut stream));
+            stream.set_position(0);
+            let _ = block_on(read::<ProbeEnd>(&mut stream));
         };
         let mut rng = rand::rng();
         for _ in 0..20_000 {

@@ -139,6 +139,7 @@ async fn run(name: String) {
         _ => {}
     }
     config.nat.relay.enabled = !var("NODE_RELAY").is_empty();
+    config.nat.node.clone_from(&name);
     config.nat.mdns = var("NODE_MDNS") == "1";
     let relay = config.nat.relay.enabled;
     let metrics = prometheus::Registry::new();
@@ -219,8 +220,9 @@ async fn call(tunnel: &Tunnel, peer: &str) -> String {
             upgraded = Some(began.elapsed());
             break;
         }
-        let failed =
-            tunnel.knowledge(peer).and_then(|k| k.last_punch).is_some_and(|p| p.attempts > 1 && p.at > wall);
+        let known = tunnel.knowledge(peer).unwrap_or_default();
+        let hopeless = !mesh_tunnel::NatKind::parse(&tunnel.nat().borrow().nat).can_punch(known.nat);
+        let failed = known.last_punch.is_some_and(|p| p.at > wall && (hopeless || p.attempts > 1));
         if failed {
             break;
         }

@@ -76,9 +76,10 @@ fn is_expected_direct(a: Nat, b: Nat) -> bool {
 
 fn matrix(transport: &str) {
     let mut nodes = Vec::new();
-    for side in ["a", "b"] {
-        nodes.extend(KINDS.map(|kind| (format!("{side}-{}", kind.as_str()), kind)));
-    }
+    // The two hardest kinds call all; the rest of the matrix is `make nat-matrix`.
+    let callers = [Nat::PortRestricted, Nat::Symmetric];
+    nodes.extend(callers.map(|kind| (format!("a-{}", kind.as_str()), kind)));
+    nodes.extend(KINDS.map(|kind| (format!("b-{}", kind.as_str()), kind)));
     let callees = |name: &str| -> Vec<String> {
         if !name.starts_with("a-") {
             return Vec::new();
@@ -87,7 +88,7 @@ fn matrix(transport: &str) {
     };
     let mesh = mesh(&format!("punch-{transport}"), &nodes, transport, &callees);
     std::fs::write(mesh.registry.join("go.now"), "").unwrap();
-    let callers: Vec<_> = KINDS.iter().map(|k| (*k, format!("a-{}", k.as_str()))).collect();
+    let callers: Vec<_> = callers.iter().map(|k| (*k, format!("a-{}", k.as_str()))).collect();
     wait("all calls have ended", 120, || {
         callers.iter().all(|(_, n)| calls(&mesh.registry, n).len() == KINDS.len())
     });

@@ -49,6 +49,14 @@ fn relayed(f: &Facts<'_>) -> String {
     if !f.punch_enabled {
         return "hole punching is switched off here; set tunnel.nat.punch to true".to_owned();
     }
+    if !f.own_nat.can_punch(f.peer_nat) {
+        return format!(
+            "{}; no hole can be punched between these: open UDP 15008 on either router, or make the {} NAT map ports \
+             alike for all destinations",
+            both(f),
+            NatKind::Symmetric.as_str()
+        );
+    }
     if f.punching {
         return format!("a hole punch with {peer} is under way");
     }
@@ -56,14 +64,6 @@ fn relayed(f: &Facts<'_>) -> String {
         return format!(
             "UDP does not leave the network of {own}, and TCP found no way in; allow outgoing UDP 15008 there, or \
              forward TCP 15008 on either router"
-        );
-    }
-    if !f.own_nat.can_punch(f.peer_nat) {
-        return format!(
-            "{}; no hole can be punched between these: open UDP 15008 on either router, or make the {} NAT map ports \
-             alike for all destinations",
-            both(f),
-            NatKind::Symmetric.as_str()
         );
     }
     match f.last {

@@ -1,0 +1,222 @@
+//! Peers that are found without the registry, what the router and other nodes say about this one, and measurements of
+//! the NAT.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use libp2p::{
+    Multiaddr, PeerId, Stream, Swarm, autonat, identify,
+    kad::{self, GetClosestPeersOk, QueryResult},
+    mdns,
+    swarm::{ConnectionId, behaviour::toggle::Toggle},
+    upnp,
+};
+
+use super::{Awaited, Done, Engine};
+use crate::{
+    driver::Behaviour,
+    nat::{
+        candidates::socket_of,
+        discover,
+        probe::{self, Measured},
+        wire,
+    },
+    peers::Known,
+};
+
+/// The LAN is asked anew because a peer is not reached at most so often.
+const LAN_AGAIN: Duration = Duration::from_secs(3);
+/// Other nodes are asked about peers at most so often, all peers together.
+const KAD_AGAIN: Duration = Duration::from_millis(200);
+/// Time that a relay spends on a measurement of another node.
+const PROBE: Duration = Duration::from_secs(12);
+/// A measurement holds for this long; one that failed is repeated sooner.
+const MEASURE: Duration = Duration::from_secs(600);
+const MEASURE_AGAIN: Duration = Duration::from_secs(20);
+
+impl Engine {
+    // === peers ===
+
+    /// A peer with the addresses that were found for it.
+    pub(crate) fn with_found(&self, known: &Known) -> Known {
+        let mut known = known.clone();
+        for address in self.found.of(&known.id) {
+            if !known.addresses.contains(address) {
+                known.addresses.push(address.clone());
+            }
+        }
+        known
+    }
+
+    /// No known address of a peer answers: the LAN and other nodes are asked.
+    pub(crate) fn unreachable(&mut self, peer: PeerId, swarm: &mut Swarm<Behaviour>) {
+        let now = Instant::now();
+        let nat = &mut swarm.behaviour_mut().nat;
+        if self.config.mdns && now >= self.next_lan {
+            self.next_lan = now + LAN_AGAIN;
+            // libp2p has no way to ask again; a new asker asks at once.
+            match discover::mdns(self.own) {
+                Ok(mdns) => nat.mdns = Toggle::from(Some(mdns)),
+                Err(error) => tracing::debug!(%error, "mDNS"),
+            }
+        }
+        if now >= self.next_kad
+            && let Some(kad) = nat.kad.as_mut()
+        {
+            self.next_kad = now + KAD_AGAIN;
+            kad.get_closest_peers(peer);
+        }
+    }
+
+    fn on_found(&mut self, peer: PeerId, address: &Multiaddr, source: &str, age: Duration) {
+        if self.shared.view().peer(&peer).is_none() {
+            return;
+        }
+        let Some(address) = discover::usable(address, self.loopback()) else { return };
+        if self.found.add(peer, address.clone(), Instant::now() + age) {
+            tracing::debug!(%peer, %address, source, "peer is found");
+            self.metrics.discovered(source);
+            // Dials that failed before may work now.
+            self.shared.table.forgive(peer);
+        }
+    }
+
+    pub(super) fn on_mdns(&mut self, event: mdns::Event) {
+        match event {
+            mdns::Event::Discovered(all) => {
+                for (peer, address) in all {
+                    self.on_found(peer, &address, "mdns", discover::MDNS_AGE);
+                }
+            }
+            mdns::Event::Expired(all) => {
+                for (peer, address) in all {
+                    if let Some(address) = discover::usable(&address, self.loopback()) {
+                        self.found.remove(&peer, &address);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_kad(&mut self, event: kad::Event) {
+        let kad::Event::OutboundQueryProgressed {
+            result: QueryResult::GetClosestPeers(Ok(GetClosestPeersOk { key, peers })),
+            ..
+        } = event
+        else {
+            return;
+        };
+        let Ok(wanted) = PeerId::from_bytes(&key) else { return };
+        for info in peers.iter().filter(|p| p.peer_id == wanted) {
+            for address in &info.addrs {
+                self.on_found(wanted, address, "kad", discover::KAD_AGE);
+            }
+        }
+    }
+
+    /// Tells Kademlia where a member says that it listens.
+    pub(super) fn teach(&self, peer: PeerId, info: &identify::Info, swarm: &mut Swarm<Behaviour>) {
+        let loopback = self.loopback();
+        if let Some(kad) = swarm.behaviour_mut().nat.kad.as_mut() {
+            for address in info.listen_addrs.iter().take(8).filter_map(|a| discover::usable(a, loopback)) {
+                kad.add_address(&peer, address);
+            }
+        }
+    }
+
+    // === this node ===
+
+    pub(super) fn on_upnp(&mut self, event: upnp::Event) {
+        match event {
+            upnp::Event::NewExternalAddr { external_addr, .. } => {
+                tracing::info!(address = %external_addr, "the router has opened a port");
+                self.given.insert(external_addr);
+            }
+            upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
+                self.given.remove(&external_addr);
+            }
+            upnp::Event::GatewayNotFound => tracing::debug!("no router that speaks UPnP"),
+            upnp::Event::NonRoutableGateway => {
+                tracing::debug!("the router's own address is a private one: its ports lead nowhere");
+            }
+        }
+    }
+
+    pub(super) fn on_autonat(&mut self, event: &autonat::v2::client::Event) {
+        let reached = event.result.is_ok();
+        tracing::debug!(address = %event.tested_addr, by = %event.server, reached, "AutoNAT");
+        self.metrics.autonat(if reached { "reached" } else { "not_reached" });
+    }
+
+    /// Measures the NAT with two relays when that is due.
+    pub(super) fn start_measurement(&mut self, swarm: &mut Swarm<Behaviour>, now: Instant) {
+        if now < self.next_measure || self.serves {
+            return;
+        }
+        let links = &swarm.behaviour().nat.ports.links;
+        let near = |peer: &PeerId| {
+            let mut own =
+                links.iter().filter(|(_, l)| l.peer == *peer && l.established && !l.relayed && l.dialled);
+            own.find_map(|(id, l)| Some((*id, socket_of(&l.remote)?.1.ip())))
+        };
+        let relays = self.reservations.granted();
+        let mut two = relays.iter().filter_map(near);
+        let (Some(one), Some(two)) = (two.next(), two.next()) else { return };
+        self.next_measure = now + MEASURE_AGAIN;
+        let ports = &mut swarm.behaviour_mut().nat.ports;
+        let tickets = [ports.open(one.0, wire::PROBE), ports.open(two.0, wire::PROBE)];
+        let both = std::sync::Arc::default();
+        for (ticket, (_, at)) in tickets.into_iter().zip([one, two]) {
+            self.awaited.insert(ticket, Awaited::Probe { at, both: std::sync::Arc::clone(&both) });
+        }
+    }
+
+    pub(super) fn measure(&mut self, at: std::net::IpAddr, both: &super::Pair, stream: Stream) {
+        let mut pair = both.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some((first, first_at)) = pair.take() else {
+            *pair = Some((stream, at));
+            return;
+        };
+        drop(pair);
+        self.task(
+            PROBE,
+            async move { Done::Measured(probe::measure((first, first_at), (stream, at)).await) },
+        );
+    }
+
+    pub(super) fn on_measured(&mut self, result: io::Result<Measured>) {
+        match result {
+            Ok(measured) => {
+                tracing::debug!(?measured, "NAT");
+                self.next_measure = Instant::now() + MEASURE;
+                self.udp.measured(measured);
+                // Nothing measures TCP; routers treat both alike more often than not.
+                self.tcp.measured(measured);
+                self.publish(Instant::now());
+            }
+            Err(error) => tracing::debug!(%error, "measurement of the NAT"),
+        }
+    }
+
+    /// Another node measures its NAT with this one's help.
+    pub(super) fn on_probe_stream(
+        &mut self,
+        peer: PeerId,
+        id: ConnectionId,
+        stream: Stream,
+        swarm: &Swarm<Behaviour>,
+    ) {
+        let link = swarm.behaviour().nat.ports.links.get(&id).filter(|l| !l.relayed);
+        let Some((_, at)) = link.and_then(|l| socket_of(&l.remote)) else { return };
+        let Some(asking) = self.server.request(peer) else { return };
+        self.task(PROBE, async move {
+            if let Err(error) = probe::serve(stream, at.ip()).await {
+                tracing::debug!(%peer, %error, "measurement of another node's NAT");
+            }
+            drop(asking);
+            Done::Nothing
+        });
+    }
+}
