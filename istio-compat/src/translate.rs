@@ -53,8 +53,13 @@ pub fn hosts_of(object: &VirtualService, ctx: &Context) -> Vec<String> {
 
 /// Secrets that a DestinationRule names, as `namespace/name`.
 pub fn secrets_of(object: &DestinationRule) -> Vec<String> {
-    let policies = object.spec.traffic_policy.iter().chain(object.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()));
-    let settings = policies.flat_map(|p| p.tls.iter().chain(p.port_level_settings.iter().filter_map(|p| p.tls.as_ref())));
+    let policies = object
+        .spec
+        .traffic_policy
+        .iter()
+        .chain(object.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()));
+    let settings = policies
+        .flat_map(|p| p.tls.iter().chain(p.port_level_settings.iter().filter_map(|p| p.tls.as_ref())));
     let mut out: Vec<String> = settings
         .map(|t| secrets::full_name(&t.credential_name, &object.meta.namespace))
         .filter(|n| !n.is_empty())

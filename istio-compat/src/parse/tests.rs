@@ -43,7 +43,7 @@ fn unknown_and_unsupported_fields_are_named_where_they_are() {
             { "route": [{ "destination": { "host": "reviews" } }] },
             {
                 "match": [{ "uri": { "prefix": "/" }, "statPrefix": "x" }],
-                "retries": { "attempts": 1, "retryRemoteLocalities": true },
+                "retries": { "attempts": 1, "retryOn": "retriable-headers" },
                 "websocketUpgrade": true,
                 "route": [{ "destination": { "host": "reviews", "zone": "z" } }],
             },
@@ -56,7 +56,7 @@ fn unknown_and_unsupported_fields_are_named_where_they_are() {
     );
     assert_eq!(
         paths(&parsed.unsupported),
-        ["spec.gateways", "spec.http[1].match[0].statPrefix", "spec.http[1].retries.retryRemoteLocalities"]
+        ["spec.http[1].match[0].statPrefix", "spec.http[1].retries.retryOn"]
     );
 }
 

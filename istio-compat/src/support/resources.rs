@@ -7,9 +7,6 @@ use super::{
     table::{no, partly, yes},
 };
 
-const NO_GATEWAY: &str = "there is no ingress gateway yet";
-const NO_EXTERNAL: &str = "nodes do not call services outside of the mesh by rule yet";
-const NO_SCOPE: &str = "every workload may call everything";
 const NO_POLICY: &str = "access is not restricted yet";
 const NO_TELEMETRY: &str = "metrics and logs are the same for all";
 const NO_INBOUND: &str = "the owner node hands calls to the workload's own port";
@@ -19,19 +16,39 @@ fn is_socket(value: &Value) -> bool {
     value.as_str().is_some_and(|a| a.starts_with("unix://"))
 }
 
-pub(super) static GATEWAY: &[Field] = &[no("servers", NO_GATEWAY), no("selector", NO_GATEWAY)];
+pub(super) static GATEWAY: &[Field] = &[
+    yes("selector", "labels of a proxy in gateway mode; a Node or Pod with them gets the keys"),
+    yes("servers", "listeners change without a dropped connection"),
+    partly("servers[].bind", "sockets (`unix://`) are not opened", is_socket),
+    yes("servers[].port", ""),
+    partly("servers[].port.protocol", "MONGO, REDIS and MYSQL are bytes", |v| {
+        v.as_str().is_some_and(|p| ["MONGO", "REDIS", "MYSQL"].contains(&p.to_ascii_uppercase().as_str()))
+    }),
+    yes("servers[].port.targetPort", "deprecated; without effect, as in Istio"),
+    yes("servers[].defaultEndpoint", "without effect, as in Istio"),
+    yes("servers[].tls", "keys by secret or file, read again when they change"),
+    partly("servers[].tls.minProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
+    partly("servers[].tls.maxProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
+    partly("servers[].tls.tlsCertificates", "the first pair is served", |v| {
+        v.as_array().is_some_and(|list| list.len() > 1)
+    }),
+];
 
 pub(super) static SERVICE_ENTRY: &[Field] = &[
-    no("hosts", NO_EXTERNAL),
-    no("addresses", NO_EXTERNAL),
-    no("ports", NO_EXTERNAL),
-    no("location", NO_EXTERNAL),
-    no("resolution", NO_EXTERNAL),
-    no("endpoints", NO_EXTERNAL),
+    partly(
+        "hosts",
+        "of ServiceEntries in several namespaces for one host the oldest one counts, for everybody",
+        |_| false,
+    ),
+    yes("addresses", "without one, a host gets one from 240.240.0.0/16"),
+    yes("ports", ""),
+    yes("location", ""),
+    yes("resolution", ""),
+    yes("endpoints", ""),
     partly("endpoints[].address", "sockets (`unix://`) are left out", is_socket),
-    no("workloadSelector", NO_EXTERNAL),
-    no("exportTo", NO_EXTERNAL),
-    no("subjectAltNames", NO_EXTERNAL),
+    yes("workloadSelector", "Pods and WorkloadEntries"),
+    yes("exportTo", ""),
+    yes("subjectAltNames", ""),
 ];
 
 pub(super) static WORKLOAD_ENTRY: &[Field] = &[
@@ -51,11 +68,17 @@ pub(super) static WORKLOAD_GROUP: &[Field] = &[
 ];
 
 pub(super) static SIDECAR: &[Field] = &[
-    no("workloadSelector", NO_SCOPE),
-    no("egress", NO_SCOPE),
+    yes("workloadSelector", ""),
+    yes(
+        "egress",
+        "decided at the node by the calling workload; `namespace/host`, with `~` in front to leave out",
+    ),
+    no("egress[].bind", "calls are told by port, whatever address they go to"),
+    no("egress[].captureMode", "capture is the same for all workloads of a node"),
     no("ingress", NO_INBOUND),
     no("inboundConnectionPool", NO_INBOUND),
-    no("outboundTrafficPolicy", NO_SCOPE),
+    yes("outboundTrafficPolicy", ""),
+    no("outboundTrafficPolicy.egressProxy", "unknown hosts go to the address that was called"),
 ];
 
 pub(super) static TELEMETRY: &[Field] = &[

@@ -19,13 +19,8 @@ pub(super) const fn partly(path: &'static str, note: &'static str, when: fn(&Val
     Field { path, status: Partly, note, when: Some(when) }
 }
 
-const NO_GATEWAY: &str = "rules for `mesh` are honoured; there is no ingress gateway yet";
 const NO_COMMANDS: &str =
     "sent as it is: `%COMMAND%` is not replaced by request data (`%%` is a percent sign)";
-
-fn names_gateways(value: &Value) -> bool {
-    value.as_array().is_some_and(|list| list.iter().any(|g| g != "mesh"))
-}
 
 fn has_command(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.replace("%%", "").contains('%'))
@@ -37,10 +32,6 @@ fn is_claim(value: &Value) -> bool {
         .is_some_and(|map| map.keys().any(|k| k.to_ascii_lowercase().starts_with("@request.auth")))
 }
 
-fn originates_tls(value: &Value) -> bool {
-    value == "SIMPLE" || value == "MUTUAL"
-}
-
 fn rare_condition(value: &Value) -> bool {
     let rare = ["http3-post-connect-failure", "retriable-headers"];
     value.as_str().is_some_and(|text| text.split(',').any(|word| rare.contains(&word.trim())))
@@ -48,7 +39,7 @@ fn rare_condition(value: &Value) -> bool {
 
 pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("hosts", "short names, full names, wildcards; for unknown hosts, port 80"),
-    partly("gateways", NO_GATEWAY, names_gateways),
+    yes("gateways", "`mesh`, and Gateways of any namespace"),
     yes("exportTo", ""),
     yes("http", "detected, or by port name or `appProtocol`"),
     yes("http[].name", ""),
@@ -65,7 +56,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].match[].port", ""),
     yes("http[].match[].sourceLabels", ""),
     yes("http[].match[].sourceNamespace", ""),
-    partly("http[].match[].gateways", NO_GATEWAY, names_gateways),
+    yes("http[].match[].gateways", ""),
     no("http[].match[].statPrefix", "there are no statistics for single routes"),
     yes("http[].route", "weights, subsets, ports"),
     yes("http[].route[].headers", "see `http[].headers`"),
@@ -87,7 +78,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
         "`http3-post-connect-failure` and `retriable-headers` never hold",
         rare_condition,
     ),
-    no("http[].retries.retryRemoteLocalities", "retries use any endpoint that was not tried"),
+    yes("http[].retries.retryRemoteLocalities", ""),
     yes("http[].fault", ""),
     no("http[].fault.delay.exponentialDelay", "not implemented by Istio either"),
     no("http[].fault.abort.http2Error", "not implemented by Istio either"),
@@ -102,9 +93,9 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     partly("http[].headers.response.set{}", NO_COMMANDS, has_command),
     partly("http[].headers.response.add{}", NO_COMMANDS, has_command),
     yes("tls", "by server name, address, port and client"),
-    partly("tls[].match[].gateways", NO_GATEWAY, names_gateways),
+    yes("tls[].match[].gateways", ""),
     yes("tcp", "by address, port and client"),
-    partly("tcp[].match[].gateways", NO_GATEWAY, names_gateways),
+    yes("tcp[].match[].gateways", ""),
     yes("tcp[].match[].sourceSubnet", "without effect, as in Istio"),
 ];
 
@@ -118,25 +109,28 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     partly("trafficPolicy.loadBalancer.simple", "`PASSTHROUGH` chooses an endpoint by chance", |v| {
         v == "PASSTHROUGH"
     }),
-    no("trafficPolicy.loadBalancer.consistentHash", "endpoints are chosen by least request"),
-    no("trafficPolicy.loadBalancer.localityLbSetting", "localities do not count"),
-    no("trafficPolicy.loadBalancer.zoneAwareLbSetting", "zones do not count"),
-    no("trafficPolicy.loadBalancer.warmup", "new endpoints get their full share at once"),
-    no("trafficPolicy.loadBalancer.warmupDurationSecs", "new endpoints get their full share at once"),
+    yes("trafficPolicy.loadBalancer.consistentHash", "ring and Maglev; each node has the same tables"),
+    yes(
+        "trafficPolicy.loadBalancer.localityLbSetting",
+        "region, zone, and the site (NodeGroup) in the place of the sub-zone; the client's locality is its node's",
+    ),
+    yes("trafficPolicy.loadBalancer.zoneAwareLbSetting", ""),
+    yes("trafficPolicy.loadBalancer.warmup", "by the time for which this node has known the endpoint"),
+    yes("trafficPolicy.loadBalancer.warmupDurationSecs", "deprecated; as `warmup.duration`"),
     yes("trafficPolicy.connectionPool.tcp.connectTimeout", ""),
     yes("trafficPolicy.connectionPool.tcp.maxConnections", "for each node"),
     yes("trafficPolicy.connectionPool.tcp.idleTimeout", ""),
-    no("trafficPolicy.connectionPool.tcp.tcpKeepalive", "probes are those of the node's own settings"),
-    no("trafficPolicy.connectionPool.tcp.maxConnectionDuration", "connections live as long as they are used"),
+    yes("trafficPolicy.connectionPool.tcp.tcpKeepalive", ""),
+    yes("trafficPolicy.connectionPool.tcp.maxConnectionDuration", ""),
     yes("trafficPolicy.connectionPool.http.http1MaxPendingRequests", "for each node"),
     yes("trafficPolicy.connectionPool.http.http2MaxRequests", "for each node"),
     yes("trafficPolicy.connectionPool.http.maxRequestsPerConnection", ""),
     yes("trafficPolicy.connectionPool.http.maxRetries", "for each node"),
     yes("trafficPolicy.connectionPool.http.idleTimeout", ""),
-    no("trafficPolicy.connectionPool.http.h2UpgradePolicy", "the protocol of the port is used"),
-    no("trafficPolicy.connectionPool.http.useClientProtocol", "the protocol of the port is used"),
-    no("trafficPolicy.connectionPool.http.maxConcurrentStreams", "the endpoint's own limit holds"),
-    no("trafficPolicy.connectionPool.http.http2KeepAlive", "no pings are sent"),
+    yes("trafficPolicy.connectionPool.http.h2UpgradePolicy", ""),
+    yes("trafficPolicy.connectionPool.http.useClientProtocol", ""),
+    yes("trafficPolicy.connectionPool.http.maxConcurrentStreams", ""),
+    yes("trafficPolicy.connectionPool.http.http2KeepAlive", ""),
     yes("trafficPolicy.outlierDetection.consecutive5xxErrors", "each worker of a node counts for itself"),
     yes("trafficPolicy.outlierDetection.consecutiveGatewayErrors", "each worker of a node counts for itself"),
     yes("trafficPolicy.outlierDetection.interval", ""),
@@ -144,30 +138,25 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("trafficPolicy.outlierDetection.maxEjectionPercent", ""),
     yes("trafficPolicy.outlierDetection.minHealthPercent", ""),
     yes("trafficPolicy.outlierDetection.consecutiveErrors", "deprecated; without effect, as in Istio"),
-    no(
-        "trafficPolicy.outlierDetection.splitExternalLocalOriginErrors",
-        "failed connections count as 5xx and gateway errors",
-    ),
-    no(
-        "trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
-        "failed connections count as 5xx and gateway errors",
-    ),
-    no("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", "all of 500 to 599 count"),
-    partly(
+    yes("trafficPolicy.outlierDetection.splitExternalLocalOriginErrors", ""),
+    yes("trafficPolicy.outlierDetection.consecutiveLocalOriginFailures", ""),
+    yes("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", ""),
+    yes(
         "trafficPolicy.tls.mode",
-        "`DISABLE` and `ISTIO_MUTUAL` are honoured (nodes always authenticate and encrypt between each other); the \
-         mesh does not open TLS towards the endpoint itself",
-        originates_tls,
+        "`ISTIO_MUTUAL` is what nodes do between each other always; towards endpoints in the mesh nothing is added",
     ),
-    no("trafficPolicy.tls.clientCertificate", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.privateKey", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.caCertificates", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.credentialName", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.subjectAltNames", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.sni", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.insecureSkipVerify", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tls.caCrl", "the mesh does not open TLS towards the endpoint itself"),
-    no("trafficPolicy.tunnel", "connections are not tunnelled through HTTP proxies"),
-    no("trafficPolicy.proxyProtocol", "no PROXY header is sent"),
-    no("trafficPolicy.retryBudget", "the budget is built in: 20 %, or 100 in ten seconds"),
+    yes("trafficPolicy.tls.clientCertificate", "a file on the node"),
+    yes("trafficPolicy.tls.privateKey", "a file on the node"),
+    yes("trafficPolicy.tls.caCertificates", "a file on the node; the system's when absent"),
+    yes(
+        "trafficPolicy.tls.credentialName",
+        "sent to nodes with workloads of the rule's namespace that its selector chooses, and to no other",
+    ),
+    yes("trafficPolicy.tls.subjectAltNames", ""),
+    yes("trafficPolicy.tls.sni", ""),
+    yes("trafficPolicy.tls.insecureSkipVerify", ""),
+    yes("trafficPolicy.tls.caCrl", "a file on the node"),
+    yes("trafficPolicy.tunnel", ""),
+    yes("trafficPolicy.proxyProtocol", ""),
+    yes("trafficPolicy.retryBudget", "beside the built-in one: 20 %, or 100 in ten seconds"),
 ];

@@ -79,23 +79,26 @@ fn every_field_has_a_row() {
 
 #[test]
 fn blocks_of_ports_and_subsets_are_named_too() {
-    let lb = "loadBalancer.consistentHash";
+    let lb = "loadBalancer.simple";
     for prefix in [
         "trafficPolicy",
         "subsets[].trafficPolicy",
         "trafficPolicy.portLevelSettings[]",
         "subsets[].trafficPolicy.portLevelSettings[]",
     ] {
-        assert!(unsupported("DestinationRule", &format!("{prefix}.{lb}"), &json!({})).is_some(), "{prefix}");
+        assert!(
+            unsupported("DestinationRule", &format!("{prefix}.{lb}"), &json!("PASSTHROUGH")).is_some(),
+            "{prefix}"
+        );
     }
     assert!(unsupported("DestinationRule", "trafficPolicy.portLevelSettings[].port", &json!({})).is_none());
 }
 
 #[test]
 fn only_values_without_effect_are_named() {
-    let gateways = |v| unsupported("VirtualService", "gateways", &v).is_some();
-    assert!(!gateways(json!(["mesh"])));
-    assert!(gateways(json!(["mesh", "bookinfo"])));
+    let bind = |v| unsupported("Gateway", "servers[].bind", &json!(v)).is_some();
+    assert!(!bind("0.0.0.0"));
+    assert!(bind("unix:///run/x"));
     let set = |v| unsupported("VirtualService", "http[].headers.request.set{}", &json!(v)).is_some();
     assert!(!set("100%%"));
     assert!(set("%REQ(x)%"));

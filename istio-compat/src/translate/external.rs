@@ -106,7 +106,14 @@ pub fn endpoints(host: &str, object: &ServiceEntry) -> Vec<model::Endpoint> {
     } else {
         &spec.endpoints
     };
-    list.iter().filter_map(|e| endpoint(e, &object.meta, spec)).collect()
+    let mut out: Vec<_> = list.iter().filter_map(|e| endpoint(e, &object.meta, spec)).collect();
+    // Among names an address is one more name, which is its own answer.
+    if by_name && out.iter().any(|e| !e.fqdn.is_empty()) {
+        for e in out.iter_mut().filter(|e| e.fqdn.is_empty() && e.address.contains('.')) {
+            e.fqdn = std::mem::take(&mut e.address);
+        }
+    }
+    out
 }
 
 /// One listed endpoint, or a WorkloadEntry that the selector chooses. `None` for sockets and for what has no address.

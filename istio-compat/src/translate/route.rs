@@ -150,7 +150,8 @@ fn visibility(object: &VirtualService, ctx: &Context) -> Visibility {
     let namespace = &object.meta.namespace;
     if is_gateway_api(&object.meta) {
         let of_others = |host: &String| {
-            let service = host.strip_suffix(ctx.cluster_domain.as_str()).and_then(|h| h.strip_suffix(".svc."));
+            let service =
+                host.strip_suffix(ctx.cluster_domain.as_str()).and_then(|h| h.strip_suffix(".svc."));
             service.and_then(|s| s.split_once('.')).is_some_and(|(_, owner)| owner != namespace)
         };
         let in_mesh = object.spec.gateways.iter().all(|g| g == "mesh");

@@ -252,7 +252,7 @@ fn percentages_left_out_mean_never_for_faults_and_always_for_mirrors() {
 #[test]
 fn retries_replace_the_default_conditions() {
     let policy = |text: &str| {
-        retry::policy(&serde_json::from_value(yaml::documents(text).unwrap().remove(0)).unwrap())
+        retry::policy(&serde_json::from_value(yaml::documents(text).unwrap().remove(0)).unwrap(), 1)
     };
     let default = policy("{attempts: 1}");
     assert_eq!(default.retry_on, retry::DEFAULT_RETRY_ON);

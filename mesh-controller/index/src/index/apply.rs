@@ -130,6 +130,7 @@ impl Index {
             Some(new) => self.registrations.insert(node.clone(), new),
             None => self.registrations.remove(&node),
         };
+        self.touch_gateway_node(&node);
         self.touched.nodes.insert(node);
     }
 
@@ -209,7 +210,7 @@ impl Index {
         }
         let referred = |s: &kube::Service| (s.spec.ports.clone(), s.spec.selector.clone());
         if self.services.get(name).map(referred) != new.as_ref().map(referred) {
-            self.gateway_api.touch();
+            self.gateway_api.touch_service(name);
         }
         let host = self.host_of(name);
         let sharing =
@@ -294,6 +295,7 @@ impl Index {
             }
             self.touch_selecting(&name.namespace, &pod.metadata.labels);
             self.touch_gateway_workload(&pod.spec.node_name, &pod.metadata.labels);
+            self.touch_gateway_workload(&name.name, &pod.metadata.labels);
             if self.options.derive_endpoints {
                 services.extend(self.selecting(&name.namespace, &pod.metadata.labels));
             }

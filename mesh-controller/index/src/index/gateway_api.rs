@@ -9,8 +9,9 @@ use std::{
 
 use istio_compat::{
     gateway_api::{
-        self, Derived, DerivedGateway, Facts, GatewayKind, Objects, Settings, Statuses, World,
+        self, Cache, DerivedGateway, Facts, GatewayKind, Objects, Settings, Statuses, Touched, World,
         facts::{EntryFacts, HostFacts, ServicePort},
+        objects::Change,
     },
     parse::ParseError,
     types::{Gateway, GatewaySpec},
@@ -40,11 +41,11 @@ pub(super) struct State {
     config_maps: BTreeMap<Name, BTreeMap<String, String>>,
     /// Addresses of services outside the cluster, and whether they are still to come.
     external: HashMap<Name, (Vec<String>, bool)>,
-    /// Something changed that the derived objects depend on.
-    dirty: bool,
+    cache: Cache,
+    /// What changed that the derived objects depend on.
+    touched: Touched,
     /// Something changed that statuses depend on.
     news: bool,
-    virtual_services: BTreeSet<Name>,
     destination_rules: BTreeSet<Name>,
     gateways: BTreeSet<Name>,
 }
@@ -59,9 +60,38 @@ impl State {
         Self { settings, ..Self::default() }
     }
 
-    /// Something outside Gateway API changed that it may refer to.
+    /// Something outside Gateway API changed that all of it may refer to.
     pub(super) fn touch(&mut self) {
-        self.dirty |= !self.objects.is_empty();
+        self.touched.everything |= !self.objects.is_empty();
+    }
+
+    /// A Secret or ConfigMap changed.
+    pub(super) fn touch_certificate(&mut self, name: &Name) {
+        self.touched.everything |= self.objects.refer_to(&name.name);
+    }
+
+    /// A service of Kubernetes changed.
+    pub(super) fn touch_service(&mut self, name: &Name) {
+        if !self.objects.is_empty() {
+            self.touched.services.insert((name.namespace.to_string(), name.name.to_string()));
+        }
+    }
+
+    fn changed(&mut self, kind: GatewayKind, key: &ObjectKey, change: Change) {
+        let id = || (kind, (key.namespace.to_string(), key.name.to_string()));
+        self.news |= change != Change::None;
+        match kind {
+            _ if change == Change::None => {}
+            GatewayKind::HTTPRoute
+            | GatewayKind::GRPCRoute
+            | GatewayKind::TLSRoute
+            | GatewayKind::TCPRoute => {
+                self.touched.routes.insert(id());
+            }
+            _ if change == Change::Status => {}
+            GatewayKind::BackendTLSPolicy | GatewayKind::XBackendTrafficPolicy => self.touched.policies = true,
+            _ => self.touched.everything = true,
+        }
     }
 
     pub(super) fn put_namespace(&mut self, name: &Arc<str>, object: Option<&Value>) {
@@ -111,7 +141,7 @@ impl State {
 
     pub(super) fn remove(&mut self, kind: GatewayKind, key: &ObjectKey) -> bool {
         let known = self.objects.remove(kind, &key.namespace, &key.name);
-        self.dirty |= known;
+        self.changed(kind, key, if known { Change::Spec } else { Change::None });
         known
     }
 }
@@ -168,7 +198,7 @@ impl Index {
             Some(data) => state.config_maps.insert(name.clone(), data),
             None => state.config_maps.remove(name),
         };
-        state.touch();
+        state.touch_certificate(name);
         for suffix in ["", "-cacert"] {
             let public = Name::new(CONFIG_MAPS, &format!("/{}/{}{suffix}", name.namespace, name.name));
             self.put_secret(&public, secret.clone());
@@ -200,16 +230,22 @@ impl Index {
         if !warnings.is_empty() {
             self.findings.insert(key.clone(), warnings);
         }
-        let changed = self.gateway_api.objects.put(read.object);
-        self.gateway_api.dirty |= changed;
-        Ok(changed)
+        let kind = read.object.kind();
+        let change = self.gateway_api.objects.put(read.object);
+        self.gateway_api.changed(kind, key, change);
+        Ok(change == Change::Spec)
     }
 
     /// Statuses of all Gateway API objects that are ours to speak about, if any may have changed since the last call.
     /// `now` is the time (RFC 3339) of conditions that change.
     pub fn gateway_api_statuses(&mut self, now: &str) -> Option<Statuses> {
-        let news = std::mem::take(&mut self.gateway_api.news);
-        news.then(|| gateway_api::statuses(&self.world(&View(self)), now))
+        if !std::mem::take(&mut self.gateway_api.news) {
+            return None;
+        }
+        let mut cache = std::mem::take(&mut self.gateway_api.cache);
+        let statuses = cache.statuses(&self.world(&View(self)), now);
+        self.gateway_api.cache = cache;
+        Some(statuses)
     }
 
     fn world<'a>(&'a self, facts: &'a dyn Facts) -> World<'a> {
@@ -218,18 +254,26 @@ impl Index {
 
     /// Brings the derived objects up to date.
     pub(super) fn refresh_gateway_api(&mut self) {
+        let touched = std::mem::take(&mut self.gateway_api.touched);
         // Whether a Gateway is served depends on endpoints; nothing that is compiled does.
-        self.gateway_api.news |= self.gateway_api.dirty
+        self.gateway_api.news |= !touched.is_empty()
             || self.gateway_api.count(GatewayKind::Gateway) > 0 && !self.touched.endpoints.is_empty();
-        if !std::mem::take(&mut self.gateway_api.dirty) {
+        if touched.is_empty() {
             return;
         }
-        let (derived, _) = gateway_api::compile(&self.world(&View(self)), "");
-        let Derived { gateways, virtual_services, destination_rules } = derived;
-        let gateways: Vec<_> = gateways.into_iter().filter_map(|g| self.derived_gateway(g)).collect();
-        replace!(self, gateways, gateways, put_gateway);
-        replace!(self, virtual_services, virtual_services, put_virtual_service);
-        replace!(self, destination_rules, destination_rules, put_destination_rule);
+        let mut cache = std::mem::take(&mut self.gateway_api.cache);
+        let delta = cache.refresh(&self.world(&View(self)), &touched);
+        self.gateway_api.cache = cache;
+        if let Some(gateways) = delta.gateways {
+            let gateways: Vec<_> = gateways.into_iter().filter_map(|g| self.derived_gateway(g)).collect();
+            replace!(self, gateways, gateways, put_gateway);
+        }
+        for ((namespace, name), object) in delta.virtual_services {
+            self.put_virtual_service(&Name::new(&namespace, &name), object);
+        }
+        if let Some(rules) = delta.destination_rules {
+            replace!(self, destination_rules, rules, put_destination_rule);
+        }
     }
 
     /// A listener for the workloads of the Gateway's services; where there is no such service, for those with the label

@@ -132,7 +132,7 @@ impl Index {
         if self.secrets.get(name) == new.as_ref() {
             return false;
         }
-        self.gateway_api.touch();
+        self.gateway_api.touch_certificate(name);
         match new {
             Some(secret) => self.secrets.insert(name.clone(), secret),
             None => self.secrets.remove(name),
@@ -165,10 +165,26 @@ impl Index {
         self.touched.gateways.secrets.extend(touched);
     }
 
+    /// A node joined or left: secrets of the gateways that it runs have another audience.
+    pub(super) fn touch_gateway_node(&mut self, node: &str) {
+        let running = self.gateways_on(node);
+        let named = |by: &BTreeSet<(bool, Name)>| {
+            by.iter().any(|(is_gateway, n)| {
+                *is_gateway && running.contains(&format!("{}/{}", n.namespace, n.name))
+            })
+        };
+        let touched: Vec<Name> =
+            self.bindings.secrets.iter().filter(|(_, by)| named(by)).map(|(s, _)| s.clone()).collect();
+        self.touched.gateways.secrets.extend(touched);
+    }
+
     /// Gateways that workloads of a node run.
     pub(super) fn gateways_on(&self, node: &str) -> Vec<String> {
         let own = self.nodes.get(node).map(|n| &n.metadata.labels);
-        let pods = self.pods_on.get(node).into_iter().flatten().filter_map(|p| self.pods.get(p));
+        let on_it = self.pods_on.get(node).into_iter().flatten().filter_map(|p| self.pods.get(p));
+        // A gateway that runs as a pod may have joined under the pod's name.
+        let is_it = self.pods.iter().filter(|(name, _)| own.is_none() && *name.name == *node).map(|(_, p)| p);
+        let pods = on_it.chain(is_it);
         let labels: Vec<&Labels> =
             own.into_iter().chain(pods.filter(|p| !p.has_ended()).map(|p| &p.metadata.labels)).collect();
         self.gateways
@@ -250,7 +266,8 @@ impl Index {
         for (is_gateway, by) in named_by {
             if *is_gateway {
                 let full = format!("{}/{}", by.namespace, by.name);
-                let all = self.nodes.keys().cloned().chain(self.pods_on.keys().map(|n| n.as_str().into()));
+                let all = self.nodes.keys().chain(self.registrations.keys()).cloned();
+                let all = all.chain(self.pods_on.keys().map(|n| n.as_str().into()));
                 nodes.extend(all.filter(|n| self.gateways_on(n).contains(&full)));
             } else if let Some(rule) = self.destination_rules.get(by) {
                 let none = Labels::new();
