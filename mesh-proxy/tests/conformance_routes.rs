@@ -20,9 +20,6 @@ use check::Faults;
 use mesh::Mesh;
 use serde_json::Value;
 
-/// Kinds that this mesh does not read yet; a case that needs one of them is skipped.
-const LATER: [&str; 4] = ["Gateway", "Sidecar", "ServiceEntry", "WorkloadEntry"];
-
 fn vectors() -> Option<PathBuf> {
     let dir = std::env::var_os("CONFORMANCE_VECTORS").map(PathBuf::from);
     if dir.is_none() {
@@ -41,16 +38,9 @@ fn run(suite: &str, file: &str, one: impl AsyncFn(&Mesh, &Value) -> Faults) {
     let world = read(&dir, "routes/world.json");
     let cases = read(&dir, file);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (mut passed, mut skipped, mut failed, mut advisory) = (0, 0, 0, 0);
+    let (mut passed, mut failed, mut advisory) = (0, 0, 0);
     for case in cases["cases"].as_array().unwrap() {
         let id = case["id"].as_str().unwrap();
-        let needs =
-            case["config"].as_array().unwrap().iter().find_map(|o| LATER.iter().find(|k| o["kind"] == **k));
-        if let Some(kind) = needs {
-            println!("SKIP {suite}/{id}: needs {kind}");
-            skipped += 1;
-            continue;
-        }
         let faults = runtime.block_on(async {
             let mesh = Mesh::start(&world, case).await;
             let mut faults = one(&mesh, case).await;
@@ -69,7 +59,7 @@ fn run(suite: &str, file: &str, one: impl AsyncFn(&Mesh, &Value) -> Faults) {
             failed += 1;
         }
     }
-    println!("{suite}: {passed} passed, {} failed, {skipped} skipped", failed + advisory);
+    println!("{suite}: {passed} passed, {} failed, 0 skipped", failed + advisory);
     assert_eq!(failed, 0, "{failed} cases of {suite} fail");
     let strict = std::env::var_os("CONFORMANCE_STRICT").is_some();
     assert!(!strict || advisory == 0, "{advisory} advisory cases of {suite} fail");

@@ -135,11 +135,15 @@ fn listener((port, nature, servers): (u16, Nature, Vec<Server>)) -> Listener {
 }
 
 fn server(gateway: &str, s: &model::GatewayServer) -> (Nature, Server) {
-    let tls = s.tls.as_ref().filter(|t| t.mode() != Mode::Unspecified).cloned().map(Arc::new);
+    // Settings of a plaintext server only say where its clients are sent.
+    let plain = matches!(s.protocol(), GatewayProtocol::GatewayHttp | GatewayProtocol::Unspecified);
+    let tls = s.tls.as_ref().filter(|t| !plain && t.mode() != Mode::Unspecified).cloned().map(Arc::new);
     let nature = match (s.protocol(), &tls) {
-        (_, Some(_)) | (GatewayProtocol::GatewayHttps | GatewayProtocol::GatewayTls, None) => Nature::Tls,
+        (GatewayProtocol::GatewayHttp | GatewayProtocol::Unspecified, _) => Nature::Http,
         (GatewayProtocol::GatewayTcp, None) => Nature::Tcp,
-        (GatewayProtocol::GatewayHttp | GatewayProtocol::Unspecified, None) => Nature::Http,
+        (GatewayProtocol::GatewayTcp | GatewayProtocol::GatewayHttps | GatewayProtocol::GatewayTls, _) => {
+            Nature::Tls
+        }
     };
     let server = Server {
         keys: [server_key(gateway, &s.id)].into(),

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::{
     mesh::{Mesh, Place},
     upstream::{Seen, collect, full},
+    world::client1,
 };
 
 /// Differences between what was expected and what came.
@@ -50,7 +51,7 @@ async fn send(mesh: &Mesh, case: &Value) -> Result<Got, String> {
         }
     }
     let request = request.body(full("")).map_err(|e| e.to_string())?;
-    let mut client = mesh.world.http1(&mesh.called.to_string()).await;
+    let mut client = client1(mesh.dial().await).await;
     let start = std::time::Instant::now();
     let answer = tokio::time::timeout(Duration::from_secs(20), client.send_request(request)).await;
     let response = answer.map_err(|_| "no answer in 20 s")?.map_err(|e| e.to_string())?;

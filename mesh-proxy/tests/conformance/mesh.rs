@@ -15,6 +15,8 @@ use mesh_core::DiceKind;
 use mesh_index::{Applied, Index, Options as IndexOptions};
 use serde_json::{Value, json};
 
+use mesh_proxy::gateway::{Gateway, GatewayConfig};
+
 use crate::{
     upstream::{Upstream, tcp},
     world::{Options, World},
@@ -37,6 +39,8 @@ pub struct Mesh {
     pub stranger: Option<Arc<Upstream>>,
     /// The address to call.
     pub called: SocketAddr,
+    /// The port of the gateway, where the case is one of a gateway.
+    pub gateway: Option<SocketAddr>,
     /// Subsets by host and name.
     pub subsets: BTreeMap<(String, String), BTreeMap<String, String>>,
     pub problems: Vec<String>,
@@ -53,10 +57,18 @@ impl Mesh {
         let hosts: Vec<model::Service> = resources
             .iter()
             .filter_map(|r| match r {
-                Resource::Service(s) if !s.vips.is_empty() => Some(s.clone()),
+                Resource::Service(s) if !s.vips.is_empty() || is_external(s) => Some(s.clone()),
                 _ => None,
             })
             .collect();
+        // Hosts outside are upstreams on loopback too; how they are resolved has tests of its own.
+        for r in &mut resources {
+            if let Resource::Service(s) = r
+                && is_external(s)
+            {
+                s.set_resolution(model::service::Resolution::Static);
+            }
+        }
         for s in &hosts {
             let (endpoints, new) = endpoints(s, case, &subsets, l4).await;
             resources.push(endpoints);
@@ -64,10 +76,45 @@ impl Mesh {
         }
         resources.push(client(case));
         let (called, stranger) = called(case, &hosts).await;
-        let options = Options { called: vec![called], dice: Some(dice()), ..Options::default() };
+        let (gateway, at) = gateway(case).unzip();
+        let options = Options { called: vec![called], dice: Some(dice()), gateway, ..Options::default() };
         let world = World::start(resources, options);
-        Self { world, places, stranger, called, subsets, problems }
+        Self { world, places, stranger, called, gateway: at, subsets, problems }
     }
+
+    /// A connection of the client.
+    pub async fn dial(&self) -> tokio::net::TcpStream {
+        let Some(at) = self.gateway else { return self.world.dial(&self.called.to_string()).await };
+        // A listener comes soon, not at once.
+        for _ in 0..200 {
+            if let Ok(stream) = tokio::net::TcpStream::connect(at).await {
+                return stream;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("the gateway does not listen")
+    }
+}
+
+fn is_external(s: &model::Service) -> bool {
+    s.kind() == model::service::Kind::External
+}
+
+/// The gateway of a case and where it listens.
+fn gateway(case: &Value) -> Option<(Arc<Gateway>, SocketAddr)> {
+    let client = &case["client"];
+    if client["type"] != "gateway" {
+        return None;
+    }
+    let port = client["port"].as_u64().unwrap() as u16;
+    let free = mesh_testkit::ports::free_port();
+    let labels = client["labels"].as_object().into_iter().flatten();
+    let config = GatewayConfig {
+        labels: labels.map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect(),
+        namespace: client["namespace"].as_str().unwrap().to_owned(),
+        ports: [(port, free)].into(),
+    };
+    Some((Arc::new(Gateway::new(config, None)), SocketAddr::from(([127, 0, 0, 1], free))))
 }
 
 /// Weights are drawn in even steps, so that shares come out exact; whatever may happen by chance happens.
@@ -247,7 +294,9 @@ async fn called(case: &Value, services: &[model::Service]) -> (SocketAddr, Optio
     let authority = case["request"]["authority"].as_str().unwrap().to_ascii_lowercase();
     let name = authority.split(':').next().unwrap();
     let namespace = case["client"]["namespace"].as_str().unwrap();
-    let found = services.iter().find(|s| {
+    // What goes to the called address has to find somebody there.
+    let passes = case["expected"]["action"] == "passthrough";
+    let found = services.iter().filter(|s| !passes && !s.vips.is_empty()).find(|s| {
         let short = s.name == name && s.namespace == namespace;
         let has_port = s.ports.iter().any(|p| p.number == u32::from(port));
         let forms = [
@@ -261,7 +310,10 @@ async fn called(case: &Value, services: &[model::Service]) -> (SocketAddr, Optio
         let vip: IpAddr = s.vips[0].parse().unwrap();
         return (SocketAddr::new(vip, port), None);
     }
-    let outside = SocketAddr::new("127.77.0.1".parse().unwrap(), port);
+    // One for each case: those of earlier cases still listen.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::SeqCst);
+    let outside = SocketAddr::from(([127, 77, (n / 250) as u8, (n % 250) as u8 + 1], port));
     let stranger = match std::net::TcpListener::bind(outside) {
         Ok(free) => {
             drop(free);
