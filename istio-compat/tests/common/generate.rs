@@ -137,7 +137,7 @@ pub(crate) fn mutate(good: &mut Value, schema: &Value, c: &mut Choices<'_>, dept
             for (name, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
                 match map.get_mut(name) {
                     Some(old) => mutate(old, inner, c, depth + 1),
-                    None if c.below(20) == 0 => {
+                    None if c.below(30) == 29 => {
                         map.insert(name.clone(), value(inner, c, depth + 1));
                     }
                     None => {}
@@ -147,11 +147,11 @@ pub(crate) fn mutate(good: &mut Value, schema: &Value, c: &mut Choices<'_>, dept
         Value::Array(list) => {
             let inner = &schema["items"];
             list.iter_mut().for_each(|item| mutate(item, inner, c, depth + 1));
-            if c.below(8) == 0 {
+            if c.below(20) == 19 {
                 list.push(value(inner, c, depth + 1));
             }
         }
-        other if c.below(12) == 0 => *other = value(schema, c, depth + 1),
+        other if c.below(24) == 23 => *other = value(schema, c, depth + 1),
         _ => {}
     }
 }
