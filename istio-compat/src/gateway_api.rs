@@ -5,6 +5,7 @@
 //! - [`objects`]: which objects are read. [`facts`]: what they refer to.
 //! - `listener`, `conflicts`, `addresses`, `gateways`: listeners, what serves them, what attaches to them.
 //! - `attach`, `backends`, `http`, `routes`: routes. `policies`: how backends are called.
+//! - `cache`: what was compiled before, so that a change costs as much as it concerns.
 //! - `grants`, `certificates`, `selector`, `hostnames`, `conditions`: who may refer to what, and what is said of it.
 //!
 //! Not here: waypoints and other parts of ambient mode, InferencePool.
@@ -12,6 +13,7 @@
 mod addresses;
 mod attach;
 mod backends;
+mod cache;
 mod certificates;
 mod conditions;
 mod conflicts;
@@ -28,10 +30,9 @@ mod selector;
 mod support;
 mod types;
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde_json::Value;
 
+pub use cache::{Cache, Delta, Touched};
 pub use facts::{Facts, Snapshot};
 pub use objects::{GatewayKind, GatewayObject, Objects, Read, is_known, read};
 
@@ -92,12 +93,6 @@ pub struct ObjectRef {
     pub name: String,
 }
 
-impl ObjectRef {
-    fn new(kind: GatewayKind, namespace: &str, name: &str) -> Self {
-        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
-    }
-}
-
 /// The whole of `status` for objects that are ours to speak about.
 pub type Statuses = Vec<(ObjectRef, Value)>;
 
@@ -127,39 +122,10 @@ pub struct Derived {
 
 /// Objects and statuses of a world. `now` is the time (RFC 3339) of conditions that change.
 pub fn compile(world: &World<'_>, now: &str) -> (Derived, Statuses) {
-    let mut statuses = Statuses::new();
-    gateways::class_statuses(world, now, &mut statuses);
-    let gateways = gateways::Gateways::compile(world);
-    let outcomes = route_outcomes(world, &gateways.parents, now);
-    let mut attached: BTreeMap<routes::Attached, usize> = BTreeMap::new();
-    let mut reached = BTreeSet::new();
-    for outcome in &outcomes {
-        for listener in &outcome.attached {
-            *attached.entry(listener.clone()).or_default() += 1;
-        }
-        reached.extend(outcome.reached.iter().cloned());
-    }
-    let count = |is_set: bool, key: &objects::Key, listener: &str| {
-        attached.get(&(is_set, key.clone(), listener.to_owned())).copied().unwrap_or_default()
-    };
-    gateways.statuses(count, now, &mut statuses);
-    routes::statuses(outcomes.iter(), &mut statuses);
-    let destination_rules = policies::compile(world, &reached, now, &mut statuses);
-    let mut virtual_services = routes::merge(outcomes.iter().flat_map(|o| &o.parts));
-    virtual_services.extend(outcomes.into_iter().flat_map(|o| o.virtual_services));
-    (Derived { gateways: gateways.derived, virtual_services, destination_rules }, statuses)
+    Cache::derived(world, now)
 }
 
 /// The status of every object that is ours to speak about.
 pub fn statuses(world: &World<'_>, now: &str) -> Statuses {
     compile(world, now).1
-}
-
-fn route_outcomes(world: &World<'_>, parents: &gateways::Parents, now: &str) -> Vec<routes::Outcome> {
-    let objects = world.objects;
-    let http = objects.http_routes.values().map(|r| routes::http_route(world, parents, r, now));
-    let grpc = objects.grpc_routes.values().map(|r| routes::grpc_route(world, parents, r, now));
-    let tls = objects.tls_routes.values().map(|r| routes::tls_route(world, parents, r, now));
-    let tcp = objects.tcp_routes.values().map(|r| routes::tcp_route(world, parents, r, now));
-    http.chain(grpc).chain(tls).chain(tcp).collect()
 }

@@ -290,17 +290,31 @@ pub struct Objects {
     pub(crate) traffic_policies: BTreeMap<Key, Object<XBackendTrafficPolicySpec>>,
 }
 
-/// Puts one object in, and says whether anything but its status is different from before.
-fn put<S: PartialEq>(map: &mut BTreeMap<Key, Object<S>>, new: Object<S>) -> bool {
+/// What is different about an object that is known already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Its status, which others may have written.
+    Status,
+    /// What it asks for; or it is new.
+    Spec,
+}
+
+fn put<S: PartialEq>(map: &mut BTreeMap<Key, Object<S>>, new: Object<S>) -> Change {
     let key = (new.meta.namespace.clone(), new.meta.name.clone());
-    let same = map.get(&key).is_some_and(|old| old.meta == new.meta && old.spec == new.spec);
+    let change = match map.get(&key) {
+        Some(old) if old.meta == new.meta && old.spec == new.spec && old.status == new.status => Change::None,
+        Some(old) if old.meta == new.meta && old.spec == new.spec => Change::Status,
+        _ => Change::Spec,
+    };
     map.insert(key, new);
-    !same
+    change
 }
 
 impl Objects {
-    /// Takes an object in; whether anything but its status is different from before.
-    pub fn put(&mut self, object: GatewayObject) -> bool {
+    /// Takes an object in; what is different from before.
+    pub fn put(&mut self, object: GatewayObject) -> Change {
         match object.0 {
             Typed::GatewayClass(o) => put(&mut self.classes, o),
             Typed::Gateway(o) => put(&mut self.gateways, o),
@@ -369,6 +383,19 @@ impl Objects {
             GatewayKind::XBackend => self.backends.len(),
             GatewayKind::XBackendTrafficPolicy => self.traffic_policies.len(),
         }
+    }
+
+    /// Whether a listener or policy refers to a Secret or ConfigMap of that name, in whichever namespace.
+    pub fn refer_to(&self, name: &str) -> bool {
+        let own = self.gateways.values().flat_map(|g| &g.spec.listeners);
+        let mut listeners = own.chain(self.listener_sets.values().flat_map(|s| &s.spec.listeners));
+        let certificates = listeners
+            .any(|l| l.tls.iter().flat_map(|t| &t.certificate_refs).any(|reference| reference.name == name));
+        let mut policies = self.tls_policies.values().map(|p| &p.spec.validation);
+        certificates
+            || policies.any(|v| v.ca_certificate_refs.iter().any(|reference| reference.name == name))
+            || self.gateways.values().any(|g| g.spec.tls.is_some() || g.spec.infrastructure.is_some())
+            || !self.backends.is_empty()
     }
 
     /// Whether nothing is known at all.

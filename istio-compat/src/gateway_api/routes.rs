@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::{
-    ObjectRef, Statuses, World,
+    ObjectRef, World,
     attach::{self, Attachment, Target},
     backends::{self, From},
     conditions::{Clock, Problem},
     gateways::{PARENTS, Parents},
+    grants::GroupKind,
     hostnames, http,
     objects::{GatewayKind, Key, L4Route, Object},
-    types::{BackendRef, L4Rule, ParentReference, RouteSpec},
+    types::{BackendRef, Filter, L4Rule, ParentReference, RouteSpec},
 };
 use crate::types::{
     Destination, HttpMatchRequest, HttpRoute, L4MatchAttributes, Meta, PortSelector, RouteDestination,
@@ -39,6 +40,8 @@ pub(crate) struct Outcome {
     /// TCP and TLS.
     pub(crate) virtual_services: Vec<VirtualService>,
     pub(crate) attached: BTreeSet<Attached>,
+    /// Services that it names, as parent or backend.
+    pub(crate) services: BTreeSet<Key>,
     pub(crate) reached: BTreeSet<Reached>,
     pub(crate) status: Option<(ObjectRef, Value)>,
 }
@@ -146,9 +149,10 @@ impl<'a, R: Default> Compiler<'a, R> {
         vec![format!("{name}.{namespace}.svc.{}", self.world.settings.cluster_domain)]
     }
 
-    fn outcome(&self, problem: impl Fn(bool) -> Option<Problem>, now: &str) -> Outcome {
+    fn outcome(&self, problem: impl Fn(bool) -> Option<Problem>) -> Outcome {
         let meta = &self.route.meta;
-        let clock = Clock { now, generation: meta.generation };
+        // The time is put in when the status is handed out.
+        let clock = Clock { now: "", generation: meta.generation };
         let existing = self.route.status.get("parents");
         let controller = &self.world.settings.controller;
         let parents =
@@ -224,41 +228,52 @@ fn matches_of<M>(matches: &[M]) -> impl Iterator<Item = Option<&M>> {
     none.into_iter().chain(matches.iter().map(Some))
 }
 
-/// Gateways that a route names and backends that it sends traffic to, whether they exist or not.
-fn reached<'a>(
+/// Notes what a route refers to, whether it exists or not: services, and Gateways with the backends behind them.
+fn referred<'a>(
+    out: &mut Outcome,
     namespace: &str,
     references: &[ParentReference],
     backends: impl Iterator<Item = &'a BackendRef>,
-) -> BTreeSet<Reached> {
-    use super::grants::GroupKind;
-    let gateways: BTreeSet<Key> = references
-        .iter()
-        .filter(|r| {
-            GroupKind::of(r.group.as_ref(), r.kind.as_ref(), GroupKind::GATEWAY) == GroupKind::GATEWAY
-        })
-        .map(|r| (r.namespace.clone().unwrap_or_else(|| namespace.to_owned()), r.name.clone()))
-        .collect();
-    let mut out = BTreeSet::new();
+) {
+    let mut gateways = BTreeSet::new();
+    for parent in references {
+        let key = (parent.namespace.clone().unwrap_or_else(|| namespace.to_owned()), parent.name.clone());
+        match GroupKind::of(parent.group.as_ref(), parent.kind.as_ref(), GroupKind::GATEWAY) {
+            GroupKind::GATEWAY => {
+                gateways.insert(key);
+            }
+            GroupKind::SERVICE => {
+                out.services.insert(key);
+            }
+            _ => {}
+        }
+    }
     for backend in backends {
         let kind = GroupKind::of(backend.group.as_ref(), backend.kind.as_ref(), GroupKind::SERVICE);
-        let namespace = backend.namespace.as_deref().unwrap_or(namespace);
+        let namespace = backend.namespace.as_deref().unwrap_or(namespace).to_owned();
+        if kind == GroupKind::SERVICE || kind == GroupKind::SERVICE_IMPORT {
+            out.services.insert((namespace.clone(), backend.name.clone()));
+        }
         for gateway in &gateways {
-            out.insert(Reached {
-                backend: (kind.kind.to_owned(), namespace.to_owned(), backend.name.clone()),
+            out.reached.insert(Reached {
+                backend: (kind.kind.to_owned(), namespace.clone(), backend.name.clone()),
                 gateway: gateway.clone(),
             });
         }
     }
-    out
+}
+
+/// Notes the services that get copies.
+fn mirrored<'a>(out: &mut Outcome, namespace: &str, filters: impl Iterator<Item = &'a Filter>) {
+    for mirror in filters.filter_map(|f| f.request_mirror.as_ref()) {
+        let backend = &mirror.backend_ref;
+        let namespace = backend.namespace.as_deref().unwrap_or(namespace).to_owned();
+        out.services.insert((namespace, backend.name.clone()));
+    }
 }
 
 /// One HTTPRoute.
-pub(crate) fn http_route(
-    world: &World<'_>,
-    parents: &Parents,
-    route: &super::objects::HttpRoute,
-    now: &str,
-) -> Outcome {
+pub(crate) fn http_route(world: &World<'_>, parents: &Parents, route: &super::objects::HttpRoute) -> Outcome {
     let compiler = Compiler::new(world, parents, GatewayKind::HTTPRoute, route);
     let rules = Both::make(&compiler.attachments, |mesh| {
         let from = compiler.from(mesh);
@@ -267,20 +282,16 @@ pub(crate) fn http_route(
             matches_of(&rule.matches).map(move |m| http::rule(world, rule, m, place))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), now);
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
     out.parts = compiler.http_parts(&rules);
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
-    out.reached = reached(&route.meta.namespace, &route.spec.parent_refs, backends);
+    referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
+    mirrored(&mut out, &route.meta.namespace, route.spec.rules.iter().flat_map(|r| &r.filters));
     out
 }
 
 /// One GRPCRoute.
-pub(crate) fn grpc_route(
-    world: &World<'_>,
-    parents: &Parents,
-    route: &super::objects::GrpcRoute,
-    now: &str,
-) -> Outcome {
+pub(crate) fn grpc_route(world: &World<'_>, parents: &Parents, route: &super::objects::GrpcRoute) -> Outcome {
     let compiler = Compiler::new(world, parents, GatewayKind::GRPCRoute, route);
     let rules = Both::make(&compiler.attachments, |mesh| {
         let from = compiler.from(mesh);
@@ -289,10 +300,11 @@ pub(crate) fn grpc_route(
             matches_of(&rule.matches).map(move |m| http::grpc_rule(world, rule, m, place))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), now);
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
     out.parts = compiler.http_parts(&rules);
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
-    out.reached = reached(&route.meta.namespace, &route.spec.parent_refs, backends);
+    referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
+    mirrored(&mut out, &route.meta.namespace, route.spec.rules.iter().flat_map(|r| &r.filters));
     out
 }
 
@@ -320,7 +332,7 @@ fn l4_destinations(
 }
 
 /// One TCPRoute.
-pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route, now: &str) -> Outcome {
+pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -> Outcome {
     let compiler = Compiler::new(world, parents, GatewayKind::TCPRoute, route);
     let rules = Both::make(&compiler.attachments, |mesh| {
         let from = compiler.from(mesh);
@@ -329,7 +341,7 @@ pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route, n
             Ok((TcpRoute { matches: Vec::new(), route }, problem))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), now);
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
     for attachment in compiler.accepted() {
         let mesh = attachment.target.is_mesh();
         let mut tcp = rules.of(mesh).rules.clone();
@@ -351,12 +363,12 @@ pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route, n
         }
     }
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
-    out.reached = reached(&route.meta.namespace, &route.spec.parent_refs, backends);
+    referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
     out
 }
 
 /// One TLSRoute.
-pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route, now: &str) -> Outcome {
+pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route) -> Outcome {
     let compiler = Compiler::new(world, parents, GatewayKind::TLSRoute, route);
     let everything = vec!["*".to_owned()];
     let hostnames = if route.spec.hostnames.is_empty() { everything } else { route.spec.hostnames.clone() };
@@ -369,7 +381,7 @@ pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route, n
             Ok((TlsRoute { matches, route }, problem))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), now);
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
     for attachment in compiler.accepted() {
         let mesh = attachment.target.is_mesh();
         let mut tls = rules.of(mesh).rules.clone();
@@ -401,7 +413,7 @@ pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route, n
         }
     }
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
-    out.reached = reached(&route.meta.namespace, &route.spec.parent_refs, backends);
+    referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
     out
 }
 
@@ -435,35 +447,22 @@ fn only_for(rule: &mut TlsRoute, host: &str) {
     }
 }
 
-/// Merges the parts of all routes. Rules of one parent and host are tried in one order, whatever route they are of; what
-/// is equal by that order goes by age, then namespace and name of the route.
-pub(crate) fn merge<'a>(parts: impl Iterator<Item = &'a (String, VirtualService)>) -> Vec<VirtualService> {
-    let mut by_key: BTreeMap<&str, Vec<&VirtualService>> = BTreeMap::new();
-    for (key, part) in parts {
-        by_key.entry(key).or_default().push(part);
-    }
-    let mut out = Vec::with_capacity(by_key.len());
-    for (key, mut parts) in by_key {
-        parts.sort_by_key(|p| (&p.meta.creation_timestamp, &p.meta.namespace, &p.meta.name));
-        let Some((first, rest)) = parts.split_first() else { continue };
-        let mut merged = (*first).clone();
-        merged.meta.name = key.replace('/', "~");
-        for part in rest {
-            merged.spec.http.extend(part.spec.http.iter().cloned());
-            if let (Some(names), Some(more)) =
-                (merged.meta.annotations.get_mut(PARENTS), part.meta.annotations.get(PARENTS))
-            {
-                names.push(',');
-                names.push_str(more);
-            }
+/// Merges the parts for one parent and host. Rules are tried in one order, whatever route they are of; what is equal by
+/// that order goes by age, then namespace and name of the route.
+pub(crate) fn merge(key: &str, mut parts: Vec<&VirtualService>) -> Option<VirtualService> {
+    parts.sort_by_key(|p| (&p.meta.creation_timestamp, &p.meta.namespace, &p.meta.name));
+    let (first, rest) = parts.split_first()?;
+    let mut merged = (*first).clone();
+    merged.meta.name = key.replace('/', "~");
+    for part in rest {
+        merged.spec.http.extend(part.spec.http.iter().cloned());
+        if let (Some(names), Some(more)) =
+            (merged.meta.annotations.get_mut(PARENTS), part.meta.annotations.get(PARENTS))
+        {
+            names.push(',');
+            names.push_str(more);
         }
-        http::sort(&mut merged.spec.http);
-        out.push(merged);
     }
-    out
-}
-
-/// Collects the statuses of outcomes.
-pub(crate) fn statuses<'a>(outcomes: impl Iterator<Item = &'a Outcome>, out: &mut Statuses) {
-    out.extend(outcomes.filter_map(|o| o.status.clone()));
+    http::sort(&mut merged.spec.http);
+    Some(merged)
 }

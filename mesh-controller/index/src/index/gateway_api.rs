@@ -89,7 +89,9 @@ impl State {
                 self.touched.routes.insert(id());
             }
             _ if change == Change::Status => {}
-            GatewayKind::BackendTLSPolicy | GatewayKind::XBackendTrafficPolicy => self.touched.policies = true,
+            GatewayKind::BackendTLSPolicy | GatewayKind::XBackendTrafficPolicy => {
+                self.touched.policies = true
+            }
             _ => self.touched.everything = true,
         }
     }

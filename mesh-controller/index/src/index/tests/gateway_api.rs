@@ -182,3 +182,81 @@ fn a_bad_object_keeps_the_last_good_one() {
     let finding = w.index.findings().find(|f| f.level == Level::Error).unwrap();
     assert_eq!(finding.path, "spec.rules[0].matches[0].path.value");
 }
+
+#[test]
+fn a_changed_route_among_many_costs_one_service() {
+    let mut w = World::new();
+    let service = |name: String| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, \
+             spec: {{ports: [{{name: http, port: 80}}]}}}}"
+        )
+    };
+    for i in 0..300 {
+        for text in
+            [service(format!("s{i}")), service(format!("s{i}-v2")), ROUTE.replace("cart", &format!("s{i}"))]
+        {
+            assert_eq!(w.index.apply(&docs(&text)[0]), Applied::Changed);
+        }
+    }
+    w.compile();
+    w.index.gateway_api_statuses("T").unwrap();
+    let before = w.index.stats();
+    w.apply(&ROUTE.replace("cart", "s7").replace("/v2", "/v3"));
+    assert_eq!(w.changed, ["service s7.shop.svc.cluster.local"]);
+    assert_eq!(w.index.stats().services - before.services, 1);
+    let statuses = w.index.gateway_api_statuses("T").unwrap();
+    assert_eq!(statuses.len(), 1, "only the route that changed");
+    // Its backend leaves: the same route says so, and nothing is compiled but that service.
+    w.delete_in(Kind::Service, "shop", "s7-v2");
+    let statuses = w.index.gateway_api_statuses("T").unwrap();
+    assert_eq!(statuses.len(), 1);
+    assert_eq!(statuses[0].1["parents"][0]["conditions"][1]["reason"], "BackendNotFound");
+}
+
+/// Whatever the order of changes, the cache holds what compiling everything anew gives.
+#[test]
+fn the_cache_is_what_a_fresh_index_has() {
+    let objects = docs(&format!(
+        "{SHOP}---{ROUTE}---{}---{}",
+        ROUTE.replace("name: cart, namespace: shop}\nspec", "name: late, namespace: shop}\nspec"),
+        r"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {gatewayClassName: istio, listeners: [{name: web, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: front, namespace: shop}
+spec: {parentRefs: [{name: front}], hostnames: [a.com, b.com], rules: [{backendRefs: [{name: cart, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: bytes, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: other}], rules: [{backendRefs: [{name: cart, port: 80}]}]}
+"
+    ));
+    let mut fresh = World::new();
+    objects.iter().for_each(|o| drop(fresh.index.apply(o)));
+    fresh.compile();
+    let resources = |w: &World| {
+        let mut all: Vec<_> =
+            w.index.resources().map(|(kind, name, c)| format!("{kind:?} {name} {}", c.version)).collect();
+        all.sort();
+        all
+    };
+    let mut changed = World::new();
+    // Backwards, one by one, with every object gone for a while.
+    for object in objects.iter().rev() {
+        changed.index.apply(object);
+        changed.compile();
+    }
+    for object in &objects {
+        changed.index.delete(&ObjectKey::of(object).unwrap());
+        changed.compile();
+        changed.index.apply(object);
+        changed.compile();
+    }
+    assert_eq!(resources(&changed), resources(&fresh));
+}
