@@ -28,7 +28,7 @@ struct Controller {
 
 impl Controller {
     fn start(dir: &Path, kubeconfig: &Path) -> Self {
-        let [proxies, metrics, admin] = free_addresses();
+        let [proxies, metrics, admin, webhook] = free_addresses();
         let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-controller"));
         command
             .args(["--source", "kube", "--kubeconfig"])
@@ -36,7 +36,7 @@ impl Controller {
             .arg("--state-dir")
             .arg(dir.join("state"));
         command.arg("--listen").arg(proxies.to_string()).arg("--metrics-listen").arg(metrics.to_string());
-        command.arg("--admin-listen").arg(admin.to_string());
+        command.arg("--admin-listen").arg(admin.to_string()).arg("--webhook-listen").arg(webhook.to_string());
         let process =
             Daemon::spawn("mesh-controller", &Wrap::none(), command, &dir.join("mesh-controller.log"))
                 .unwrap();

@@ -21,7 +21,7 @@ pub(super) fn authorization(world: &World, out: &mut Report) {
 }
 
 fn selected(world: &World, policy: &Object, pods: &BTreeMap<&str, Vec<Labels<'_>>>, out: &mut Report) {
-    let everywhere = policy.namespace() == world.options.root_namespace;
+    let everywhere = policy.namespace() == world.root_namespace();
     let selector = policy.has("/spec/selector").then(|| policy.map("/spec/selector/matchLabels"));
     let own = pods.get(policy.namespace()).map_or(&[][..], Vec::as_slice);
     let (any, shown) = match &selector {

@@ -73,7 +73,7 @@ fn image_type(world: &World, pod: &Object) -> String {
     const TYPE: &str = "/spec/image/imageType";
     let mut found = text(&world.options.mesh_config, "/defaultConfig/image/imageType").to_owned();
     let configs = world.all(Kind::ProxyConfig);
-    let root = world.options.root_namespace.as_str();
+    let root = world.root_namespace();
     let (labels, own) = (pod.labels(), pod.namespace());
     let of_root = configs.iter().filter(|c| c.namespace() == root);
     let of_namespace =

@@ -349,6 +349,14 @@ impl World {
         self.objects.get(&kind).map_or(&[], Vec::as_slice)
     }
 
+    /// The namespace whose policies apply to the whole mesh.
+    pub(super) fn root_namespace(&self) -> &str {
+        match text(&self.options.mesh_config, "/rootNamespace") {
+            "" => &self.options.root_namespace,
+            configured => configured,
+        }
+    }
+
     /// One object.
     pub(super) fn find(&self, kind: Kind, name: &Name) -> Option<&Object> {
         self.all(kind).iter().find(|o| o.name == *name)

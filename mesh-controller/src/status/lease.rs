@@ -14,11 +14,11 @@ use kube::{
 };
 
 /// A holder that renews nothing for this long is gone.
-const PERIOD: Duration = Duration::from_secs(15);
+const PERIOD: Duration = Duration::from_secs(9);
 /// How often to renew, and to look.
-pub(super) const STEP: Duration = Duration::from_secs(4);
+pub(super) const STEP: Duration = Duration::from_secs(2);
 /// A holder that could not renew for this long stops writing, before anybody else begins.
-const VALID: Duration = Duration::from_secs(10);
+const VALID: Duration = Duration::from_secs(6);
 const NAME: &str = "selvage-status-writer";
 
 /// Our side of the lease.
@@ -26,13 +26,33 @@ pub(super) struct Seat {
     api: Api<Lease>,
     me: String,
     held: Option<Instant>,
-    /// What was seen of another holder, and when it changed last.
-    seen: Option<(String, Instant)>,
+    watch: Watch,
+}
+
+/// What was seen of another holder, and when it changed last.
+#[derive(Debug, Default)]
+struct Watch(Option<(String, Instant)>);
+
+impl Watch {
+    /// Whether the lease of `holder`, as it looks now, can be taken.
+    fn may_take(&mut self, holder: &str, sight: &str, now: Instant) -> bool {
+        if holder.is_empty() {
+            return true;
+        }
+        let seen = format!("{holder} {sight}");
+        match &self.0 {
+            Some((before, since)) if *before == seen => now.saturating_duration_since(*since) >= PERIOD,
+            _ => {
+                self.0 = Some((seen, now));
+                false
+            }
+        }
+    }
 }
 
 impl Seat {
     pub(super) fn new(client: Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, held: None, seen: None }
+        Self { api: Api::namespaced(client, namespace), me, held: None, watch: Watch::default() }
     }
 
     /// Whether this replica may write now.
@@ -52,15 +72,9 @@ impl Seat {
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let mut turns = spec.lease_transitions.unwrap_or_default();
         if holder != self.me {
-            let now = format!("{holder} {:?}", spec.renew_time);
-            match &self.seen {
-                Some((before, since)) if *before == now && since.elapsed() >= PERIOD => {}
-                Some((before, _)) if *before == now && !holder.is_empty() => return Ok(self.lost()),
-                _ if holder.is_empty() => {}
-                _ => {
-                    self.seen = Some((now, Instant::now()));
-                    return Ok(self.lost());
-                }
+            let sight = format!("{:?}", spec.renew_time);
+            if !self.watch.may_take(&holder, &sight, Instant::now()) {
+                return Ok(self.lost());
             }
             turns = turns.saturating_add(1);
         }
@@ -73,11 +87,27 @@ impl Seat {
         match result {
             Ok(_) => {
                 self.held = Some(started);
-                self.seen = None;
+                self.watch = Watch::default();
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(self.lost()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the lease back, so that another replica need not wait for it to run out.
+    pub(super) async fn release(&mut self) {
+        if !self.is_ours() {
+            return;
+        }
+        self.lost();
+        let Ok(Some(lease)) = self.api.get_opt(NAME).await else { return };
+        let turns = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or_default();
+        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_ref()) == Some(&self.me) {
+            let spec = LeaseSpec { holder_identity: None, ..self.spec(turns) };
+            let free = Lease { metadata: lease.metadata, spec: Some(spec) };
+            // Whoever comes next waits a few seconds if this fails.
+            self.api.replace(NAME, &PostParams::default(), &free).await.ok();
         }
     }
 
@@ -95,5 +125,23 @@ impl Seat {
             lease_transitions: Some(turns),
             ..LeaseSpec::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_holder_that_renews_nothing_is_gone() {
+        let (mut watch, start) = (Watch::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(watch.may_take("", "", at(0)), "nobody has it");
+        assert!(!watch.may_take("a", "1", at(0)), "seen for the first time");
+        assert!(!watch.may_take("a", "1", at(8)));
+        assert!(!watch.may_take("a", "2", at(9)), "renewed");
+        assert!(!watch.may_take("b", "2", at(17)), "another one has it");
+        assert!(!watch.may_take("b", "2", at(25)));
+        assert!(watch.may_take("b", "2", at(26)));
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn start(desk: Desk, metrics: StatusMetrics, writing: Option<Writing>
             client: w.client,
             complaint: String::new(),
         });
-        let writer = Writer {
+        let mut writer = Writer {
             desk,
             writes: metrics.writes.clone(),
             gauges: Gauges::new(metrics),
@@ -55,6 +55,9 @@ pub(crate) fn start(desk: Desk, metrics: StatusMetrics, writing: Option<Writing>
         tokio::select! {
             () = writer.run() => {}
             () = drain.stop_accepting() => {}
+        }
+        if let Some(cluster) = &mut writer.cluster {
+            tokio::time::timeout(STEP, cluster.seat.release()).await.ok();
         }
     });
 }
@@ -83,7 +86,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let news = self.desk.news.clone();
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
