@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     handler::{Handler, Link},
-    path::{is_circuit, path_of},
+    path::{PathTransport, is_circuit, path_of, socket_of},
     peers::relay_of,
     table::{Conn, Counted, OPEN_QUEUE},
     tunnel::Shared,
@@ -56,7 +56,7 @@ impl Streams {
         (dialled, punched): (bool, bool),
     ) -> Result<Handler, ConnectionDenied> {
         let Some(known) = self.shared.view().peer(&peer).cloned() else {
-            self.shared.metrics.denied.inc();
+            self.shared.metrics.denied("unknown_peer");
             return Err(ConnectionDenied::new(NotInView(peer)));
         };
         let (opens, receiver) = mpsc::channel(OPEN_QUEUE);
@@ -79,10 +79,13 @@ impl Streams {
             sent: Counted::new(self.shared.metrics.bytes("sent", path)),
             received: Counted::new(self.shared.metrics.bytes("received", path)),
             signs: AtomicU64::new(0),
+            socket: (path.transport != PathTransport::Quic)
+                .then(|| socket_of(address).map(|at| self.shared.lives.of(at)))
+                .flatten(),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
-            generation: self.shared.generations.of(&known.node),
+            generation: self.shared.generations.of(known.node.clone()),
             probing: AtomicBool::new(false),
             doubt: Notify::new(),
         });

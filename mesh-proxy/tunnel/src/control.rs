@@ -12,6 +12,7 @@ use libp2p::Stream;
 use tokio::sync::oneshot;
 
 use crate::{
+    path::{Path, PathKind, PathTransport},
     table::{Ask, Asked, Conn},
     tunnel::Shared,
 };
@@ -85,10 +86,19 @@ pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) 
 
 /// A probe without an answer for this many times the measured round trip is too late.
 const ROUND_TRIPS: u32 = 6;
-/// So many waits without any sign of life end a connection.
-const SILENT: u32 = 3;
 /// Most waits of one probe, on a connection that is alive but too busy to answer.
-const MAX_WINDOWS: usize = 16;
+const MAX_WINDOWS: usize = 32;
+
+/// So many waits without any sign of life end a connection. QUIC hides what the kernel would tell of TCP, where
+/// unacknowledged bytes end a connection by themselves; only a middle box that takes them and delivers nothing is found
+/// out here. Behind a relay a long upload on a slow leg may be silent for a while.
+const fn patience_of(path: Path) -> u32 {
+    match (path.kind, path.transport) {
+        (PathKind::Relayed, _) => 8,
+        (_, PathTransport::Quic) => 3,
+        _ => 12,
+    }
+}
 
 impl Shared {
     /// Probes a connection in the background, once at a time. Without an answer in time the connection is suspect: new
@@ -104,7 +114,7 @@ impl Shared {
         });
     }
 
-    async fn probe_now(&self, conn: &Conn) {
+    async fn probe_now(self: &Arc<Self>, conn: &Conn) {
         conn.probes.0.fetch_add(1, Ordering::Relaxed);
         let patience = conn.rtt().map_or(Duration::ZERO, |rtt| rtt * ROUND_TRIPS).max(self.timeouts.probe);
         let said = say(conn, Word::Probe);
@@ -134,8 +144,11 @@ impl Shared {
                     conn.suspect.store(true, Ordering::Relaxed);
                     self.table.refresh(conn.peer);
                     conn.doubt.notify_waiters();
+                    // Perhaps it is the relay that is gone; its connection ends sooner than one that it carries.
+                    let legs = conn.relay.map(|relay| self.table.connections_of(&relay)).unwrap_or_default();
+                    legs.iter().for_each(|leg| self.probe(leg));
                 }
-                SILENT..=u32::MAX => return self.give_up(conn),
+                n if n >= patience_of(conn.path) => return self.give_up(conn),
                 _ => {}
             }
         }

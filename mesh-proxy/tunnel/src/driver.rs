@@ -14,7 +14,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm, connection_limits,
     core::transport::ListenerId,
     identify, ping, relay,
-    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
+    swarm::{ConnectionId, ListenError, NetworkBehaviour, SwarmEvent},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -192,6 +192,9 @@ impl Driver {
                 self.on_attempt_failed(connection_id, &error);
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                if is_exceeded(&error) {
+                    self.shared.metrics.denied("limit");
+                }
                 tracing::debug!(from = %send_back_addr, %error, "incoming connection failed");
             }
             // Circuits are told apart: they are not addresses of this host.
@@ -233,6 +236,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// Whether a connection was one too many: of its peer, or of those that have not proved who they are.
+fn is_exceeded(error: &ListenError) -> bool {
+    matches!(error, ListenError::Denied { cause } if cause.downcast_ref::<connection_limits::Exceeded>().is_some())
 }
 
 /// Waits until every listener has an address or `limit` is over.

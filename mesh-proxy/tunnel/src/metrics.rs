@@ -25,7 +25,7 @@ pub(crate) struct Metrics {
     refused: IntCounterVec,
     dials: IntCounterVec,
     connections: IntGaugeVec,
-    pub(crate) denied: IntCounter,
+    denied: IntCounterVec,
 }
 
 impl Metrics {
@@ -90,10 +90,10 @@ impl Metrics {
             Opts::new("selvage_tunnel_connections", "Connections with nodes, by path and transport"),
             &["path", "transport"],
         )?;
-        let denied = IntCounter::with_opts(Opts::new(
-            "selvage_tunnel_denied_connections_total",
-            "Connections cut because the peer is not in the view",
-        ))?;
+        let denied = IntCounterVec::new(
+            Opts::new("selvage_tunnel_denied_connections_total", "Connections cut, by reason"),
+            &["reason"],
+        )?;
         registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(opens.clone()))?;
@@ -150,6 +150,11 @@ impl Metrics {
 
     pub(crate) fn lost(&self, path: Path) {
         self.lost.with_label_values(&[path.kind.as_str()]).inc();
+    }
+
+    /// Counts a connection that is cut right after its handshake, or before.
+    pub(crate) fn denied(&self, reason: &str) {
+        self.denied.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn upgraded(&self, result: &str) {

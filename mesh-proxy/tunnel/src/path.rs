@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::IpNet;
@@ -168,6 +168,14 @@ pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
         Protocol::Ip4(ip) => Some(ip.into()),
         // A socket for both families names IPv4 peers so.
         Protocol::Ip6(ip) => Some(ip.to_ipv4_mapped().map_or(ip.into(), Ipv4Addr::into)),
+        _ => None,
+    }
+}
+
+/// The TCP socket that a multiaddr begins with.
+pub(crate) fn socket_of(address: &Multiaddr) -> Option<SocketAddr> {
+    match address.iter().nth(1)? {
+        Protocol::Tcp(port) => Some(SocketAddr::new(ip_of(address)?, port)),
         _ => None,
     }
 }

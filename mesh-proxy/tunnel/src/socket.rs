@@ -5,7 +5,12 @@
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
+    net::SocketAddr,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     thread::{self, ThreadId},
     time::Duration,
@@ -19,10 +24,15 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use crate::numbers::Numbers;
+
 /// Bytes that one system call reads.
 const AHEAD: usize = 64 << 10;
 /// Sent bytes that the peer has not acknowledged for this long end the connection; QUIC's idle time-out is the same.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
+/// Bytes that wait in the kernel without having been sent. More would only delay other streams, and on a slow line
+/// nothing would tell for seconds that it moves.
+const UNSENT: u32 = 256 << 10;
 /// Buffers that a thread keeps for its sockets.
 const KEPT: usize = 4;
 
@@ -39,16 +49,41 @@ pub(crate) struct Socket {
     /// Bytes read ahead: `ahead[start..]`. Held only while there are any.
     ahead: Vec<u8>,
     start: usize,
+    /// Moves with each sign of life of the other end.
+    life: Option<Arc<AtomicU64>>,
+    /// The kernel had no room for our bytes.
+    blocked: bool,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream, lives: &Numbers<SocketAddr>) -> Self {
         // A peer that vanished is noticed by unacknowledged bytes, long before TCP itself gives up (15 minutes).
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)) {
             tracing::debug!(%error, "set TCP_USER_TIMEOUT");
         }
+        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "set TCP_NOTSENT_LOWAT");
+        }
+        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        let life = stream.peer_addr().ok().map(|at| lives.of(canonical(at)));
         let home = Handle::try_current().ok().map(|h| (h.id(), thread::current().id()));
-        Self { stream: Some(stream), home, ahead: Vec::new(), start: 0 }
+        Self { stream: Some(stream), home, ahead: Vec::new(), start: 0, life, blocked: false }
+    }
+
+    fn lives(&self) {
+        if let Some(life) = &self.life {
+            life.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes what a write says of the other end: room where there was none is made by its acknowledgements.
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let blocked = written.is_pending();
+        if self.blocked && !blocked {
+            self.lives();
+        }
+        self.blocked = blocked;
+        written
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -115,6 +150,7 @@ impl AsyncRead for Socket {
             give_back(ahead);
             return read;
         }
+        this.lives();
         this.ahead = ahead;
         Poll::Ready(Ok(this.take_ahead(buf)))
     }
@@ -122,7 +158,9 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        tokio::io::AsyncWrite::poll_write(self.get_mut().stream()?, cx, buf)
+        let this = self.get_mut();
+        let written = tokio::io::AsyncWrite::poll_write(this.stream()?, cx, buf);
+        this.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -130,7 +168,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        tokio::io::AsyncWrite::poll_write_vectored(self.get_mut().stream()?, cx, bufs)
+        let this = self.get_mut();
+        let written = tokio::io::AsyncWrite::poll_write_vectored(this.stream()?, cx, bufs);
+        this.wrote(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

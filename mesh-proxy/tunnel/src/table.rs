@@ -62,6 +62,8 @@ pub(crate) struct Conn {
     pub(crate) received: Counted,
     /// Signs of life beside the bytes of streams.
     pub(crate) signs: AtomicU64,
+    /// Signs of life of the socket below, which it may share with other connections to the same address.
+    pub(crate) socket: Option<Arc<AtomicU64>>,
     pub(crate) closed: AtomicBool,
     /// The peer's process behind it takes no new streams, or a better connection has taken its place.
     pub(crate) retired: AtomicBool,
@@ -114,7 +116,8 @@ impl Conn {
 
     /// Moves whenever something comes from the peer.
     pub(crate) fn life(&self) -> u64 {
-        self.signs.load(Ordering::Relaxed).wrapping_add(self.received.get())
+        let socket = self.socket.as_ref().map_or(0, |s| s.load(Ordering::Relaxed));
+        self.signs.load(Ordering::Relaxed).wrapping_add(self.received.get()).wrapping_add(socket)
     }
 
     /// Whether a pool should leave it at the next request: there is a better connection, or it takes no new streams.
@@ -385,6 +388,10 @@ impl Table {
         self.lock().values().flat_map(|e| e.conns.iter().cloned()).collect()
     }
 
+    pub(crate) fn connections_of(&self, peer: &PeerId) -> Vec<Arc<Conn>> {
+        self.lock().get(peer).map_or_else(Vec::new, |e| e.conns.clone())
+    }
+
     /// Every peer with connections or failures.
     pub(crate) fn survey(&self) -> Vec<Survey> {
         let peers = self.lock();
@@ -487,6 +494,7 @@ mod tests {
             sent: counted(),
             received: counted(),
             signs: AtomicU64::new(0),
+            socket: None,
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             suspect: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 //! carry the same TLS and muxer from end to end. DNS names are resolved for what is dialled straight; the address of a
 //! relay is resolved when the relay itself is dialled.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use libp2p::{
     PeerId, Transport,
@@ -19,17 +19,18 @@ use crate::{
     error::StartError,
     identity::NodeKey,
     mux,
-    nat::Locals,
     security::Security,
     socket::Socket,
+    tunnel::Shared,
     ws::WsTransport,
 };
 
 pub(crate) fn build(
     config: &TunnelConfig,
     circuits: relay::client::Transport,
-    locals: Arc<Locals>,
+    shared: &Shared,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+    let (locals, lives) = (shared.locals.clone(), shared.lives.clone());
     let TunnelConfig { key, limits, timeouts, proxy, .. } = config;
     let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
     // Both directions of opening, and streams that are being refused.
@@ -40,14 +41,14 @@ pub(crate) fn build(
             if let (Ok(remote), Ok(local)) = (stream.0.peer_addr(), stream.0.local_addr()) {
                 locals.note(remote, local.port());
             }
-            Socket::new(stream.0)
+            Socket::new(stream.0, &lives)
         })
         .upgrade(Version::V1Lazy)
         .authenticate(security.clone())
         .multiplex(muxer)
         .timeout(timeouts.dial);
-    let ws =
-        WsTransport::new(&security, muxer, timeouts.dial, proxy.clone()).map_err(StartError::Resolver)?;
+    let ws = WsTransport::new(&security, muxer, (timeouts.dial, shared.lives.clone()), proxy.clone())
+        .map_err(StartError::Resolver)?;
     let circuits =
         circuits.upgrade(Version::V1Lazy).authenticate(security).multiplex(muxer).timeout(timeouts.dial);
     if std::env::var_os("SSLKEYLOGFILE").is_some() {

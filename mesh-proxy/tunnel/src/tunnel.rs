@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -24,12 +25,12 @@ use crate::{
     driver::{self, Behaviour, Command, Driver},
     error::StartError,
     exec::{Executors, Placement, Worker},
-    generations::Generations,
     metrics::Metrics,
     nat::{
         self, NatReport,
         knowledge::{Knowledge, PeerKnowledge},
     },
+    numbers::Numbers,
     path::Networks,
     peers::{Peer, View},
     stream::{Direction, StreamGuard},
@@ -48,7 +49,10 @@ pub(crate) struct Shared {
     pub(crate) closed: CancellationToken,
     view: RwLock<Arc<View>>,
     networks: RwLock<Arc<Networks>>,
-    pub(crate) generations: Generations,
+    /// Of nodes, for pools.
+    pub(crate) generations: Numbers<Arc<str>>,
+    /// Of remote ends of TCP sockets.
+    pub(crate) lives: Arc<Numbers<SocketAddr>>,
     /// Dials that both sides make at once, to open their NATs.
     punches: Mutex<HashSet<ConnectionId>>,
     commands: mpsc::WeakSender<Command>,
@@ -185,7 +189,8 @@ impl Tunnel {
             closed,
             view: RwLock::default(),
             networks: RwLock::default(),
-            generations: Generations::default(),
+            generations: Numbers::default(),
+            lives: Arc::default(),
             punches: Mutex::default(),
             commands: command_sender.downgrade(),
             relay: AtomicBool::new(config.nat.relay.enabled),
@@ -198,7 +203,7 @@ impl Tunnel {
             timeouts: config.timeouts.clone(),
         });
         let (circuits, client) = relay::client::new(own);
-        let transport = transport::build(&config, circuits, shared.locals.clone())?;
+        let transport = transport::build(&config, circuits, &shared)?;
         let swarm_config = swarm::Config::with_executor({
             let placement = placement.clone();
             move |task| placement.spawn(task)
@@ -313,7 +318,7 @@ impl Tunnel {
     /// A number that moves when streams to `node` that are kept for later use should be left for new ones: there is a
     /// better path, or the node's process takes no new streams. It is the same number while somebody holds it.
     pub fn generation(&self, node: &str) -> Arc<AtomicU64> {
-        self.shared.generations.of(node)
+        self.shared.generations.of(node.into())
     }
 
     /// Streams that are open, both directions.

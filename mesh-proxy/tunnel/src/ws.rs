@@ -12,7 +12,9 @@ pub(crate) mod proxy;
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -31,7 +33,7 @@ use libp2p::{
 };
 
 use self::{frames::Frames, proxy::Proxy};
-use crate::{mux, security::Security, socket::Socket};
+use crate::{mux, numbers::Numbers, security::Security, socket::Socket};
 
 /// A transport for addresses that end in `/tls/ws` or `/wss`.
 pub(crate) struct WsTransport {
@@ -52,11 +54,11 @@ impl WsTransport {
     pub(crate) fn new(
         security: &Security,
         muxer: mux::Config,
-        limit: Duration,
+        (limit, lives): (Duration, Arc<Numbers<SocketAddr>>),
         proxy: Option<Proxy>,
     ) -> io::Result<Self> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-            .map(|stream, _| Socket::new(stream.0));
+            .map(move |stream, _| Socket::new(stream.0, &lives));
         let tcp = dns::tokio::Transport::system(tcp).map_err(io::Error::other)?.boxed();
         Ok(Self { tcp, setup: Setup { security: security.for_web(), muxer, limit }, proxy })
     }

@@ -132,7 +132,7 @@ async fn a_stranger_is_cut_and_hurts_nobody() {
         "{refused:?}"
     );
     assert!(began.elapsed() < Duration::from_secs(5));
-    assert!(metric(&b.registry, "selvage_tunnel_denied_connections_total", None) >= 1.0);
+    assert!(metric(&b.registry, "selvage_tunnel_denied_connections_total", Some("unknown_peer")) >= 1.0);
     assert_eq!(metric(&b.registry, "selvage_tunnel_accepted_total", None), 0.0);
     echo_round(&a, "b", 1000).await;
     assert!(matches!(a.tunnel.open("nobody", open()).await, Err(OpenError::UnknownNode(_))));
@@ -337,6 +337,7 @@ async fn a_peer_gets_so_many_connections_and_no_more() {
         }
     }
     assert_eq!(worked, 2);
+    assert!(metric(&b.registry, "selvage_tunnel_denied_connections_total", Some("limit")) >= 1.0);
     server.abort();
 }
 
