@@ -15,6 +15,9 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::config::Config;
 
+mod datagrams;
+mod pods;
+
 const INSIDE: &str = "SELVAGE_TEST_NAMESPACE";
 const VIP: &str = "10.96.0.10:80";
 
@@ -371,43 +374,6 @@ fn the_rules_go_with_the_drain_unless_a_successor_keeps_them() {
 }
 
 #[test]
-fn connections_of_pods_are_captured_and_their_dns_too() {
-    in_namespace("connections_of_pods_are_captured_and_their_dns_too", "-Urn", async || {
-        let mut world = World::new().await;
-        world.vip("reviews", "10.96.0.10");
-        sh("ip address add 169.254.96.16/32 dev lo; echo 1 > /proc/sys/net/ipv4/ip_forward").unwrap();
-        let dns = tokio::net::UdpSocket::bind("169.254.96.16:53").await.unwrap();
-        world.options.pod_dns = Some("169.254.96.16:53".parse().unwrap());
-        let _capture = world.start().await;
-        let mut pod = Command::new("unshare").args(["-n", "sleep", "60"]).spawn().unwrap();
-        let id = pod.id();
-        let inside = |script: &str| format!("nsenter -t {id} -n sh -c '{script}'");
-        // The namespace is there once the child has called unshare and become `sleep`.
-        for _ in 0..200 {
-            if std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "sleep") {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        sh(&format!("ip link add v0 type veth peer name eth0 netns {id} && ip address add 10.1.0.1/24 dev v0 && ip link set v0 up")).unwrap();
-        sh(&inside("ip link set lo up; ip address add 10.1.0.7/24 dev eth0; ip link set eth0 up; ip route add default via 10.1.0.1")).unwrap();
-        let call = format!(
-            "nsenter -t {id} -n bash -c 'exec 3<>/dev/tcp/10.96.0.10/80; echo -n x > /dev/udp/8.8.8.8/53'"
-        );
-        let mut calling = Command::new("sh").args(["-c", &call]).spawn().unwrap();
-        let (stream, from) = world.outbound.accept().await.unwrap();
-        assert_eq!(from.ip().to_string(), "10.1.0.7");
-        assert_eq!(original_dst(&stream), Some(VIP.parse().unwrap()));
-        let mut byte = [0];
-        let (_, asker) = dns.recv_from(&mut byte).await.unwrap();
-        assert_eq!((asker.ip().to_string(), &byte), ("10.1.0.7".to_owned(), b"x"));
-        assert!(calling.wait().unwrap().success());
-        pod.kill().unwrap();
-        pod.wait().unwrap();
-    });
-}
-
-#[test]
 fn without_the_capability_the_error_says_what_to_do() {
     // A user namespace of its own, but the network of the host: not permitted, and nothing touched.
     in_namespace("without_the_capability_the_error_says_what_to_do", "-Ur", async || {
@@ -444,5 +410,39 @@ fn the_address_of_dns_is_added_once_and_taken_away() {
         assert!(tokio::net::UdpSocket::bind((address, 53)).await.is_err());
         ensure_address("fd00:96::16".parse().unwrap()).await.unwrap();
         tokio::net::UdpSocket::bind("[fd00:96::16]:53").await.unwrap();
+    });
+}
+
+/// A change that comes after the first rules are written and before the first wait for changes.
+#[test]
+fn a_change_during_the_start_is_not_lost() {
+    in_namespace("a_change_during_the_start_is_not_lost", "-Urn", async || {
+        let mut world = World::new().await;
+        world.vip("a", "10.96.0.10");
+        let dir = tempfile::tempdir().unwrap();
+        // The first look at the rules, which is the last step of the start, waits for us.
+        let script = format!(
+            "#!/bin/sh\ncd {dir}\ncase \"$*\" in *list*)\n  if mkdir looking 2>/dev/null; then\n    \
+             while [ ! -e go ]; do sleep 0.02; done\n  fi;;\nesac\nexec {nft} \"$@\"\n",
+            dir = dir.path().display(),
+            nft = world.options.nft.display(),
+        );
+        world.options.nft = dir.path().join("nft");
+        std::fs::write(&world.options.nft, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&world.options.nft, mode).unwrap();
+        let change = async {
+            let start = Instant::now();
+            while !dir.path().join("looking").exists() {
+                assert!(start.elapsed() < Duration::from_secs(20));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            world.vip("b", "10.96.0.11");
+            std::fs::write(dir.path().join("go"), "").unwrap();
+        };
+        let (_capture, ()) = tokio::join!(world.start(), change);
+        assert_eq!(world.arrives("10.96.0.10:80").await, Some("10.96.0.10:80".parse().unwrap()));
+        world.until("10.96.0.11:80", true).await;
+        world.drain().await;
     });
 }

@@ -114,17 +114,9 @@ impl Connection {
     }
 }
 
-/// A connection that capture sent to the listener at `port`.
-pub(crate) async fn captured(
-    worker: Rc<WorkerState>,
-    (stream, client): (TcpStream, SocketAddr),
-    port: u16,
-    ticket: Ticket,
-) {
-    // A service may have our port as its own.
-    let handed_over = |local: &SocketAddr| worker.tables().is_vip(local.ip());
-    let to = original_dst(&stream, port).or_else(|| stream.local_addr().ok().map(unmap).filter(handed_over));
-    let Some(to) = to else {
+/// A connection that capture sent here.
+pub(crate) async fn captured(worker: Rc<WorkerState>, stream: TcpStream, client: SocketAddr, ticket: Ticket) {
+    let Some(to) = original_dst(&stream) else {
         // Somebody dialled the capture port itself: passing it on would come back here for ever.
         worker.shared.telemetry.edges.loops.inc();
         tracing::debug!(%client, "connection to the capture port itself");

@@ -114,12 +114,11 @@ impl Worker {
     pub async fn run(shared: Arc<Shared>, listeners: Listeners, drain: Drain) {
         let worker = Rc::new(WorkerState::new(shared));
         for listener in listeners.captured {
-            let port = listener.local_addr().map_or(0, |a| a.port());
             tokio::task::spawn_local(accept_loop(
                 Rc::clone(&worker),
                 listener,
                 drain.clone(),
-                Entry::Captured(port),
+                Entry::Captured,
             ));
         }
         for (listener, to) in listeners.fixed {
@@ -178,8 +177,7 @@ async fn flush(worker: &WorkerState) -> std::convert::Infallible {
 /// How a connection came in.
 #[derive(Debug, Clone, Copy)]
 enum Entry {
-    /// At this port of ours.
-    Captured(u16),
+    Captured,
     Fixed(SocketAddr),
     Proxy,
 }
@@ -197,8 +195,8 @@ async fn accept_loop(worker: Rc<WorkerState>, listener: TcpListener, drain: Drai
         let Some(ticket) = Ticket::take(&worker, &drain) else { continue };
         let worker = Rc::clone(&worker);
         match entry {
-            Entry::Captured(port) => {
-                tokio::task::spawn_local(connection::captured(worker, (stream, peer), port, ticket));
+            Entry::Captured => {
+                tokio::task::spawn_local(connection::captured(worker, stream, peer, ticket));
             }
             Entry::Fixed(to) => {
                 tokio::task::spawn_local(connection::fixed(worker, stream, peer, to, ticket));
