@@ -313,7 +313,9 @@ fn data_side(
     out.names = Arc::new(ServerNames::new(outside_servers(config)));
     out.tls = outbound::tls::TlsConfigs::new(Some(identity.clone()));
     out.gateway = config.gateway.clone().map(|g| Arc::new(Gateway::new(g, Some(identity))));
-    let udp = Arc::new(Udp::new(config.udp.clone(), &shared.metrics)?);
+    let mut udp = Udp::new(config.udp.clone(), &shared.metrics)?;
+    udp.updates = Some(shared.updates());
+    let udp = Arc::new(udp);
     out.udp = Some(udp.clone());
     let own = InboundConfig {
         mark: config.outbound.mark,

@@ -3,7 +3,7 @@
 //! ```text
 //! app ─► VIP:port ─(nftables tproxy)─► capture listener ─► session of (client, VIP:port) ─► endpoint: direct socket, or
 //!                                                          bounded queue each             tunnel stream of the owner
-//! app ◄─ from VIP:port ◄─ answering socket ◄───────────────┘                              (u16 length + payload)
+//! app ◄─ from VIP:port ◄─ socket at VIP:port ◄───────────────┘                              (u16 length + payload)
 //! ```
 //!
 //! - [`table`]: which sessions there are and which one ends next. Pure.
@@ -27,6 +27,9 @@ mod table;
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::shared::Updates;
 
 pub(crate) use counts::Counts;
 pub(crate) use plane::serve;
@@ -91,12 +94,14 @@ pub struct Udp {
     pub(crate) config: UdpConfig,
     /// Counters of the process.
     pub(crate) counts: Arc<Counts>,
+    /// Changes of the captured addresses; none in tests without tables.
+    pub updates: Option<watch::Receiver<Updates>>,
 }
 
 impl Udp {
     /// Registers the counters.
     pub fn new(config: UdpConfig, registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self { config, counts: Arc::new(Counts::new(registry)?) })
+        Ok(Self { config, counts: Arc::new(Counts::new(registry)?), updates: None })
     }
 }
 

@@ -57,8 +57,12 @@ fn mesh() -> &'static Mesh {
         let mesh = Mesh::up(&plan).unwrap_or_else(|e| panic!("{}", e.full()));
         mesh.apply("web.yaml", &stateful_set(&mesh)).unwrap();
         let start = Instant::now();
-        while call(&mesh, "http://web-0.web.default.svc.cluster.local:8080/", &[]).failed > 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "the headless service did not come");
+        loop {
+            let report = call(&mesh, "udp://web-0.web.default.svc.cluster.local:9000", &["--timeout", "1"]);
+            if report.failed == 0 {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "no headless service: {report:?}\n{}", logs(&mesh));
             std::thread::sleep(Duration::from_millis(100));
         }
         mesh

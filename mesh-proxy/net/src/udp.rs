@@ -43,16 +43,15 @@ pub fn std_captured(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-/// A socket that sends from an address of others, which must have been captured: it is not to receive anything.
+/// A socket at an address of others: answers go out from there, and captured datagrams that are not handed to a listener
+/// ([`std_captured`]) arrive there. Several may share the address.
 pub fn answering(from: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = transparent(from)?;
-    // Each worker has one of its own.
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
     }
-    socket.set_recv_buffer_size(0)?;
     socket.bind(&SockAddr::from(from))?;
     UdpSocket::from_std(socket.into())
 }

@@ -20,7 +20,10 @@ use super::{
     check::{Denied, Owner, check},
     serve::{Inbound, InboundConfig},
 };
-use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
+use crate::{
+    telemetry::{AccessLog, Telemetry, TelemetryConfig},
+    udp::{Udp, UdpConfig, frame},
+};
 
 fn workload(address: &str, name: &str) -> model::Workload {
     model::Workload {
@@ -86,6 +89,11 @@ fn open(address: &str, port: u32, source: Option<(&str, &str)>) -> TunnelOpen {
     }
 }
 
+/// The same for datagrams.
+fn datagrams(open: TunnelOpen) -> TunnelOpen {
+    TunnelOpen { kind: Kind::Udp.into(), ..open }
+}
+
 const CLIENT: Option<(&str, &str)> = Some(("10.1.1.1", "client"));
 
 #[test]
@@ -129,11 +137,15 @@ fn each_check_refuses_what_it_is_for() {
         (open("10.1.2.1", 8080, Some(("10.1.1.9", "client"))), Denied::Impersonation),
         (open("10.1.2.1", 8080, Some(("10.1.2.1", "server"))), Denied::Impersonation),
         (open("10.1.2.1", 8080, Some(("nowhere", "client"))), Denied::BadSource),
-        (TunnelOpen { kind: Kind::Udp.into(), ..open("10.1.2.1", 80, CLIENT) }, Denied::BadKind),
-        (TunnelOpen { kind: 77, ..open("10.1.2.1", 80, CLIENT) }, Denied::BadKind),
     ];
     for (open, why) in refused {
         assert_eq!(decide(&open), Err(why), "{open:?}");
+        assert_eq!(decide(&datagrams(open.clone())), Err(why), "{open:?}");
+    }
+    assert!(decide(&datagrams(open("10.1.2.1", 5353, CLIENT))).is_ok());
+    for kind in [Kind::Unspecified as i32, 77] {
+        let open = TunnelOpen { kind, ..open("10.1.2.1", 80, CLIENT) };
+        assert_eq!(decide(&open), Err(Denied::BadKind));
     }
 }
 
@@ -171,6 +183,7 @@ async fn world(
     let mut inbound =
         Inbound::new(config, "b".into(), tables.clone(), telemetry, AccessLog::off(), &registry).unwrap();
     inbound.translate = Some(Arc::new(pods));
+    inbound.udp = Some(Arc::new(Udp::new(UdpConfig::default(), &registry).unwrap()));
     let (inbound, drain) = (Arc::new(inbound), node_rt::Drain::new());
     for acceptor in acceptors {
         spawn_local(inbound.clone().run(acceptor, drain.clone()));
@@ -264,6 +277,40 @@ async fn a_call_reaches_the_pod_and_is_counted_on_the_owners_side() {
 }
 
 #[tokio::test]
+async fn datagrams_reach_the_pod_and_are_counted() {
+    let body = async {
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let pod = socket.local_addr().unwrap();
+        spawn_local(async move {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+                socket.send_to(&buffer[..n], from).await.unwrap();
+            }
+        });
+        let w = world(quick(), tables(), move |_| pod).await;
+        let stream = w.a.open("b", datagrams(open("10.1.2.1", 5353, CLIENT))).await.unwrap();
+        let (read, mut write) = tokio::io::split(stream);
+        let mut frames = frame::Frames::new(read);
+        for size in [0, 1, 1472, 65_507] {
+            write.write_all(&frame::frame(&vec![1; size]).unwrap()).await.unwrap();
+            write.flush().await.unwrap();
+            assert_eq!(frames.next().await.unwrap().unwrap().len(), size);
+        }
+        write.shutdown().await.unwrap();
+        assert!(frames.next().await.unwrap().is_none());
+        let labels = [("side", "inbound")];
+        eventually("the session is counted as ended", || {
+            metric(&w.registry, "selvage_udp_sessions_closed_total", &labels) == 1.0
+        })
+        .await;
+        assert_eq!(metric(&w.registry, "selvage_udp_sessions", &labels), 0.0);
+        assert_eq!(metric(&w.registry, "selvage_udp_datagrams_total", &labels), 8.0);
+        assert_eq!(metric(&w.registry, "selvage_udp_bytes_total", &labels), 2.0 * (1.0 + 1472.0 + 65_507.0));
+    };
+    LocalSet::new().run_until(body).await;
+}
+
+#[tokio::test]
 async fn each_refusal_is_told_to_the_opener_and_counted() {
     let body = async {
         let pod = echo_pod().await;
@@ -279,12 +326,15 @@ async fn each_refusal_is_told_to_the_opener_and_counted() {
             (open("nonsense", 1, CLIENT), Refusal::BadRequest, "bad_address"),
         ];
         for (open, code, reason) in cases {
-            assert_eq!(refusal(w.a.open("b", open).await), code, "{reason}");
-            assert_eq!(
-                metric(&w.registry, "selvage_inbound_refused_total", &[("reason", reason)]),
-                1.0,
-                "{reason}"
-            );
+            let refused = || metric(&w.registry, "selvage_inbound_refused_total", &[("reason", reason)]);
+            let mut count = 0.0;
+            // Nothing listens to datagrams there, but that shows only when one is sent.
+            let both = [open.clone(), datagrams(open)];
+            for open in both.into_iter().take(if reason == "connect_refused" { 1 } else { 2 }) {
+                count += 1.0;
+                assert_eq!(refusal(w.a.open("b", open).await), code, "{reason}");
+                assert_eq!(refused(), count, "{reason}");
+            }
         }
         assert_eq!(metric(&w.registry, "selvage_inbound_accepted_total", &[]), 0.0);
         let (drain, config) = (w.drain.clone(), node_rt::DrainConfig::default());

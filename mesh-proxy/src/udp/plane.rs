@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
     rc::{Rc, Weak},
@@ -28,6 +28,10 @@ use crate::outbound::WorkerState;
 
 /// How exactly the end of a session is kept.
 const TICK: Duration = Duration::from_millis(250);
+/// Most addresses at which a worker has a socket before it is needed.
+const PLACES: usize = 512;
+/// Datagrams of one socket that are taken before other tasks get their turn.
+const AT_ONCE: usize = 64;
 /// Pause after an error of the listener that is not about one datagram.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,6 +42,7 @@ pub(super) struct Plane {
     pub(super) drain: Drain,
     sessions: RefCell<Table<Handle>>,
     answering: RefCell<HashMap<SocketAddr, Weak<UdpSocket>>>,
+    places: RefCell<BTreeMap<SocketAddr, Place>>,
     /// Bytes that wait in all queues.
     queued: Cell<usize>,
     /// The first session after a time without any.
@@ -63,6 +68,27 @@ impl Drop for Queued {
     }
 }
 
+/// A socket at a captured address. Datagrams of pods behind a bridge arrive here: where `bridge-nf-call-iptables` is on,
+/// the kernel forgets on the bridge to which listener a rule has handed a packet, and only its address counts.
+struct Place {
+    socket: Rc<UdpSocket>,
+    receiving: tokio::task::JoinHandle<()>,
+}
+
+impl Place {
+    fn new(plane: &Rc<Plane>, at: SocketAddr, socket: UdpSocket) -> Self {
+        let socket = Rc::new(socket);
+        let receiving = tokio::task::spawn_local(Rc::clone(plane).receive_at(at, Rc::clone(&socket)));
+        Self { socket, receiving }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.receiving.abort();
+    }
+}
+
 /// Serves captured datagrams until the drain says stop.
 pub(crate) async fn serve(
     worker: Rc<WorkerState>,
@@ -76,6 +102,7 @@ pub(crate) async fn serve(
         udp,
         drain: drain.clone(),
         answering: RefCell::default(),
+        places: RefCell::default(),
         queued: Cell::new(0),
         begun: Notify::new(),
     });
@@ -89,9 +116,11 @@ pub(crate) async fn serve(
     }
     tokio::select! {
         () = plane.sweep() => {}
+        () = plane.clone().follow() => {}
         () = drain.stop_accepting() => {}
     }
     // What is asked now is for the process after us, and datagrams wait for nobody.
+    plane.places.borrow_mut().clear();
     for handle in plane.sessions.borrow_mut().drain() {
         handle.end.set(End::Draining);
     }
@@ -170,6 +199,9 @@ impl Plane {
 
     /// The socket that answers from an address; all sessions to that address share it.
     pub(super) fn answering(&self, from: SocketAddr) -> io::Result<Rc<UdpSocket>> {
+        if let Some(place) = self.places.borrow().get(&from) {
+            return Ok(Rc::clone(&place.socket));
+        }
         let mut all = self.answering.borrow_mut();
         if let Some(socket) = all.get(&from).and_then(Weak::upgrade) {
             return Ok(socket);
@@ -177,6 +209,53 @@ impl Plane {
         let socket = Rc::new(udp::answering(from, self.worker.shared.config.mark)?);
         all.insert(from, Rc::downgrade(&socket));
         Ok(socket)
+    }
+
+    /// Keeps a socket at every address that is captured, up to a bound; others get one when they first answer.
+    async fn follow(self: Rc<Self>) {
+        let Some(mut updates) = self.udp.updates.clone() else { return std::future::pending().await };
+        updates.mark_changed();
+        let mut seen = None;
+        while updates.changed().await.is_ok() {
+            let vips = updates.borrow_and_update().vips;
+            if seen.replace(vips) == Some(vips) {
+                continue;
+            }
+            let tables = self.worker.tables();
+            let wanted: BTreeSet<SocketAddr> = tables.udp_vips().map(SocketAddr::from).collect();
+            let mut places = self.places.borrow_mut();
+            places.retain(|at, _| wanted.contains(at));
+            for at in wanted.iter().take(PLACES) {
+                if places.contains_key(at) {
+                    continue;
+                }
+                match udp::answering(*at, self.worker.shared.config.mark) {
+                    Ok(socket) => _ = places.insert(*at, Place::new(&self, *at, socket)),
+                    Err(error) => {
+                        tracing::warn!(%error, %at, "another program is in the way of this service's datagrams");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn receive_at(self: Rc<Self>, at: SocketAddr, socket: Rc<UdpSocket>) {
+        loop {
+            // An ICMP error about an earlier answer is no end.
+            let _error = socket.readable().await;
+            for _ in 0..AT_ONCE {
+                let received = session::with_room(|room| {
+                    let (length, from) = socket.try_recv_from(room)?;
+                    let data = room.get(..length).unwrap_or_default();
+                    self.datagram(&Datagram { from, to: at, data });
+                    Ok::<_, io::Error>(())
+                });
+                if received.is_err() {
+                    break;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Ends idle sessions. Sleeps while there are none.
