@@ -186,8 +186,10 @@ fn configure(files: &Files, plan: &Plan, handles: &BTreeMap<String, File>) -> Re
     for (name, setup) in &plan.setup {
         enter(handles, name)?;
         for (key, value) in &setup.sysctl {
-            let path = Path::new("/proc/sys").join(key);
-            fs::write(&path, value).map_err(LabError::file("write", &path))?;
+            let path = Path::new("/proc/sys").join(key.trim_start_matches('-'));
+            if path.exists() || !key.starts_with('-') {
+                fs::write(&path, value).map_err(LabError::file("write", &path))?;
+            }
         }
         tools::run(name, "ip", &["-batch", "-"], &(setup.ip.join("\n") + "\n"))?;
         if !setup.nft.is_empty() {

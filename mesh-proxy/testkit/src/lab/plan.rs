@@ -86,7 +86,7 @@ pub struct Setup {
     pub ip: Vec<String>,
     /// Text for `nft -f`.
     pub nft: String,
-    /// `/proc/sys` settings.
+    /// `/proc/sys` settings; one that begins with `-` may not exist.
     pub sysctl: Vec<(String, &'static str)>,
     /// Arguments of `lab` programs that run here for as long as the world does; each says when it is ready.
     pub programs: Vec<Vec<String>>,
@@ -301,6 +301,8 @@ impl Plan {
         self.routing(name);
         let upstream = spec.public.first().map_or(DEFAULT_DNS, first_host);
         self.edit(name, |p| p.resolv = format!("nameserver {upstream}\n"));
+        let bridged = spec.nodes.get(name).is_some_and(|n| n.bridge_netfilter);
+        self.setup(name).set(&[("-net/bridge/bridge-nf-call-iptables", if bridged { "1" } else { "0" })]);
     }
 
     fn add_public_node(&mut self, spec: &Spec, name: &str, public: &mut Pool) -> Result<(), LabError> {

@@ -47,6 +47,9 @@ pub struct NodeSpec {
     pub pods: Option<Ipv4Net>,
     /// Name server of the node's pods; the mesh's default when absent.
     pub dns: Option<Ipv4Addr>,
+    /// Whether netfilter sees what the node's bridge carries, as kubeadm sets it where the kernel has the module
+    /// `br_netfilter`. A matched `tproxy` is then lost.
+    pub bridge_netfilter: bool,
 }
 
 /// A workload.
@@ -374,7 +377,7 @@ fn unknown_keys(value: &Value, out: &mut Vec<String>) {
     level("", value, &["name", "public", "public6", "sites", "nodes", "pods"]);
     let kinds: [(&str, &[&str]); 3] = [
         ("sites", &["lan", "nat", "address", "forward", "behind", "egress", "allow_tcp", "ipv6", "flap"]),
-        ("nodes", &["site", "address", "pods", "dns"]),
+        ("nodes", &["site", "address", "pods", "dns", "bridge_netfilter"]),
         ("pods", &["node", "address", "namespace"]),
     ];
     for (kind, known) in kinds {

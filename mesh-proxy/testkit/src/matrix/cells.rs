@@ -169,8 +169,10 @@ fn call(mesh: &Mesh, from: MatrixKind, to: MatrixKind) -> Result<f64, String> {
         true => Ok(report.latency_ms.max),
         false => {
             // Why, in the words of the one who knows.
-            let proxy = mesh.procs.get(&from.client_node()).map(crate::lab::Proc::tail).unwrap_or_default();
-            eprintln!("{} → {}: {:?}\n{proxy}", from.as_str(), to.as_str(), report.errors);
+            let log = mesh.procs.get(&from.client_node()).map(crate::lab::Proc::log).unwrap_or_default();
+            let odd: Vec<&str> = log.lines().filter(|l| !l.contains(" INFO ")).collect();
+            let odd = odd[odd.len().saturating_sub(6)..].join("\n  ");
+            eprintln!("{} → {}: {:?}\n  {odd}", from.as_str(), to.as_str(), report.errors);
             let (status, ms) = (&report.by_status, report.latency_ms.max);
             Err(format!("the call failed after {ms:.0} ms: {status:?} {:?}", report.errors))
         }
