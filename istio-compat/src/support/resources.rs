@@ -8,9 +8,21 @@ use super::{
 };
 
 const NO_POLICY: &str = "access is not restricted yet";
-const NO_TELEMETRY: &str = "metrics and logs are the same for all";
+const NO_TELEMETRY: &str = "workloads are selected by `selector` alone";
 const NO_INBOUND: &str = "the owner node hands calls to the workload's own port";
 const NO_ENVOY: &str = "there is no Envoy to be patched; the object is refused as a whole";
+
+fn is_constant(text: &str) -> bool {
+    let text = text.trim();
+    let inner = |quote| text.strip_prefix(quote).and_then(|t| t.strip_suffix(quote));
+    inner('\'').or_else(|| inner('"')).is_some()
+}
+
+fn is_rare_filter(text: &str) -> bool {
+    let rare =
+        ["headers", "metadata", "filter_state", "connection.mtls", "destination.", "source.", "upstream."];
+    rare.iter().any(|word| text.contains(word))
+}
 
 fn is_socket(value: &Value) -> bool {
     value.as_str().is_some_and(|a| a.starts_with("unix://"))
@@ -82,12 +94,27 @@ pub(super) static SIDECAR: &[Field] = &[
 ];
 
 pub(super) static TELEMETRY: &[Field] = &[
-    no("selector", NO_TELEMETRY),
+    yes("selector", "by the calling workload, on its node"),
     no("targetRef", NO_TELEMETRY),
     no("targetRefs", NO_TELEMETRY),
-    no("tracing", NO_TELEMETRY),
-    no("metrics", NO_TELEMETRY),
-    no("accessLogging", NO_TELEMETRY),
+    no("tracing", "there are no traces yet"),
+    yes("metrics", "of the caller's side"),
+    no("metrics[].providers", "metrics are those of `/metrics`"),
+    no("metrics[].reportingInterval", "metrics are those of `/metrics`"),
+    partly("metrics[].overrides[].match.mode", "the owner's side counts all", |v| v == "SERVER"),
+    partly(
+        "metrics[].overrides[].tagOverrides{}.value",
+        "a constant (`'text'`), for a standard label",
+        |v| !v.as_str().is_some_and(is_constant),
+    ),
+    yes("accessLogging", "thins out the log that the node writes, on the caller's side"),
+    no("accessLogging[].providers", "the log is that of the node"),
+    partly("accessLogging[].match.mode", "the owner's side logs as the node is set", |v| v == "SERVER"),
+    partly(
+        "accessLogging[].filter.expression",
+        "attributes of request and response but headers; otherwise everything is logged, and the node says so",
+        |v| v.as_str().is_some_and(is_rare_filter),
+    ),
 ];
 
 pub(super) static PEER_AUTHENTICATION: &[Field] = &[

@@ -106,9 +106,11 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("subsets", ""),
     yes("trafficPolicy", "rules for one host are merged, and inherited by port and subset, as in Istio"),
     yes("trafficPolicy.portLevelSettings", "replaces the blocks of the rule, also those that it leaves out"),
-    partly("trafficPolicy.loadBalancer.simple", "`PASSTHROUGH` chooses an endpoint by chance", |v| {
-        v == "PASSTHROUGH"
-    }),
+    partly(
+        "trafficPolicy.loadBalancer.simple",
+        "`PASSTHROUGH` chooses by chance where the called address is one of the mesh",
+        |v| v == "PASSTHROUGH",
+    ),
     yes("trafficPolicy.loadBalancer.consistentHash", "ring and Maglev; each node has the same tables"),
     yes(
         "trafficPolicy.loadBalancer.localityLbSetting",

@@ -9,7 +9,7 @@ use crate::{
     balance::{groups::Groups, table::HashTable},
     endpoint::{EndpointEntry, EndpointSet, NamedEndpoint},
     hash::Fnv,
-    policy::{EffectivePolicy, HashTableKind, PolicyEntry, SubsetEntry},
+    policy::{EffectivePolicy, HashTableKind, LoadBalancing, PolicyEntry, SubsetEntry},
     service::{PortEntry, Protocol, Resolution, ServiceDef, ServiceKind},
 };
 
@@ -214,6 +214,8 @@ fn compile_one(
         udp: port.protocol == Protocol::Udp,
         policy: policy.map_or_else(|| def.no_subset.clone(), |p| p.source.clone()),
     };
+    let effective = policy.map_or_else(no_policy, |p| Arc::new(p.effective(subset, port.number)));
+    let passes = effective.balancing.kind == LoadBalancing::Passthrough;
     Cluster {
         id: key.id(),
         key,
@@ -223,8 +225,8 @@ fn compile_one(
         equal_weights: endpoints.iter().all(|e| e.weight == first),
         total_weight: endpoints.iter().map(|e| u64::from(e.weight)).sum(),
         endpoints,
-        policy: policy.map_or_else(no_policy, |p| Arc::new(p.effective(subset, port.number))),
-        source: source(def, set, subset),
+        policy: effective,
+        source: source(def, set, subset, passes),
         prefers_near: def.prefers_near,
         external: def.kind == ServiceKind::External && !def.internal,
         subject_alt_names: def.subject_alt_names.clone(),
@@ -232,7 +234,11 @@ fn compile_one(
     }
 }
 
-fn source(def: &ServiceDef, set: &EndpointSet, subset: Option<&SubsetEntry>) -> Source {
+fn source(def: &ServiceDef, set: &EndpointSet, subset: Option<&SubsetEntry>, passes: bool) -> Source {
+    // Outside, the called address means something by itself.
+    if passes && def.kind == ServiceKind::External && def.vips.is_empty() {
+        return Source::Original;
+    }
     if let Some(name) = &def.external_name {
         return Source::Names { names: [NamedEndpoint::outside(name)].into(), first: false };
     }

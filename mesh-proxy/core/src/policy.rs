@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use mesh_api::model;
 
 pub use balancing::{
-    Balancing, CookieKey, Distribute, HashKey, HashPolicy, HashTableKind, LoadBalancing, LocalityPolicy,
-    Warmup,
+    Balancing, CookieKey, Distribute, HashKey, HashPolicy, HashTableKind, LabelWanted, LoadBalancing,
+    LocalityPolicy, Warmup,
 };
 pub use pool::{ConnectTunnel, H2Keepalive, H2Upgrade, Pool, ProxyProtocol, RetryBudgetPolicy, TcpKeepalive};
 pub use tls::{ClientTls, ClientTlsMode};

@@ -12,7 +12,6 @@ fn host(gateway: &str, server: &str, domain: &str, parts: Vec<model::VirtualHost
         server: server.into(),
         domain: domain.into(),
         parts: parts.collect(),
-        ..Default::default()
     })))
 }
 

@@ -99,10 +99,13 @@ pub struct LocalityPolicy {
     pub failover: Box<[(Box<str>, Box<str>)]>,
     /// Labels that order endpoints: those with more equal labels, from the front, come first. A value replaces the
     /// client's own.
-    pub failover_priority: Box<[(Box<str>, Option<Box<str>>)]>,
+    pub failover_priority: Box<[LabelWanted]>,
     /// Fewest endpoints for which localities count.
     pub min_cluster_size: usize,
 }
+
+/// A label's key, and its value unless it is the client's own.
+pub type LabelWanted = (Box<str>, Option<Box<str>>);
 
 /// Shares for the clients of one locality.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -79,7 +79,7 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
     let mut choice = Choice::default();
     if let Some(policy) = &state.cluster.policy.balancing.hash {
         let source = Some(connection.client.ip());
-        let key = sticky::key_of(&**policy, &view, source, &mut connection.worker.dice());
+        let key = sticky::key_of(policy, &view, source, &mut connection.worker.dice());
         choice.hash = key.hash;
         exchange.set_cookie = key.cookie.and_then(|c| c.try_into().ok()).map(Box::new);
     }
