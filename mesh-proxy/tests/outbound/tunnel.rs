@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -28,6 +31,9 @@ const TO: &str = "10.96.0.1:80";
 struct FakeTunnel {
     opened: Arc<Mutex<Vec<(String, TunnelOpen)>>>,
     refuse: Option<TunnelError>,
+    generation: Arc<AtomicU64>,
+    /// Sizes of what went with a question.
+    early: Arc<Mutex<Vec<usize>>>,
 }
 
 impl TunnelOpener for FakeTunnel {
@@ -45,6 +51,26 @@ impl TunnelOpener for FakeTunnel {
             let stream = TcpStream::connect(to).await.map_err(|_| TunnelError::ConnectRefused)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
+    }
+
+    fn open_with<'a>(
+        &'a self,
+        node: &'a str,
+        open: TunnelOpen,
+        early: &'a [u8],
+    ) -> BoxFuture<'a, Result<(Box<dyn Stream>, usize), TunnelError>> {
+        Box::pin(async move {
+            // All but one byte of it.
+            let sent = early.len() - 1;
+            let mut stream = self.open(node, open).await?;
+            stream.write_all(&early[..sent]).await.unwrap();
+            self.early.lock().unwrap().push(sent);
+            Ok((stream, sent))
+        })
+    }
+
+    fn generation(&self, _: &str) -> Option<Arc<AtomicU64>> {
+        Some(self.generation.clone())
     }
 }
 
@@ -72,10 +98,20 @@ fn callers() -> Resource {
 type Opened = Arc<Mutex<Vec<(String, TunnelOpen)>>>;
 
 fn start(resources: Vec<Resource>, refuse: Option<TunnelError>) -> (World, Opened) {
-    let opened: Opened = Arc::default();
-    let tunnel: Arc<dyn TunnelOpener> = Arc::new(FakeTunnel { opened: Arc::clone(&opened), refuse });
-    let options = Options { called: vec![TO.parse().unwrap()], tunnel: Some(tunnel), ..Options::default() };
-    (World::start(resources, options), opened)
+    let (world, tunnel) = start_with(resources, refuse);
+    (world, tunnel.opened.clone())
+}
+
+fn start_with(resources: Vec<Resource>, refuse: Option<TunnelError>) -> (World, Arc<FakeTunnel>) {
+    let tunnel = Arc::new(FakeTunnel {
+        opened: Arc::default(),
+        refuse,
+        generation: Arc::default(),
+        early: Arc::default(),
+    });
+    let opener: Arc<dyn TunnelOpener> = tunnel.clone();
+    let options = Options { called: vec![TO.parse().unwrap()], tunnel: Some(opener), ..Options::default() };
+    (World::start(resources, options), tunnel)
 }
 
 async fn dial_from(world: &World, source: &str) -> TcpStream {
@@ -170,4 +206,53 @@ async fn bytes_go_through_the_tunnel_with_half_close() {
     stream.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "cba");
     assert_eq!(opened.lock().unwrap()[0].1.kind(), model::tunnel_open::Kind::Tcp);
+}
+
+#[tokio::test]
+async fn pooled_connections_move_when_there_is_a_better_path() {
+    let upstream = Upstream::start("v1").await;
+    let (world, tunnel) = start_with(
+        vec![
+            callers(),
+            Resource::Service(service("web", VIP, 80, Protocol::Http)),
+            on_node(endpoints("web", 80, &[(upstream.addr, "v1")]), "there"),
+        ],
+        None,
+    );
+    let mut client = client1(dial_from(&world, "127.0.0.1").await).await;
+    for (moved, connections) in [(0, 1), (0, 1), (1, 2), (0, 2), (1, 3)] {
+        tunnel.generation.fetch_add(moved, Ordering::Relaxed);
+        let response = client.send_request(get("web", "/")).await.unwrap();
+        assert_eq!(collect(response.into_body()).await.0, "v1");
+        assert_eq!(tunnel.opened.lock().unwrap().len(), connections);
+    }
+}
+
+#[tokio::test]
+async fn what_the_client_has_said_travels_with_the_question_if_one_endpoint_only_can_get_it() {
+    let echo = async || {
+        tcp(|mut s| async move {
+            let mut all = Vec::new();
+            s.read_to_end(&mut all).await.unwrap();
+            s.write_all(&all).await.unwrap();
+        })
+        .await
+    };
+    let (one, other) = (echo().await, echo().await);
+    for (all, went) in [(vec![(one, "v1")], 1), (vec![(one, "v1"), (other, "v1")], 0)] {
+        let (world, tunnel) = start_with(
+            vec![
+                Resource::Service(service("raw", VIP, 80, Protocol::Unspecified)),
+                on_node(endpoints("raw", 80, &all), "there"),
+            ],
+            None,
+        );
+        let mut stream = world.dial(TO).await;
+        stream.write_all(b"\x01\x02 something of its own").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).await.unwrap();
+        assert_eq!(back, b"\x01\x02 something of its own", "each byte once, in order");
+        assert_eq!(tunnel.early.lock().unwrap().len(), went, "{} endpoints", all.len());
+    }
 }
