@@ -66,6 +66,10 @@ impl Server {
     }
 
     fn discovery(&self, path: &str) -> Option<Response<Body>> {
+        // There is no other group of custom kinds.
+        if path.strip_prefix("/apis/").is_some_and(|g| !g.contains('/') && g != "networking.istio.io") {
+            return Some(status(404, "NotFound"));
+        }
         let rest = path.strip_prefix("/apis/networking.istio.io")?;
         let served = self.0.istio.lock().unwrap().clone();
         if served.is_empty() {
