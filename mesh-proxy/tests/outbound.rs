@@ -27,6 +27,8 @@ mod said;
 mod tls;
 #[path = "outbound/tunnel.rs"]
 mod tunnel;
+#[path = "outbound/under_load.rs"]
+mod under_load;
 #[path = "outbound/upstream.rs"]
 mod upstream;
 #[path = "outbound/world.rs"]

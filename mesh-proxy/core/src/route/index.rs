@@ -138,3 +138,44 @@ fn search(exact: &Table, prefix: &Table, path: &str, fold: bool, consider: &mut 
         consider(list);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::model;
+
+    use crate::{fixtures::*, route::VirtualHostEntry};
+
+    /// How many routes are looked at, and which one is found.
+    fn looked_at(host: &VirtualHostEntry, path: &str) -> (usize, Option<u32>) {
+        let mut looked = 0;
+        let found = host.index.first(path, |place| {
+            looked += 1;
+            let rule = &host.http[place.rule as usize];
+            place.matched.is_none_or(|m| rule.matches[m as usize].accepts_uri(path))
+        });
+        (looked, found.map(|p| p.rule))
+    }
+
+    #[test]
+    fn few_of_a_thousand_routes_are_looked_at() {
+        let condition = |i: u32| match i % 2 {
+            0 => exact(&format!("/exact/item-{i:04}/view")),
+            _ => prefix(&format!("/prefix/{}/item-{i:04}/", "x".repeat(i as usize % 17))),
+        };
+        let mut http: Vec<_> =
+            (0..1000).map(|i| rule(vec![uri(condition(i))], vec![to("web", "", 1)])).collect();
+        http.push(rule(vec![], vec![to("web", "", 1)]));
+        let m = model::VirtualHost { ..virtual_host("default/vs", http) };
+        let host = VirtualHostEntry::compile(&m).unwrap();
+        for (path, expected) in [
+            ("/exact/item-0000/view".to_owned(), 0),
+            ("/exact/item-0998/view".to_owned(), 998),
+            (format!("/prefix/{}/item-0999/and/more", "x".repeat(999 % 17)), 999),
+            ("/nothing/of/that".to_owned(), 1000),
+        ] {
+            let (looked, found) = looked_at(&host, &path);
+            assert_eq!(found, Some(expected), "{path}");
+            assert!(looked <= 2, "{path}: {looked} routes were looked at");
+        }
+    }
+}
