@@ -231,7 +231,7 @@ fn the_examples_are_valid_and_fully_honoured() {
 #[test]
 fn completion_and_help_are_there() {
     assert!(text(&meshctl(&["completion", "bash"], "").stdout).contains("meshctl"));
-    for command in ["validate", "simulate", "proxy", "crds"] {
+    for command in ["validate", "analyze", "simulate", "proxy", "crds", "webhook"] {
         let help = text(&meshctl(&[command, "--help"], "").stdout);
         assert!(help.contains("Example"), "{command}: {help}");
     }
