@@ -86,12 +86,7 @@ fn routes_of_gateway_api_steer_the_bookshop() {
     });
     let crds = crds();
     mesh.cluster.kubectl(&["apply", "--server-side", "-f", crds.to_str().unwrap()]).unwrap();
-    eventually(LIMIT, Duration::from_millis(200), || {
-        mesh.cluster
-            .kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=1s"])
-            .map(drop)
-    })
-    .unwrap();
+    mesh.cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).unwrap();
     apply(&mesh, "services.yaml");
 
     in_the_mesh(&mesh);
