@@ -76,6 +76,11 @@ fn path(mesh: &Mesh, to: &str) -> String {
     Paths::of(mesh, "a").to(to).map(|p| p.path).unwrap_or_default()
 }
 
+/// The relay on the path of `a` to `b`.
+fn relay(mesh: &Mesh) -> Option<String> {
+    Paths::of(mesh, "a").to("b").and_then(|p| p.relay)
+}
+
 fn loads(mesh: &Mesh, services: &[&str]) -> Vec<(String, Load)> {
     let mut all = Vec::new();
     for service in services {
@@ -94,7 +99,10 @@ fn finish(loads: Vec<(String, Load)>) -> Vec<(String, Report)> {
 
 fn none_failed(reports: &[(String, Report)], least: u64) {
     for (what, report) in reports {
-        eprintln!("{what}: {} calls, {} failed, max {:.0} ms", report.sent, report.failed, report.latency_ms.max);
+        eprintln!(
+            "{what}: {} calls, {} failed, max {:.0} ms",
+            report.sent, report.failed, report.latency_ms.max
+        );
     }
     for (what, report) in reports {
         assert_eq!(report.failed, 0, "{what}: {report:?}");
@@ -142,9 +150,8 @@ fn neighbours_and_punched_pairs_need_no_cloud() {
 fn a_relay_that_dies_is_replaced_and_no_call_fails() {
     let mut mesh = up("relays", &["relay-1", "relay-2"], Nat::Symmetric, Nat::Symmetric);
     until(&mesh, "a first answer", Duration::from_secs(20), || answers(&mesh, "far"));
-    let relay = || Paths::of(&mesh, "a").to("b").and_then(|p| p.relay);
-    until(&mesh, "the relay's name", Duration::from_secs(10), || relay().is_some());
-    let used = relay().unwrap();
+    until(&mesh, "the relay's name", Duration::from_secs(10), || relay(&mesh).is_some());
+    let used = relay(&mesh).unwrap();
     // Reservations at the other relay, too, are known to both by now.
     std::thread::sleep(Duration::from_secs(2));
     let running = loads(&mesh, &["far"]);
@@ -152,7 +159,7 @@ fn a_relay_that_dies_is_replaced_and_no_call_fails() {
     mesh.procs.get_mut(&used).unwrap().kill();
     let start = Instant::now();
     let took = until(&mesh, "an answer through another relay", Duration::from_secs(10), || {
-        answers(&mesh, "far") && relay().is_some_and(|r| r != used)
+        answers(&mesh, "far") && relay(&mesh).is_some_and(|r| r != used)
     });
     eprintln!("{used} killed: the other relay was in use after {took:?}");
     std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));

@@ -229,7 +229,8 @@ impl Egress {
 /// Port of the HTTP proxy of a site whose egress is `proxy`.
 pub const PROXY_PORT: u16 = 3128;
 
-/// Whether a site has IPv6. Its prefix is public and routed; the router lets in only answers.
+/// Whether a site has IPv6. Its prefix is public and routed; the router lets in only answers, unless the site is
+/// without NAT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ipv6 {

@@ -273,9 +273,11 @@ fn add_site(mut world: Spec, kind: MatrixKind, site: &str, side: usize, transpor
             MatrixKind::Proxy => Egress::Proxy,
             _ => transport.egress(),
         };
-        if kind == MatrixKind::Ipv6Only {
-            s.ipv6 = Ipv6::Only;
-        }
+        s.ipv6 = match kind {
+            MatrixKind::Ipv6Only => Ipv6::Only,
+            MatrixKind::None => Ipv6::Dual,
+            _ => Ipv6::Off,
+        };
     });
     if kind == MatrixKind::DoubleNat {
         let carrier = format!("{site}-carrier");

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{INTERNET, Plan};
-use crate::lab::{Spec, site::Ipv6};
+use crate::lab::{Nat, Spec, site::Ipv6};
 
 const FORWARDING: (&str, &str) = ("net/ipv6/conf/all/forwarding", "1");
 /// As home routers come: everything out, answers in. Errors and echoes pass (RFC 4890).
@@ -67,11 +67,14 @@ impl Plan {
             return;
         };
         let number = subnet(spec, name);
+        let is_open = spec.sites.get(name).is_some_and(|s| s.nat.kind == Nat::None);
         let setup = self.setup(name);
         setup.set(&[FORWARDING]);
         setup.sysctl.push(at_once("default"));
         setup.ip.push(format!("address add {}/64 dev lan nodad", within(spec, number, 1)));
-        setup.nft.push_str(FIREWALL);
+        if !is_open {
+            setup.nft.push_str(FIREWALL);
+        }
         let route = format!("route add {}/64 via {address} dev {outer}", within(spec, number, 0));
         self.setup(INTERNET).ip.push(route);
     }
