@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::LocalBoxFuture;
 use mesh_api::model::tunnel_open::Kind;
 use mesh_core::{Client, Cluster, L4Outcome, Source, Tables, policy::HashKey, sticky::of_address};
 use mesh_net::{
@@ -118,10 +119,10 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
     };
     let idle = state.cluster.policy.pool.tcp_idle_timeout;
     let options = CopyOptions { idle: (!idle.is_zero()).then_some(idle), ..CopyOptions::default() };
-    let copying = copy(client, upstream, options, &log);
-    let result = match state.cluster.policy.pool.max_connection_duration {
-        None => copying.await,
-        Some(max) => tokio::time::timeout(max, copying).await.unwrap_or(Err(CopyError::Idle)),
+    let life = state.cluster.policy.pool.max_connection_duration;
+    let result = tokio::select! {
+        result = copy(client, upstream, options, &log) => result,
+        () = over(life) => Err(CopyError::Idle),
     };
 
     // 5. Say how it went.
@@ -208,22 +209,33 @@ pub(crate) async fn resolve(
     }
 }
 
-async fn copy(
+/// The end of a connection's life; none = it has none.
+async fn over(life: Option<std::time::Duration>) {
+    match life {
+        Some(life) => Box::pin(tokio::time::sleep(life)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The copying of this kind of connection, as large as that kind needs: it is what is held for hours.
+fn copy(
     client: ClientIo,
     upstream: Upstream,
     options: CopyOptions,
     log: &ConnectionLog,
-) -> Result<(), CopyError> {
+) -> LocalBoxFuture<'_, Result<(), CopyError>> {
     match (client, upstream) {
-        (ClientIo::Plain(mut client), Upstream::Tcp(socket)) => {
+        (ClientIo::Plain(mut client), Upstream::Tcp(socket)) => Box::pin(async move {
             let mut upstream = Prefixed::from(socket);
             copy_tcp(&mut client, &mut upstream, options, log).await.map(drop)
-        }
-        (ClientIo::Plain(mut client), Upstream::Tunnel(mut stream) | Upstream::Tls(mut stream)) => {
-            copy_bidirectional(&mut client, &mut stream, options, log).await.map(drop)
-        }
+        }),
+        (ClientIo::Plain(mut client), Upstream::Tunnel(mut stream) | Upstream::Tls(mut stream)) => Box::pin(
+            async move { copy_bidirectional(&mut client, &mut stream, options, log).await.map(drop) },
+        ),
         (ClientIo::Tls(mut client), mut upstream) => {
-            copy_bidirectional(&mut client, &mut upstream, options, log).await.map(drop)
+            Box::pin(
+                async move { copy_bidirectional(&mut client, &mut upstream, options, log).await.map(drop) },
+            )
         }
     }
 }
