@@ -10,6 +10,7 @@
 #[allow(dead_code, reason = "shared with the other tests of the tunnel")]
 mod common;
 mod nat {
+    mod crowd;
     mod node;
     mod relay;
     mod world;

@@ -212,11 +212,12 @@ fn windows_grow_only_within_their_common_bound() {
 #[test]
 fn ends_and_resets_are_told_apart() {
     let pair = Pair::new(Config::default());
-    // Data, then a reset: the data is gone, as with TCP.
+    // Data, then a reset: what arrived is read, then it is an error, as with TCP.
     let (a, b) = pair.stream();
-    write(&pair.a, a, b"lost").unwrap();
+    write(&pair.a, a, b"before").unwrap();
     pair.a.drop_stream(a);
     pair.carry(5);
+    assert_eq!(read(&pair.b, b).unwrap().unwrap(), b"before");
     assert_eq!(read(&pair.b, b).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(write(&pair.b, b, b"x").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     // An end, then a drop: the end stays clean, and the other direction learns.

@@ -13,7 +13,7 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId};
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// A reservation that is not granted after this long has failed.
-const GRANT: Duration = Duration::from_secs(5);
+const GRANT: Duration = Duration::from_secs(10);
 /// A dial that has not ended after this long is forgotten.
 const DIAL: Duration = Duration::from_secs(10);
 /// Time that a new connection gets for its round trip to be measured.
@@ -28,8 +28,10 @@ pub(crate) enum Op {
     Connect(PeerId),
     /// Listen on a circuit through a relay.
     Reserve(PeerId),
-    /// Give a reservation back.
+    /// Give a reservation back that was granted. libp2p panics when an answer comes for one that was given up before.
     Release(ListenerId),
+    /// Close the connections with a relay, and with them a request that is not answered.
+    Drop(PeerId),
 }
 
 #[derive(Debug)]
@@ -89,7 +91,7 @@ impl Reservations {
         self.relays.retain(|peer, relay| {
             let stays = relays.iter().any(|(p, _)| p == peer);
             if !stays && let Some(listen) = &relay.listen {
-                gone.push(Op::Release(listen.id));
+                gone.push(if listen.granted { Op::Release(listen.id) } else { Op::Drop(*peer) });
             }
             stays
         });
@@ -120,7 +122,7 @@ impl Reservations {
     pub(crate) fn set_want(&mut self, want: usize) -> Vec<Op> {
         self.want = want;
         self.measured = self.measured.max(want);
-        let listens = self.relays.values().filter_map(|r| r.listen.as_ref());
+        let listens = self.relays.values().filter_map(|r| r.listen.as_ref()).filter(|l| l.granted);
         if want == 0 { listens.map(|l| Op::Release(l.id)).collect() } else { Vec::new() }
     }
 
@@ -203,7 +205,7 @@ impl Reservations {
         if self.want == 0 {
             return ops;
         }
-        for relay in self.relays.values_mut() {
+        for (peer, relay) in &mut self.relays {
             if relay.dialling.is_some_and(|at| now >= at + DIAL) {
                 relay.dialling = None;
                 relay.failed(now);
@@ -212,7 +214,7 @@ impl Reservations {
                 && !listen.granted
                 && now >= listen.since + GRANT
             {
-                ops.push(Op::Release(listen.id));
+                ops.push(Op::Drop(*peer));
             }
         }
         self.connect(now, &mut ops);
@@ -409,9 +411,14 @@ mod tests {
             }
         }
         assert_eq!(w.at(100), []);
-        assert_eq!(w.at(5_000).len(), 2);
+        let dropped = w.at(10_000);
+        assert!(dropped.len() == 2 && dropped.iter().all(|op| matches!(op, Op::Drop(_))), "{dropped:?}");
+        assert_eq!(w.it.set_want(0), [], "what is not granted is not given back");
+        let peer = w.relays[0];
+        assert!(w.it.on_granted(&peer));
+        assert!(matches!(w.it.set_want(0)[..], [Op::Release(_)]));
         let all = w.it.set_relays(&[], w.now);
-        assert_eq!(all.len(), 2);
+        assert!(all.iter().any(|op| matches!(op, Op::Release(_))) && all.contains(&Op::Drop(w.relays[1])));
         assert!(w.it.relays.is_empty());
     }
 

@@ -168,7 +168,6 @@ pub(crate) async fn write<M: Message>(stream: &mut (impl AsyncWrite + Unpin), me
 #[cfg(test)]
 mod tests {
     use futures::{executor::block_on, io::Cursor};
-    use rand::RngExt;
 
     use super::*;
 
@@ -206,21 +205,19 @@ mod tests {
             stream.set_position(0);
             let _ = block_on(read::<ProbeEnd>(&mut stream));
         };
-        let mut rng = rand::rng();
-        for _ in 0..20_000 {
-            let length = rng.random_range(0..64);
-            read_all((0..length).map(|_| rng.random()).collect());
-        }
         let hello = Hello { candidates: vec![vec![4, 1, 2, 3, 4]; 8], udp: 3, tcp: 1, ask: true };
-        let good = hello.encode_length_delimited_to_vec();
-        for at in 0..good.len() {
-            for bit in 0..8 {
-                let mut bytes = good.clone();
-                bytes[at] ^= 1 << bit;
-                read_all(bytes);
-            }
-            read_all(good[..at].to_vec());
-        }
+        let probe = Probe { op: 1, token: vec![7; 16], target: vec![4, 10, 0, 0, 1] };
+        let hop = Hop { peer: Some(CircuitPeer { id: vec![1; 38], addrs: vec![] }), ..Hop::default() };
+        let seeds = [
+            hello.encode_length_delimited_to_vec(),
+            probe.encode_length_delimited_to_vec(),
+            hop.encode_length_delimited_to_vec(),
+            Vec::new(),
+        ];
+        mesh_testkit::fuzz::run("nat_messages", &seeds, |bytes| {
+            read_all(bytes.to_vec());
+            bytes.len()
+        });
         for endless in [vec![0xff; 16], vec![0x81, 0x80, 0x80, 0x00], vec![0xff, 0x7f]] {
             assert!(block_on(read::<Hop>(&mut Cursor::new(endless))).is_err());
         }

@@ -6,10 +6,10 @@ use mesh_tunnel::{NatReport, Peer, TunnelConfig};
 
 use crate::common::{Kind, Node, config, echo, echo_round, eventually, metric, open, serve, start};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A relay on loopback.
-async fn relay(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
+pub(crate) async fn relay(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
     let mut config = config(Kind::Both);
     config.nat.relay.enabled = true;
     change(&mut config);
@@ -19,7 +19,7 @@ async fn relay(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
 }
 
 /// A node of which others know only the peer id, until its reservations are copied into the registry.
-async fn hidden(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
+pub(crate) async fn hidden(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
     let mut config = config(Kind::Both);
     config.nat.punch = false;
     change(&mut config);
@@ -28,12 +28,12 @@ async fn hidden(name: &str, change: impl FnOnce(&mut TunnelConfig)) -> Node {
     node
 }
 
-fn report(node: &Node) -> NatReport {
+pub(crate) fn report(node: &Node) -> NatReport {
     node.tunnel.nat().borrow().clone()
 }
 
 /// What the controller would distribute.
-fn registry(nodes: &[&Node]) -> Vec<Peer> {
+pub(crate) fn registry(nodes: &[&Node]) -> Vec<Peer> {
     let copy = |n: &&Node| {
         let mut peer = n.peer.clone();
         let report = report(n);
@@ -44,22 +44,22 @@ fn registry(nodes: &[&Node]) -> Vec<Peer> {
     nodes.iter().map(copy).collect()
 }
 
-async fn tell(nodes: &[&Node]) {
+pub(crate) async fn tell(nodes: &[&Node]) {
     let peers = registry(nodes);
     for node in nodes {
         node.tunnel.set_peers(&peers).await;
     }
 }
 
-fn reservations(node: &Node) -> usize {
+pub(crate) fn reservations(node: &Node) -> usize {
     metric(&node.registry, "selvage_nat_reservations", None) as usize
 }
 
-async fn reserved(node: &Node, count: usize) {
+pub(crate) async fn reserved(node: &Node, count: usize) {
     eventually("reservations are held", SOON, || reservations(node) == count).await;
 }
 
-fn paths(node: &Node, to: &str) -> Vec<String> {
+pub(crate) fn paths(node: &Node, to: &str) -> Vec<String> {
     node.tunnel.paths().into_iter().filter(|p| p.peer == to).map(|p| p.path.as_str().to_owned()).collect()
 }
 

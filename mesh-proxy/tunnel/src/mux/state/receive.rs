@@ -61,11 +61,10 @@ impl Inner {
             }
             Kind::Reset => {
                 if let Some(entry) = self.streams.get_mut(&stream) {
-                    // A clean end that came before stays one.
+                    // A clean end that came before stays one. What arrived before the reset is read first: libp2p's
+                    // Kademlia drops a stream as soon as its answer is out.
                     if entry.receiving == Ended::No {
                         entry.receiving = Ended::Reset;
-                        entry.received = Vec::new();
-                        entry.read = 0;
                     }
                     entry.sending = Ended::Reset;
                     self.wake.extend(entry.reader.take());

@@ -180,6 +180,11 @@ impl Engine {
                 Op::Release(id) => {
                     swarm.remove_listener(id);
                 }
+                Op::Drop(relay) => {
+                    for id in swarm.behaviour().nat.ports.all_direct(&relay) {
+                        swarm.close_connection(id);
+                    }
+                }
             }
         }
     }

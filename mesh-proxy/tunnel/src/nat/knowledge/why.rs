@@ -222,7 +222,7 @@ mod tests {
         let cones = Facts { peer_nat: NatKind::AddressRestricted, ..facts("relayed") };
         assert!(why_not_better(&cones).starts_with("edge-b is behind an address-restricted NAT and"));
         assert!(why_not_better(&cones).contains("3 hole punches failed"));
-        let blocked = Facts { udp_works: Some(false), ..facts("relayed") };
+        let blocked = Facts { udp_works: Some(false), peer_nat: NatKind::Unknown, ..facts("relayed") };
         assert!(why_not_better(&blocked).contains("UDP does not leave the network of edge-a"));
         let alone = Facts { relays: 0, ..facts("") };
         assert!(why_not_better(&alone).contains("tunnel.relay.enabled"));
