@@ -238,7 +238,9 @@ spec: {parentRefs: [{group: '', kind: Service, name: other}], rules: [{backendRe
 "
     ));
     let mut fresh = World::new();
-    objects.iter().for_each(|o| drop(fresh.index.apply(o)));
+    for object in &objects {
+        fresh.index.apply(object);
+    }
     fresh.compile();
     let resources = |w: &World| {
         let mut all: Vec<_> =
