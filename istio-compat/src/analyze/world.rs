@@ -284,13 +284,15 @@ impl Default for Options {
 #[derive(Debug, Clone, Default)]
 pub struct World {
     objects: BTreeMap<Kind, Vec<Object>>,
+    /// Where each is in the list of its kind.
+    places: BTreeMap<(Kind, Name), usize>,
     pub(super) options: Options,
 }
 
 impl World {
     /// An empty world.
     pub fn new(options: Options) -> Self {
-        let mut world = Self { objects: BTreeMap::new(), options };
+        let mut world = Self { options, ..Self::default() };
         if world.options.assume_ingress_gateway {
             for object in ingress_gateway(&world.options.root_namespace) {
                 world.add(object);
@@ -323,9 +325,12 @@ impl World {
         let name = Name { namespace, name };
         let object = Object { kind, name, resource, value };
         let all = self.objects.entry(kind).or_default();
-        match all.iter_mut().find(|o| o.name == object.name) {
+        match self.places.get(&(kind, object.name.clone())).and_then(|i| all.get_mut(*i)) {
             Some(old) => *old = object,
-            None => all.push(object),
+            None => {
+                self.places.insert((kind, object.name.clone()), all.len());
+                all.push(object);
+            }
         }
         true
     }
@@ -359,11 +364,12 @@ impl World {
 
     /// One object.
     pub(super) fn find(&self, kind: Kind, name: &Name) -> Option<&Object> {
-        self.all(kind).iter().find(|o| o.name == *name)
+        let place = *self.places.get(&(kind, name.clone()))?;
+        self.all(kind).get(place)
     }
 
     pub(super) fn namespace(&self, name: &str) -> Option<&Object> {
-        self.all(K::Namespace).iter().find(|o| o.name.name == name)
+        self.find(K::Namespace, &Name { namespace: String::new(), name: name.to_owned() })
     }
 
     /// Every object, by kind.

@@ -74,7 +74,8 @@ impl Seat {
         if holder != self.me {
             let sight = format!("{:?}", spec.renew_time);
             if !self.watch.may_take(&holder, &sight, Instant::now()) {
-                return Ok(self.lost());
+                self.lost();
+                return Ok(());
             }
             turns = turns.saturating_add(1);
         }
@@ -90,7 +91,10 @@ impl Seat {
                 self.watch = Watch::default();
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(self.lost()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                self.lost();
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
