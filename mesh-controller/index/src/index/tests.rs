@@ -1,6 +1,7 @@
 mod garbage;
 mod gateway_api;
 mod incremental;
+mod outside;
 
 use std::collections::HashMap;
 
