@@ -35,7 +35,7 @@ pub use worker::{Listeners, Shared, Worker};
 
 pub(crate) use cluster::ClusterState;
 pub(crate) use connection::{ClientIo, Connection};
-pub(crate) use connector::Purpose;
+pub(crate) use connector::{Early, Purpose};
 pub(crate) use http::{Version as HttpVersion, serve as serve_http};
 pub(crate) use l4::serve as serve_bytes;
 pub(crate) use target::Target;

@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, io, net::SocketAddr, time::Duration};
 
+use mesh_net::udp;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::UdpSocket,
@@ -19,7 +20,7 @@ pub(crate) const IDLE: Duration = Duration::from_secs(300);
 
 /// A socket to the pod, before the opener hears that all is well.
 pub(crate) async fn connect(pod: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
-    mesh_net::udp::connected(pod, mark).await
+    udp::connected(pod, mark).await
 }
 
 /// Payload bytes that were moved.
@@ -56,8 +57,8 @@ pub(crate) async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let down = async {
         loop {
-            pod.readable().await?;
-            let framed = with_room(|room| match pod.try_recv(room) {
+            udp::arrived(&pod).await?;
+            let framed = with_room(|room| match udp::take(&pod, room) {
                 Ok(length) => Ok(room.get(..length).and_then(frame)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 Err(e) => Err(e),

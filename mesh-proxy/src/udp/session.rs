@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use mesh_api::model::tunnel_open::Kind;
 use mesh_core::{Client, Cluster, EndpointEntry, Tables};
 use tokio::{
@@ -24,7 +25,7 @@ use super::{
     table::Key,
 };
 use crate::{
-    outbound::{ClusterState, Purpose, Stream, WorkerState, cluster_name},
+    outbound::{ClusterState, Early, Purpose, Stream, WorkerState, cluster_name},
     telemetry::{Flags, access_log::Entry},
 };
 
@@ -111,11 +112,16 @@ impl Session {
         let log = Log::new(&self, &route.cluster);
         let moved = Moved::default();
 
-        let (end, upstream, details) = match self.connect(&route).await {
+        // A session begins with a datagram: it is there.
+        let first = queue.recv().await;
+        let early =
+            first.as_ref().map(|f| Early { bytes: Bytes::copy_from_slice(&f.frame), ..Early::default() });
+        let (end, upstream, details) = match self.connect(&route, early.as_ref()).await {
             Ok((state, index, upstream)) => {
                 let _load = state.endpoints[index].busy();
                 let addr = state.endpoints[index].addr;
-                let end = self.pass(upstream, &mut queue, &moved).await;
+                let ahead = early.as_ref().map_or(0, |e| e.sent.get());
+                let end = self.pass(upstream, (first, ahead), &mut queue, &moved).await;
                 self.lost(&mut queue, Why::NotReached);
                 if end == End::Closed && moved.answers.get() == 0 {
                     // It never said anything: others may do better.
@@ -124,6 +130,7 @@ impl Session {
                 (end, Some(addr), "")
             }
             Err(why) => {
+                self.plane.udp.counts.dropped(why, usize::from(first.is_some()));
                 self.lost(&mut queue, why);
                 (End::Failed, None, why.as_str())
             }
@@ -148,7 +155,11 @@ impl Session {
     }
 
     /// A way to one of the endpoints.
-    async fn connect(&self, route: &Route) -> Result<(Rc<ClusterState>, usize, Upstream), Why> {
+    async fn connect(
+        &self,
+        route: &Route,
+        early: Option<&Early>,
+    ) -> Result<(Rc<ClusterState>, usize, Upstream), Why> {
         let worker = &self.plane.worker;
         let state = worker.cluster(&route.cluster);
         let mut tried = Vec::new();
@@ -160,7 +171,7 @@ impl Session {
             };
             let Some(index) = picked else { break };
             let endpoint = &state.endpoints[index];
-            match self.reach(&route.cluster, endpoint.addr, endpoint.node.as_ref()).await {
+            match self.reach(&route.cluster, (endpoint.addr, endpoint.node.as_ref()), early).await {
                 Ok(upstream) => {
                     state.connected(endpoint.addr);
                     return Ok((state, index, upstream));
@@ -186,8 +197,8 @@ impl Session {
     async fn reach(
         &self,
         cluster: &Cluster,
-        addr: SocketAddr,
-        node: Option<&Arc<str>>,
+        (addr, node): (SocketAddr, Option<&Arc<str>>),
+        early: Option<&Early>,
     ) -> Result<Upstream, Box<dyn std::error::Error>> {
         let worker = &self.plane.worker;
         let owner = match node {
@@ -207,7 +218,7 @@ impl Session {
             host: &key.host,
             subset: &key.subset,
             kind: Kind::Udp,
-            early: None,
+            early,
         };
         let opening = worker.connector.stream(owner, addr, purpose);
         let opened = tokio::time::timeout(cluster.policy.connect_timeout(), opening).await??;
@@ -215,7 +226,13 @@ impl Session {
     }
 
     /// Passes datagrams on until one side ends.
-    async fn pass(&self, upstream: Upstream, queue: &mut mpsc::Receiver<Queued>, moved: &Moved) -> End {
+    async fn pass(
+        &self,
+        upstream: Upstream,
+        first: (Option<Queued>, usize),
+        queue: &mut mpsc::Receiver<Queued>,
+        moved: &Moved,
+    ) -> End {
         let answering = match self.plane.answering(self.key.to) {
             Ok(socket) => socket,
             Err(error) => {
@@ -226,13 +243,13 @@ impl Session {
         };
         let ended = match upstream {
             Upstream::Direct(socket) => tokio::select! {
-                ended = self.send_direct(queue, &socket, moved) => ended,
+                ended = self.send_direct(first.0, queue, &socket, moved) => ended,
                 ended = self.answer_direct(&socket, &answering, moved) => ended,
             },
             Upstream::Tunnel(stream) => {
                 let (read, mut write) = tokio::io::split(stream);
                 let ended = tokio::select! {
-                    ended = self.send_framed(queue, &mut write, moved) => ended,
+                    ended = self.send_framed(first, queue, &mut write, moved) => ended,
                     ended = self.answer_framed(Frames::new(read), &answering, moved) => ended,
                 };
                 // The owner is told; if it does not listen it will notice by itself.
@@ -252,29 +269,40 @@ impl Session {
 
     async fn send_direct(
         &self,
+        first: Option<Queued>,
         queue: &mut mpsc::Receiver<Queued>,
         socket: &UdpSocket,
         moved: &Moved,
     ) -> io::Result<Ended> {
-        while let Some(queued) = queue.recv().await {
+        let mut next = first;
+        while let Some(queued) = next {
             socket.send(&queued.frame[HEADER..]).await?;
             self.sent(&queued, moved);
+            next = queue.recv().await;
         }
         Ok(Ended::ByUs)
     }
 
+    /// `first` may be on its way in part: so many of its bytes travelled with the question for the stream.
     async fn send_framed(
         &self,
+        (first, mut ahead): (Option<Queued>, usize),
         queue: &mut mpsc::Receiver<Queued>,
         stream: &mut (impl AsyncWrite + Unpin),
         moved: &Moved,
     ) -> io::Result<Ended> {
-        while let Some(queued) = queue.recv().await {
-            stream.write_all(&queued.frame).await?;
-            if queue.is_empty() {
-                stream.flush().await?;
+        let mut next = first;
+        while let Some(queued) = next {
+            let rest = queued.frame.get(ahead..).unwrap_or_default();
+            if !rest.is_empty() {
+                stream.write_all(rest).await?;
+                if queue.is_empty() {
+                    stream.flush().await?;
+                }
             }
+            ahead = 0;
             self.sent(&queued, moved);
+            next = queue.recv().await;
         }
         Ok(Ended::ByUs)
     }
@@ -287,8 +315,8 @@ impl Session {
 
     async fn answer_direct(&self, socket: &UdpSocket, to: &UdpSocket, moved: &Moved) -> io::Result<Ended> {
         loop {
-            socket.readable().await?;
-            let sent = with_room(|room| match socket.try_recv(room) {
+            mesh_net::udp::arrived(socket).await?;
+            let sent = with_room(|room| match mesh_net::udp::take(socket, room) {
                 Ok(length) => Ok(Some((length, to.try_send_to(&room[..length], self.key.client)))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 Err(e) => Err(e),
