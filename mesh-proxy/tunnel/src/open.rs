@@ -196,16 +196,19 @@ impl Tunnel {
     /// a chance elsewhere.
     async fn unless_silent<T>(&self, conn: &Arc<Conn>, what: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(what);
-        let suspect = self.shared.timeouts.suspect.max(conn.rtt().unwrap_or(Duration::ZERO) * 4);
-        if let Ok(done) = tokio::time::timeout(suspect, &mut what).await {
+        // Every other way was tried before a silent one was taken.
+        let only_way = conn.suspect.load(Ordering::Relaxed);
+        let patience = self.shared.timeouts.suspect.max(conn.rtt().unwrap_or(Duration::ZERO) * 4);
+        if let Ok(done) = tokio::time::timeout(patience, &mut what).await {
             return Some(done);
         }
-        let known_silent = conn.suspect.load(Ordering::Relaxed);
         let doubt = conn.doubt.notified();
         self.shared.probe(conn);
-        if known_silent {
-            // Every other way has been tried before this one was taken.
+        if only_way {
             return Some(what.await);
+        }
+        if conn.suspect.load(Ordering::Relaxed) {
+            return None;
         }
         tokio::select! {
             done = &mut what => Some(done),

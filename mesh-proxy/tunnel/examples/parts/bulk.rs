@@ -39,7 +39,11 @@ struct Meter {
 
 async fn send(mut stream: impl AsyncWrite + Unpin, meter: Arc<Meter>) {
     let block = vec![7; BLOCK];
-    while !meter.stop.load(Ordering::Relaxed) && stream.write_all(&block).await.is_ok() {}
+    while stream.write_all(&block).await.is_ok() {
+        if meter.stop.load(Ordering::Relaxed) {
+            return;
+        }
+    }
 }
 
 async fn receive(mut stream: impl AsyncRead + Unpin, meter: Arc<Meter>) {
