@@ -2,6 +2,8 @@
 //! garbage, and being replaced by another process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it fails")]
 
+#[path = "control/gateway.rs"]
+mod gateway;
 #[path = "control/support.rs"]
 mod support;
 

@@ -6,6 +6,7 @@ pub mod pods;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
+    client::Client,
     endpoint::EndpointEntry,
     host::Name,
     service::{ServiceEntry, ServiceKind},
@@ -78,6 +79,10 @@ pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
     if let Some(service) = tables.service(name).filter(|s| s.kind != ServiceKind::RouteOnly) {
         return of_service(tables, service, query);
     }
+    // Under a wildcard outside, every name has the wildcard's address.
+    if let Some(service) = outside(tables, name) {
+        return of_service(tables, service, query);
+    }
     let ours =
         name.strip_suffix(&*tables.mesh().cluster_domain).is_some_and(|p| p.is_empty() || p.ends_with('.'));
     if let Some(found) = below(tables, name, query) {
@@ -87,6 +92,31 @@ pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
         true if is_inner(tables, name) => Answer::NoData,
         true => Answer::NxDomain,
         false => Answer::NotOurs,
+    }
+}
+
+/// The same for a workload: a host outside that it may not know means to it what it means outside.
+pub fn answer_for(tables: &Tables, from: IpAddr, name: &str, query: QueryType) -> Answer {
+    let plain = name.strip_suffix('.').unwrap_or(name);
+    if let Some(service) = outside(tables, plain)
+        && let Some(workload) = tables.workload(from.to_canonical())
+    {
+        let client = Client::of(workload);
+        let known = service.visible_to(client.namespace)
+            && tables.scope_of(&client).is_none_or(|scope| scope.sees_any(service));
+        if !known {
+            return Answer::NotOurs;
+        }
+    }
+    answer(tables, name, query)
+}
+
+/// The host outside that a name is, or is covered by.
+fn outside<'t>(tables: &'t Tables, name: &str) -> Option<&'t ServiceEntry> {
+    let external = |s: &ServiceEntry| s.kind == ServiceKind::External;
+    match tables.service(name) {
+        Some(s) => external(s).then_some(&**s),
+        None => tables.wildcard(name, &|s| external(s) && !s.vips.is_empty()).map(|s| &**s),
     }
 }
 

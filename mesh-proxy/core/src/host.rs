@@ -135,7 +135,11 @@ impl Tables {
         self.service(full.as_str()).filter(|s| s.kind == ServiceKind::Headless && accept(s))
     }
 
-    fn wildcard(&self, host: &str, accept: &impl Fn(&ServiceEntry) -> bool) -> Option<&Arc<ServiceEntry>> {
+    pub(crate) fn wildcard(
+        &self,
+        host: &str,
+        accept: &impl Fn(&ServiceEntry) -> bool,
+    ) -> Option<&Arc<ServiceEntry>> {
         if self.wildcards == 0 {
             return None;
         }

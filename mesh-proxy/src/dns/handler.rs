@@ -42,7 +42,8 @@ impl Handler {
         if info.query.query_class() != DNSClass::IN {
             return Reply::error(Outcome::Refused, ResponseCode::Refused);
         }
-        self.responder.reply(info.query.original().name(), info.query.query_type()).await
+        let from = request.src().ip();
+        self.responder.reply(info.query.original().name(), info.query.query_type(), from).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! Decides the answer to one question: the mesh first, then the upstream servers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -63,11 +64,11 @@ impl Responder {
     }
 
     /// `asked` is the name as the client wrote it, which answers repeat.
-    pub(crate) async fn reply(&self, asked: &Name, kind: RecordType) -> Reply {
+    pub(crate) async fn reply(&self, asked: &Name, kind: RecordType, from: IpAddr) -> Reply {
         let mut chain: Vec<Record> = Vec::new();
         let mut name = asked.clone();
         for _ in 0..=MAX_ALIASES {
-            let found = self.ask_mesh(&name, kind);
+            let found = self.ask_mesh(&name, kind, from);
             let target = match found {
                 Answer::Cname(target) => target,
                 Answer::NotOurs if self.is_search_leftover(&name) => {
@@ -111,7 +112,7 @@ impl Responder {
         Reply::error(Outcome::Failed, ResponseCode::ServFail)
     }
 
-    fn ask_mesh(&self, name: &Name, kind: RecordType) -> Answer {
+    fn ask_mesh(&self, name: &Name, kind: RecordType, from: IpAddr) -> Answer {
         let query = match kind {
             RecordType::A => QueryType::A,
             RecordType::AAAA => QueryType::Aaaa,
@@ -121,7 +122,7 @@ impl Responder {
         };
         let mut text = name.to_ascii();
         text.make_ascii_lowercase();
-        dns::answer(&self.shared.tables.load(), &text, query)
+        dns::answer_for(&self.shared.tables.load(), from, &text, query)
     }
 
     /// A full name of ours with something behind it, such as `a.b.svc.cluster.local.example.com`:

@@ -97,3 +97,37 @@ fn a_sidecar_that_goes_leaves_nothing() {
     let (t, _) = t.apply(vec![Change::Remove(mesh_api::ResourceType::Sidecar, "default/s".into())]);
     assert!(reaches(&t, &Client::in_namespace("default"), "bank.money"));
 }
+
+#[test]
+fn a_host_outside_that_is_hidden_is_not_ours_to_answer() {
+    use crate::dns::{Answer, QueryType, answer_for};
+    let outside = |host: &str, vip: &str| model::Service {
+        host: host.into(),
+        namespace: "default".into(),
+        kind: model::service::Kind::External as i32,
+        vips: vec![vip.into()],
+        ports: vec![model::Port { number: 443, ..Default::default() }],
+        visible_to: vec!["default".into()],
+        ..Default::default()
+    };
+    let workload = |ip: &str, namespace: &str| model::Workload {
+        address: ip.into(),
+        namespace: namespace.into(),
+        ..Default::default()
+    };
+    let node = model::NodeWorkloads {
+        node: "a".into(),
+        workloads: vec![workload("10.1.0.1", "default"), workload("10.1.0.2", "other")],
+    };
+    let t = tables(vec![
+        set(outside("api.example.com", "240.240.0.1")),
+        set(outside("*.wild.example", "240.240.0.2")),
+        Change::Set(Resource::NodeWorkloads(node)),
+    ]);
+    let asked = |from: &str, name: &str| answer_for(&t, from.parse().unwrap(), name, QueryType::A);
+    assert!(matches!(asked("10.1.0.1", "api.example.com."), Answer::Records(_)));
+    assert!(matches!(asked("10.1.0.1", "any.wild.example"), Answer::Records(_)));
+    assert_eq!(asked("10.1.0.2", "api.example.com"), Answer::NotOurs);
+    assert_eq!(asked("10.1.0.2", "any.wild.example"), Answer::NotOurs);
+    assert_eq!(asked("10.1.0.1", "wild.example"), Answer::NotOurs);
+}

@@ -1,6 +1,6 @@
 //! A request as the rules look at it. Nothing is copied.
 
-use http::{HeaderMap, Method, Uri, header};
+use http::{Extensions, HeaderMap, Method, Uri, header};
 use mesh_core::RequestView;
 
 /// Borrows the parts of a request.
@@ -9,7 +9,7 @@ pub(crate) struct View<'a> {
     method: &'a Method,
     uri: &'a Uri,
     headers: &'a HeaderMap,
-    secure: bool,
+    extensions: &'a Extensions,
 }
 
 /// Marks a request that came under TLS which ended here.
@@ -18,8 +18,8 @@ pub(crate) struct Secure;
 
 impl<'a> View<'a> {
     pub(crate) fn of<B>(request: &'a http::Request<B>) -> Self {
-        let secure = request.extensions().get::<Secure>().is_some();
-        Self { method: request.method(), uri: request.uri(), headers: request.headers(), secure }
+        let (method, uri) = (request.method(), request.uri());
+        Self { method, uri, headers: request.headers(), extensions: request.extensions() }
     }
 }
 
@@ -45,9 +45,9 @@ impl RequestView for View<'_> {
     }
 
     fn scheme(&self) -> &str {
-        match self.secure {
-            true => "https",
-            false => self.uri.scheme_str().unwrap_or("http"),
+        match self.extensions.get::<Secure>() {
+            Some(Secure) => "https",
+            None => self.uri.scheme_str().unwrap_or("http"),
         }
     }
 
