@@ -1,19 +1,17 @@
 //! Gateways and ListenerSets: an Istio Gateway for each listener, the parents that routes attach to, and their status.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::{
-    DerivedGateway, ObjectRef, Statuses, World,
-    addresses::{self, Resolved},
-    certificates,
+    DerivedGateway, ObjectRef, Statuses, World, addresses,
     conditions::{Clock, Conditions, Problem},
-    conflicts::{self, Conflicts, address_type},
-    grants::GroupKind,
+    conflicts::{self, Conflicts},
     listener::{self, Built, Owner},
     objects::{GatewayKind, Key, Object},
-    selector,
     types::{GatewaySpec, Listener, ListenerSetSpec},
 };
 use crate::types::Meta;
@@ -164,7 +162,7 @@ impl Gateways {
         let hard = services.is_empty() && problem.is_some();
         let sets = conflicts::sets_of(world.objects, key);
         let (allowed, refused): (Vec<_>, Vec<_>) =
-            sets.into_iter().partition(|(set, _)| set_allowed(world, gateway, &set.0));
+            sets.into_iter().partition(|(set, _)| checks::set_allowed(world, gateway, &set.0));
         for (set_key, set) in refused {
             self.refused_set(set_key, set);
         }
@@ -176,7 +174,7 @@ impl Gateways {
         let mut own = Vec::new();
         let mut valid = 0;
         if !hard {
-            problem = problem.or_else(|| bad_parameters(world, gateway));
+            problem = problem.or_else(|| checks::bad_parameters(world, gateway));
             let by = Owner { kind: "Gateway", meta: &gateway.meta, gateway: &gateway.spec };
             let found = scope.listeners(by, key, &gateway.spec.listeners, &mut own);
             valid = found.iter().filter(|f| f.valid).count();
@@ -189,9 +187,9 @@ impl Gateways {
             }
         }
         let resolved = addresses::resolve(world, &key.0, &services, &ports);
-        let conditions = gateway_conditions(world, gateway, problem.as_ref(), valid, hard);
-        let conditions = programmed(conditions, &resolved, &services);
-        let addresses = reported(&resolved);
+        let conditions = checks::gateway_conditions(world, gateway, problem.as_ref(), valid, hard);
+        let conditions = checks::programmed(conditions, &resolved, &services);
+        let addresses = checks::reported(&resolved);
         let listeners = own.into_iter().map(Listed::state).collect();
         self.state(GatewayKind::Gateway, key, &gateway.meta, &gateway.status, conditions).finish(
             listeners,
@@ -454,92 +452,4 @@ impl Scope<'_> {
             services: self.services.to_vec(),
         }
     }
-}
-
-/// Whether a ListenerSet of a namespace may attach; none may unless the Gateway says so.
-fn set_allowed(world: &World<'_>, gateway: &Object<GatewaySpec>, namespace: &str) -> bool {
-    let Some(choice) = gateway.spec.allowed_listeners.as_ref().and_then(|a| a.namespaces.as_ref()) else {
-        return false;
-    };
-    match choice.from.as_deref() {
-        Some("All") => true,
-        Some("Same") => namespace == gateway.meta.namespace,
-        None | Some("Selector") => choice.selector.as_ref().is_some_and(|selector| {
-            let all = world.facts.namespaces();
-            all.iter().any(|(n, labels)| n == namespace && selector::selects(selector, n, labels))
-        }),
-        Some(_) => false,
-    }
-}
-
-fn bad_parameters(world: &World<'_>, gateway: &Object<GatewaySpec>) -> Option<Problem> {
-    let reference = gateway.spec.infrastructure.as_ref()?.parameters_ref.as_ref()?;
-    let bad = |message: String| Some(Problem::new("InvalidParameters", message));
-    let kind = GroupKind { group: &reference.group, kind: &reference.kind };
-    if kind != GroupKind::CONFIG_MAP {
-        return bad(format!(
-            "Unsupported parametersRef group/kind {}/{}, only ConfigMap is supported",
-            reference.group, reference.kind
-        ));
-    }
-    let namespace = &gateway.meta.namespace;
-    if world.facts.config_map(namespace, &reference.name).is_none() {
-        return bad(format!("parametersRef ConfigMap {namespace}/{} does not exist", reference.name));
-    }
-    None
-}
-
-fn gateway_conditions(
-    world: &World<'_>,
-    gateway: &Object<GatewaySpec>,
-    problem: Option<&Problem>,
-    valid: usize,
-    hard: bool,
-) -> Conditions {
-    let mut conditions = Conditions::default()
-        .set("Accepted", "Accepted", "Resource accepted")
-        .set("Programmed", "Programmed", "Resource programmed")
-        .set("ResolvedRefs", "ResolvedRefs", "All references resolved");
-    let total = gateway.spec.listeners.len();
-    if let Some(problem) = problem {
-        conditions.fail("Accepted", problem);
-    } else if !hard && total > 0 && valid == 0 {
-        let message = "None of the Gateway's listeners are valid";
-        conditions.fail("Accepted", &Problem::new("ListenersNotValid", message));
-    } else if valid < total {
-        let message = "One or more of the Gateway's listeners are invalid";
-        conditions.put("Accepted", true, "ListenersNotValid", message);
-    }
-    let tls = gateway.spec.tls.as_ref();
-    let client = tls.and_then(|t| t.backend.as_ref()?.client_certificate_ref.as_ref());
-    if let Some(reference) = client {
-        let checked = certificates::client(world, reference, &gateway.meta.namespace);
-        conditions.check("ResolvedRefs", checked.err().as_ref());
-    }
-    if let Some(frontend) = tls.and_then(|t| t.frontend.as_ref()) {
-        let configs = std::iter::once(&frontend.default).chain(frontend.per_port.iter().map(|p| &p.tls));
-        let insecure = configs
-            .filter_map(|c| c.validation.as_ref())
-            .any(|v| v.mode.as_deref() == Some("AllowInsecureFallback"));
-        if insecure {
-            conditions.put(
-                "InsecureFrontendValidationMode",
-                true,
-                "ConfigurationChanged",
-                "Gateway is operating in AllowInsecureFallback mode for frontend validation",
-            );
-        }
-    }
-    conditions
-}
-
-fn programmed(mut conditions: Conditions, resolved: &Resolved, services: &[String]) -> Conditions {
-    resolved.programmed(services, &mut conditions);
-    conditions
-}
-
-fn reported(resolved: &Resolved) -> Option<Vec<Value>> {
-    let addresses = resolved.addresses();
-    let value = |a: &String| json!({ "type": address_type(a), "value": a });
-    (!addresses.is_empty()).then(|| addresses.iter().map(value).collect())
 }

@@ -1,12 +1,14 @@
 //! Policies of backends to DestinationRules: BackendTLSPolicy, and the experimental XBackend and XBackendTrafficPolicy.
 //! Those for one host are merged; the oldest one decides where two say the same thing.
 
+mod validation;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::{
-    ObjectRef, Statuses, World, certificates,
+    ObjectRef, Statuses, World,
     conditions::{self, Clock, Conditions, Problem, enumerate},
     facts::ServicePort,
     gateways::PARENTS,
@@ -14,7 +16,7 @@ use super::{
     http,
     objects::{GROUP, GatewayKind, Key, Object, X_GROUP},
     routes::Reached,
-    types::{BackendTlsPolicySpec, BackendValidation, PolicyTarget, XBackendSpec, XBackendTrafficPolicySpec},
+    types::{BackendTlsPolicySpec, PolicyTarget, XBackendSpec, XBackendTrafficPolicySpec},
 };
 use crate::{
     duration,
@@ -185,74 +187,6 @@ fn accepted() -> Conditions {
     Conditions::default().set("Accepted", "Accepted", "Configuration is valid")
 }
 
-fn names(validation: &BackendValidation) -> Vec<String> {
-    validation
-        .subject_alt_names
-        .iter()
-        .filter_map(|name| match name.kind.as_str() {
-            "Hostname" => Some(name.hostname.clone()),
-            "URI" => Some(name.uri.clone()),
-            _ => None,
-        })
-        .collect()
-}
-
-/// The CA that backends are verified with: the system's when empty; a name that nothing has when it cannot be used, so
-/// that nothing is sent unverified.
-fn authority(
-    world: &World<'_>,
-    validation: &BackendValidation,
-    namespace: &str,
-    state: &mut Conditions,
-) -> String {
-    if let Some(known) = &validation.well_known_ca_certificates {
-        if known != "System" {
-            let message = format!("Unknown wellKnownCACertificates: {known}");
-            state.fail("Accepted", &Problem::new("Invalid", message));
-        }
-        return String::new();
-    }
-    let Some(reference) = validation.ca_certificate_refs.first() else { return String::new() };
-    if validation.ca_certificate_refs.len() > 1 {
-        let warning = "; warning: only the first caCertificateRefs will be used";
-        state.append_message("Accepted", warning);
-    }
-    let kind_name = reference.kind.as_deref().unwrap_or_default();
-    let kind = GroupKind { group: reference.group.as_deref().unwrap_or_default(), kind: kind_name };
-    let name = &reference.name;
-    let missing = || format!("reference {namespace}/{name} (of kind {kind_name}) not found");
-    let unsupported = || format!("unsupported reference kind: {kind_name}");
-    let (why, reason, what) = match kind {
-        GroupKind::CONFIG_MAP => match world.facts.config_map(namespace, name) {
-            None => (missing(), certificates::INVALID_CA_REF, "Certificate reference not found"),
-            Some(map) => match certificates::config_map_root(map) {
-                Ok(()) => return format!("configmap://{namespace}/{name}"),
-                Err(why) => (why, certificates::INVALID_CA_REF, "Certificate invalid"),
-            },
-        },
-        GroupKind::SECRET | GroupKind::SERVICE | GroupKind::SERVICE_ENTRY => {
-            let there = match kind {
-                GroupKind::SECRET => world.facts.secret(namespace, name).is_some(),
-                GroupKind::SERVICE => world.facts.service(namespace, name).is_some(),
-                _ => world.facts.service_entry(namespace, name).is_some(),
-            };
-            if there {
-                (unsupported(), "InvalidKind", "Certificate reference invalid")
-            } else {
-                (missing(), certificates::INVALID_CA_REF, "Certificate reference not found")
-            }
-        }
-        _ => {
-            let why = format!("unsupported kind {kind_name}");
-            (why, "InvalidKind", "Certificate reference not supported")
-        }
-    };
-    state.fail("ResolvedRefs", &Problem::new(reason, format!("{what}: {why}")));
-    let message = format!("Certificate reference invalid: {why}");
-    state.fail("Accepted", &Problem::new("NoValidCACertificate", message));
-    "invalid://".to_owned()
-}
-
 fn gateways_of(reached: &BTreeSet<Reached>, target: &Target) -> Vec<Key> {
     let backend = (target.0.to_owned(), target.1.clone(), target.2.clone());
     let gateways: BTreeSet<_> =
@@ -313,8 +247,8 @@ fn tls_policy<'a>(
     let tls = ClientTlsSettings {
         mode: Some(TlsMode::Simple),
         sni: validation.hostname.clone(),
-        subject_alt_names: names(validation),
-        credential_name: authority(world, validation, &key.0, &mut state),
+        subject_alt_names: validation::names(validation),
+        credential_name: validation::authority(world, validation, &key.0, &mut state),
         ..ClientTlsSettings::default()
     };
     let mut gateways = BTreeSet::new();
@@ -471,8 +405,8 @@ fn external_tls(
     Some(ClientTlsSettings {
         mode: Some(TlsMode::Simple),
         sni: sni.to_owned(),
-        subject_alt_names: names(validation),
-        credential_name: authority(world, validation, &key.0, state),
+        subject_alt_names: validation::names(validation),
+        credential_name: validation::authority(world, validation, &key.0, state),
         ..ClientTlsSettings::default()
     })
 }
