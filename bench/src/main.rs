@@ -4,6 +4,7 @@
 mod backend;
 mod budget;
 mod control;
+mod hollow;
 mod load;
 mod mesh;
 mod peers;
@@ -29,7 +30,7 @@ const SETTLE: Duration = Duration::from_secs(12);
 /// Measures the mesh beside direct calls, a bare relay, haproxy, nginx and Envoy.
 #[derive(Parser)]
 struct Args {
-    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control.
+    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control, hollow.
     #[arg(long, env = "BENCH")]
     suite: Option<String>,
     /// Only scenarios whose name contains this.
@@ -59,6 +60,15 @@ enum Internal {
     Backend { http: SocketAddr, bulk: SocketAddr },
     /// The calibrator: relays pairs FROM TO.
     #[command(hide = true)]
+    Hollow {
+        #[arg(long)]
+        nodes: usize,
+        #[arg(long)]
+        dir: std::path::PathBuf,
+        #[arg(long)]
+        ready: SocketAddr,
+    },
+    #[command(hide = true)]
     Relay { addresses: Vec<SocketAddr> },
 }
 
@@ -66,6 +76,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     match args.internal {
         Some(Internal::Backend { http, bulk }) => serve(http, bulk),
+        Some(Internal::Hollow { nodes, ref dir, ready }) => hollow::run(nodes, dir, ready),
         Some(Internal::Relay { ref addresses }) => relay(addresses),
         None if !world::inside() => world::enter(),
         None => measure(&args),
@@ -139,6 +150,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("control") && args.scenario.is_none() {
         control::measure(world.dir.path(), effort.rounds, &mut report)?;
+    }
+    if wanted("hollow") && args.scenario.is_none() {
+        hollow::measure(world.dir.path(), args.quick, &mut report)?;
     }
     world.stop();
     println!("{}{}", report.tables(), budget::check(&report));

@@ -50,6 +50,9 @@ pub(crate) const APPLY: Metric = Metric("apply_to_effect_ms", "ms");
 
 pub(crate) const COMPILE: Metric = Metric("compile_ms", "ms");
 pub(crate) const WIRE: Metric = Metric("change_to_wire_ms", "ms");
+pub(crate) const NODE_RSS: Metric = Metric("rss_kib_per_node", "KiB");
+pub(crate) const NODE_CPU: Metric = Metric("cpu_ms_per_node", "ms");
+pub(crate) const REACHED: Metric = Metric("all_reached_s", "s");
 
 /// One line of `latest.json`; other programs read this form.
 #[derive(Serialize)]

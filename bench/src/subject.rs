@@ -100,10 +100,21 @@ impl Group {
 
 /// Starts a program and waits until it accepts connections at `probe`.
 pub(crate) fn start(name: &'static str, dir: &Path, command: Command, probe: SocketAddr) -> Result<Daemon> {
+    start_within(name, dir, command, probe, Duration::from_secs(30))
+}
+
+/// As [`start`], for programs that take longer.
+pub(crate) fn start_within(
+    name: &'static str,
+    dir: &Path,
+    command: Command,
+    probe: SocketAddr,
+    limit: Duration,
+) -> Result<Daemon> {
     let mut daemon = Daemon::spawn(name, &Wrap::none(), command, &dir.join(format!("{name}.log")))
         .with_context(|| format!("start {name}"))?;
     let timeout = Duration::from_millis(500);
-    daemon.wait_ready(Duration::from_secs(30), || {
+    daemon.wait_ready(limit, || {
         TcpStream::connect_timeout(&probe, timeout).map(drop).map_err(|e| format!("{probe}: {e}"))
     })?;
     Ok(daemon)

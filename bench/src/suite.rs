@@ -42,8 +42,8 @@ pub(crate) const SCENARIOS: [Scenario; 6] = [
 ];
 
 /// Names of all suites.
-pub(crate) const SUITES: [&str; 8] =
-    ["http", "latency", "connections", "bulk", "memory", "binary", "apply", "control"];
+pub(crate) const SUITES: [&str; 9] =
+    ["http", "latency", "connections", "bulk", "memory", "binary", "apply", "control", "hollow"];
 
 /// One subject with the processes that it costs.
 struct Entry<'a> {
