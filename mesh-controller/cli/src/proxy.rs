@@ -12,6 +12,16 @@ use crate::{
     output,
 };
 
+/// A page as text.
+pub(crate) fn fetch_text(admin: &str, page: &str) -> Result<String> {
+    fetch::text(admin, page)
+}
+
+/// A page of JSON.
+pub(crate) fn fetch(admin: &str, page: &str) -> Result<Value> {
+    fetch::get(admin, page)
+}
+
 pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
     let page = match args.what {
         ProxyWhat::Peers => "/peers",

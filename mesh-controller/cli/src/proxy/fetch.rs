@@ -13,6 +13,11 @@ const WAIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: u64 = 512 << 20;
 
 pub(super) fn get(url: &str, path: &str) -> Result<Value> {
+    let body = text(url, path)?;
+    serde_json::from_str(&body).with_context(|| format!("{url}{path} did not answer in JSON"))
+}
+
+pub(super) fn text(url: &str, path: &str) -> Result<String> {
     let Some(authority) = url.strip_prefix("http://").map(|u| u.trim_end_matches('/')) else {
         bail!("--admin: {url:?} does not begin with http://");
     };
@@ -36,7 +41,7 @@ pub(super) fn get(url: &str, path: &str) -> Result<Value> {
     if status.split_ascii_whitespace().nth(1) != Some("200") {
         bail!("{url}{path} answered {status:?}");
     }
-    serde_json::from_slice(body).with_context(|| format!("{url}{path} did not answer in JSON"))
+    String::from_utf8(body.to_vec()).with_context(|| format!("{url}{path} did not answer in text"))
 }
 
 fn split(answer: &[u8]) -> Option<(&str, &[u8])> {

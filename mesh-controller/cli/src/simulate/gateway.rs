@@ -44,7 +44,10 @@ fn gateways<'t>(
 ) -> Vec<&'t Arc<model::Gateway>> {
     let selects =
         |g: &model::Gateway| !labels.is_empty() && g.selector.iter().all(|(k, v)| labels.get(k) == Some(v));
-    let mut all: Vec<_> = tables.gateways().filter(|g| g.name == named || selects(g)).collect();
+    // Each listener of a Gateway of Gateway API is a Gateway here, with a name made from its own.
+    let listener = |g: &model::Gateway| g.name.strip_prefix(named).is_some_and(|rest| rest.starts_with("~istio-"));
+    let mut all: Vec<_> =
+        tables.gateways().filter(|g| g.name == named || listener(g) || selects(g)).collect();
     all.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
     all
 }
