@@ -4,6 +4,7 @@
 //! with a server behind the second, so that every cell of the matrix is a pair of nodes that nothing else connects.
 //! Transports are forced by the routers (no UDP, or no TCP but the controller's), not by settings of the programs.
 
+mod busy;
 mod cells;
 mod layout;
 mod paths;

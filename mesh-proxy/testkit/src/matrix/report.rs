@@ -87,6 +87,13 @@ impl Summary {
         if !cold.is_empty() {
             println!("first byte of proxies that had just started: {}", cold.join(", "));
         }
+        let mut busy: Vec<f64> = self.cells.iter().map(|c| c.busy).collect();
+        busy.sort_by(f64::total_cmp);
+        if let Some(median) = busy.get(busy.len() / 2) {
+            println!(
+                "half of the time this machine was {median:.1} times slower than an idle one; limits are stretched by that"
+            );
+        }
         for check in &self.checks {
             println!("{} {}: {}", if check.ok { "ok    " } else { "FAILED" }, check.what, check.figure);
         }
