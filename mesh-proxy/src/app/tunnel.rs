@@ -105,7 +105,7 @@ pub(super) fn follow(shared: &Arc<Shared>, tunnel: &Tunnel, tasks: &Tasks) -> wa
 
     let (mut listening, mut nat) = (tunnel.addresses(), tunnel.nat());
     let (advertise, port) = (shared.config.advertise.clone(), shared.config.listen.tunnel.port());
-    let further = shared.config.tunnel.addresses.clone();
+    let further = shared.config.tunnel.further(&advertise);
     let reach = move |listening: &mut watch::Receiver<Vec<String>>, nat: &mut watch::Receiver<NatReport>| {
         let straight = tunnel_glue::reported(&listening.borrow_and_update(), &advertise, port, &further);
         Reach::new(straight, &nat.borrow_and_update())

@@ -49,7 +49,10 @@ impl TunnelSettings {
     pub fn validate(&self) -> Vec<(&'static str, String)> {
         let mut out = Vec::new();
         let mut bad = |key, reason: &dyn Display| out.push((key, reason.to_string()));
-        if let Err(e) = self.proxy() {
+        // An odd value of the environment, which others read too, is no reason not to start.
+        if !self.proxy.expose().trim().is_empty()
+            && let Err(e) = self.proxy()
+        {
             bad("proxy", &e);
         }
         if self.addresses.len() > MAX_ADDRESSES {
@@ -72,7 +75,15 @@ impl TunnelSettings {
         }
     }
 
-    /// Puts it into the configuration of the tunnel of `node`. `advertise`: what the operator says of this node's IP addresses.
+    /// What others are told beside the addresses of the tunnel's port. The WebSocket listener says its addresses by
+    /// itself, unless the operator says which IP addresses this node has.
+    pub fn further(&self, advertise: &[IpAddr]) -> Vec<String> {
+        let at = |w: &SocketAddr| advertise.iter().map(|ip| websocket_at(*ip, w.port())).collect::<Vec<_>>();
+        self.websocket.iter().flat_map(at).chain(self.addresses.iter().cloned()).collect()
+    }
+
+    /// Puts it into the configuration of the tunnel of `node`. `advertise`: what the operator says of this node's IP
+    /// addresses.
     pub fn apply(&self, node: &str, advertise: &[String], to: &mut TunnelConfig) {
         // Looked at when the configuration was loaded; the environment's own may still be odd.
         to.proxy = self.proxy().unwrap_or_else(|error| {
@@ -85,15 +96,16 @@ impl TunnelSettings {
     }
 }
 
+fn websocket_at(ip: IpAddr, port: u16) -> String {
+    let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
+    format!("/{family}/{ip}/tcp/{port}/tls/ws")
+}
+
 /// Multiaddrs of a WebSocket listener.
 fn websocket(at: SocketAddr) -> Vec<String> {
-    let one = |ip: IpAddr| {
-        let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
-        format!("/{family}/{ip}/tcp/{}/tls/ws", at.port())
-    };
-    let mut all = vec![one(at.ip())];
+    let mut all = vec![websocket_at(at.ip(), at.port())];
     if at.ip() == Ipv4Addr::UNSPECIFIED && super::has_ipv6() {
-        all.push(one(std::net::Ipv6Addr::UNSPECIFIED.into()));
+        all.push(websocket_at(std::net::Ipv6Addr::UNSPECIFIED.into(), at.port()));
     }
     all
 }
@@ -120,6 +132,11 @@ mod tests {
         assert_eq!(config.proxy.unwrap().to_string(), "http://***@proxy.corp:3128");
         assert!(config.nat.relay.enabled);
         assert_eq!(config.nat.external, ["/ip4/203.0.113.1/tcp/15008", "/dns4/edge.example/tcp/443/wss"]);
+
+        assert_eq!(
+            settings.further(&["203.0.113.1".parse().unwrap()]),
+            ["/ip4/203.0.113.1/tcp/443/tls/ws", "/dns4/edge.example/tcp/443/wss"]
+        );
 
         settings.proxy = Secret::new("https://u:hush@proxy.corp".to_owned());
         settings.addresses = vec!["edge.example:443".to_owned()];
