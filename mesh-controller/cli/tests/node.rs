@@ -113,7 +113,7 @@ fn doctor_says_what_is_wrong_and_its_exit_code_too() {
             ("/paths", "[]".to_owned()),
             ("/stats/prometheus", metrics(ahead)),
         ]);
-        meshctl(&["doctor", "--admin", &url, "-o", "json", "--wait-ms", "700"])
+        meshctl(&["doctor", "--admin", &url, "-o", "json", "--wait-ms", "300"])
     };
     let well = ask(0);
     let found = json_of(&well);
