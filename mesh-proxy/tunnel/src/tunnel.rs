@@ -137,6 +137,15 @@ impl Shared {
         self.punches.lock().unwrap_or_else(PoisonError::into_inner).remove(&dial)
     }
 
+    /// Has the driver dial a peer anew, at addresses that nobody knew before.
+    pub(crate) fn moved(&self, peer: PeerId) {
+        self.table.forgive(peer);
+        if let Some(commands) = self.commands.upgrade() {
+            // A full queue means that the driver is busy dialling; the next dial takes the new addresses anyway.
+            let _ = commands.try_send(Command::Moved(vec![peer]));
+        }
+    }
+
     /// Has the driver close a connection.
     pub(crate) fn close_connection(&self, id: ConnectionId) {
         if let Some(commands) = self.commands.upgrade() {

@@ -63,7 +63,7 @@ enum Dial {
 /// What a stream is for that was asked for.
 enum Awaited {
     /// To ask the destination of a circuit.
-    Circuit(relay::Circuit, Stream, relay::Asking),
+    Circuit(Box<(relay::Circuit, Stream, relay::Asking)>),
     /// To talk about a punch, or to ask for one.
     Punch { peer: PeerId, ask: bool },
     /// To measure the NAT, with the other one of a pair.
@@ -364,10 +364,8 @@ impl Engine {
                 peer,
                 connection,
                 result: Ok(rtt),
-            })) => {
-                if swarm.behaviour().nat.ports.links.get(connection).is_some_and(|l| !l.relayed) {
-                    self.reservations.rtt(peer, *rtt);
-                }
+            })) if swarm.behaviour().nat.ports.links.get(connection).is_some_and(|l| !l.relayed) => {
+                self.reservations.rtt(peer, *rtt);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Circuits(
                 circuit::client::Event::ReservationReqAccepted { relay_peer_id, .. },
@@ -389,7 +387,8 @@ impl Engine {
             }
             PartsEvent::Ports(ports::Event::Opened { ticket, stream }) => {
                 match (self.awaited.remove(&ticket), stream) {
-                    (Some(Awaited::Circuit(circuit, source, asking)), stream) => {
+                    (Some(Awaited::Circuit(circuit)), stream) => {
+                        let (circuit, source, asking) = *circuit;
                         self.join(circuit, source, stream, asking);
                     }
                     (Some(Awaited::Punch { peer, ask }), Some(stream)) => self.talk(peer, ask, stream),

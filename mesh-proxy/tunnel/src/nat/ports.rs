@@ -348,11 +348,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (name, stream),
                 ..
-            }) => {
-                if self.out.len() < QUEUE {
-                    self.out.push_back(Out::Inbound(name, stream));
-                }
-            }
+            }) if self.out.len() < QUEUE => self.out.push_back(Out::Inbound(name, stream)),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
                 self.out.push_back(Out::Opened(info, Some(protocol)));
             }

@@ -105,7 +105,8 @@ mod tests {
             }
         };
         let ((ar, aw), (br, bw)) = (tokio::io::split(a_far), tokio::io::split(b_far));
-        let relays = [tokio::spawn(relay(ar, bw)), tokio::spawn(relay(br, aw))];
+        let runtime = tokio::runtime::Handle::current();
+        let relays = [runtime.spawn(relay(ar, bw)), runtime.spawn(relay(br, aw))];
         let (one, two) = tokio::join!(lead(a.compat(), hello(1)), follow(b.compat(), hello(2)));
         let (one, two) = (one.unwrap().unwrap(), two.unwrap().unwrap());
         assert_eq!((one.theirs, two.theirs), (hello(2), hello(1)));

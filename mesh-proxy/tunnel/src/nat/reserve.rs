@@ -65,7 +65,6 @@ impl Relay {
         self.failures = self.failures.saturating_add(1);
         let pause = MIN_PAUSE.saturating_mul(1 << self.failures.saturating_sub(1).min(10)).min(MAX_PAUSE);
         // Up to half as much again, other for each node: those that lost the same relay do not return together.
-        #[expect(clippy::cast_possible_truncation, reason = "a remainder below 512")]
         let spread = (self.order % 512) as u32;
         self.not_before = now + pause + pause * spread / 1024;
     }

@@ -22,6 +22,8 @@ pub(crate) struct Start<'a> {
     /// `tcp`, `quic` or `both`.
     pub(crate) transport: &'a str,
     pub(crate) relay: bool,
+    /// The registry's addresses are old ones, and there are no relays: peers are on the LAN or nowhere.
+    pub(crate) dark: bool,
     /// Peers that it calls, one after the other.
     pub(crate) calls: &'a [String],
 }
@@ -35,6 +37,7 @@ pub(crate) fn spawn(place: Place<'_>, registry: &Path, start: &Start<'_>) -> Pro
         .env("NODE_REGISTRY", registry)
         .env("NODE_TRANSPORT", start.transport);
     command.env("NODE_RELAY", if start.relay { "1" } else { "" }).env("NODE_CALLS", start.calls.join(","));
+    command.env("NODE_DARK", if start.dark { "1" } else { "" });
     place.spawn(start.name, &command).unwrap()
 }
 
@@ -140,7 +143,8 @@ async fn run(name: String) {
     }
     config.nat.relay.enabled = !var("NODE_RELAY").is_empty();
     config.nat.node.clone_from(&name);
-    config.nat.mdns = var("NODE_MDNS") == "1";
+    let dark = !var("NODE_DARK").is_empty();
+    config.nat.mdns = dark;
     let relay = config.nat.relay.enabled;
     let metrics = prometheus::Registry::new();
     let (tunnel, mut acceptors) = Tunnel::start(config, Executors::current(), &metrics).await.unwrap();
@@ -149,7 +153,12 @@ async fn run(name: String) {
     let mut own = Peer::default();
     let calls: Vec<String> =
         var("NODE_CALLS").split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
-    let caller = tokio::spawn(call_all(tunnel.clone(), registry.clone(), name.clone(), calls));
+    let caller = tokio::runtime::Handle::current().spawn(call_all(
+        tunnel.clone(),
+        registry.clone(),
+        name.clone(),
+        calls,
+    ));
     loop {
         let report = tunnel.nat().borrow().clone();
         let addresses =
@@ -167,6 +176,9 @@ async fn run(name: String) {
             own = now;
         }
         let mut all = peers(&registry);
+        for peer in all.iter_mut().filter(|_| dark) {
+            peer.addresses = vec!["/ip4/192.168.1.250/tcp/15008".to_owned()];
+        }
         all.sort_by(|a, b| a.node.cmp(&b.node));
         if all != known {
             tunnel.set_peers(&all).await;

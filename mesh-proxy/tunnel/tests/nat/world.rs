@@ -48,11 +48,11 @@ fn mesh(
     let registry = world.folder("registry").unwrap();
     let mut all = Vec::new();
     for relay in ["r1", "r2"] {
-        let start = Start { name: relay, transport, relay: true, calls: &[] };
+        let start = Start { name: relay, transport, relay: true, dark: false, calls: &[] };
         all.push(spawn(world.node(relay).unwrap(), &registry, &start));
     }
     for (name, _) in nodes {
-        let start = Start { name, transport, relay: false, calls: &callees(name) };
+        let start = Start { name, transport, relay: false, dark: false, calls: &callees(name) };
         all.push(spawn(world.node(name).unwrap(), &registry, &start));
     }
     let mesh = Mesh { nodes: all, registry, _world: world };
@@ -135,4 +135,28 @@ fn quic_punches_through_all_that_can_be() {
 #[test]
 fn tcp_punches_through_all_that_can_be() {
     matrix("tcp");
+}
+
+#[test]
+fn nodes_in_the_dark_find_each_other_on_the_lan() {
+    let lan = "192.168.1.0/24".parse().unwrap();
+    let spec = Spec::named("dark").site("shop", lan, Nat::PortRestricted);
+    let spec = spec.node("a", Some("shop"), None).node("b", Some("shop"), None);
+    let world = World::up(&spec).unwrap();
+    let registry = world.folder("registry").unwrap();
+    let callee = ["b".to_owned()];
+    let start = |name, calls| {
+        let start = Start { name, transport: "both", relay: false, dark: true, calls };
+        spawn(world.node(name).unwrap(), &registry, &start)
+    };
+    let nodes = vec![start("b", &[]), start("a", &callee)];
+    let mesh = Mesh { nodes, registry, _world: world };
+    wait("both have started", 60, || ["a", "b"].iter().all(|n| mesh.registry.join(n).exists()));
+    std::fs::write(mesh.registry.join("go.now"), "").unwrap();
+    wait("the call has ended", 60, || calls(&mesh.registry, "a").contains_key("b"));
+    let call = &calls(&mesh.registry, "a")["b"];
+    println!("{call:?}");
+    assert_eq!(call.path, "lan");
+    // Five seconds on a machine that does nothing else.
+    assert!(call.first_byte < Duration::from_secs(15), "{:?}", call.first_byte);
 }

@@ -89,7 +89,7 @@ impl Engine {
                 match server.connect(peer, destination, member(&peer) && member(&destination)) {
                     Ok((circuit, id)) => {
                         let ticket = swarm.behaviour_mut().nat.ports.open(id, wire::STOP);
-                        self.awaited.insert(ticket, Awaited::Circuit(circuit, stream, asking));
+                        self.awaited.insert(ticket, Awaited::Circuit(Box::new((circuit, stream, asking))));
                     }
                     Err(why) => self.refuse(stream, asking, why.status()),
                 }

@@ -78,8 +78,8 @@ impl Engine {
         if self.found.add(peer, address.clone(), Instant::now() + age) {
             tracing::debug!(%peer, %address, source, "peer is found");
             self.metrics.discovered(source);
-            // Dials that failed before may work now.
-            self.shared.table.forgive(peer);
+            // Dials that failed before may work now, and one that waits for an old address need not end first.
+            self.shared.moved(peer);
         }
     }
 

@@ -219,14 +219,12 @@ where
             return Poll::Ready(Ends::Bytes);
         }
         // A side that used up its share goes on after the others, or after the pause.
-        match &mut this.pause {
-            Some(pause) => {
-                if pause.as_mut().poll(cx).is_ready() {
-                    cx.waker().wake_by_ref();
-                }
-            }
-            None if forth == 0 || back == 0 => cx.waker().wake_by_ref(),
-            None => {}
+        let go_on = match &mut this.pause {
+            Some(pause) => pause.as_mut().poll(cx).is_ready(),
+            None => forth == 0 || back == 0,
+        };
+        if go_on {
+            cx.waker().wake_by_ref();
         }
         Poll::Pending
     }
