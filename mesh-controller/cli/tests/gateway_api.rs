@@ -154,3 +154,23 @@ fn grpc_routes_match_services_and_methods() {
     assert_eq!(destination(&of("/shop.Cart/Remove")), V1);
     assert_eq!(of("/shop.Cartoon/Add")["status"], 404);
 }
+
+#[test]
+fn requests_from_outside_go_by_listener_host_and_path() {
+    let text = format!(
+        "{SERVICES}\n---\n{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: front, namespace: shop}}, \
+         spec: {{gatewayClassName: istio, listeners: [{{name: web, port: 80, protocol: HTTP, hostname: '*.example.com'}}, \
+         {{name: other, port: 80, protocol: HTTP, hostname: other.example.com}}]}}}}\n---\n\
+         {{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: a, namespace: shop}}, \
+         spec: {{parentRefs: [{{name: front, sectionName: web}}], hostnames: [a.example.com, other.example.com], rules: [{{backendRefs: [{{name: cart, port: 80}}]}}, \
+         {{matches: [{{path: {{value: /v2}}}}], backendRefs: [{{name: cart-v2, port: 8080}}]}}]}}}}"
+    );
+    let world = World::new(&istio_compat::yaml::documents(&text).unwrap(), &WorldOptions::default());
+    let of =
+        |host: &str, path: &str| ask(&world, json!({ "gateway": "shop/front", "host": host, "path": path }));
+    assert_eq!(destination(&of("a.example.com", "/")), V1);
+    assert_eq!(destination(&of("a.example.com", "/v2/x")), V2);
+    assert_eq!(of("a.example.org", "/")["status"], 404);
+    // The other listener is more exact: it keeps the host, and no route is attached to it.
+    assert_eq!(of("other.example.com", "/")["status"], 404);
+}

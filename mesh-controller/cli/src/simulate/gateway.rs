@@ -45,7 +45,8 @@ fn gateways<'t>(
     let selects =
         |g: &model::Gateway| !labels.is_empty() && g.selector.iter().all(|(k, v)| labels.get(k) == Some(v));
     // Each listener of a Gateway of Gateway API is a Gateway here, with a name made from its own.
-    let listener = |g: &model::Gateway| g.name.strip_prefix(named).is_some_and(|rest| rest.starts_with("~istio-"));
+    let listener =
+        |g: &model::Gateway| g.name.strip_prefix(named).is_some_and(|rest| rest.starts_with("~istio-"));
     let mut all: Vec<_> =
         tables.gateways().filter(|g| g.name == named || listener(g) || selects(g)).collect();
     all.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
