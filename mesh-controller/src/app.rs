@@ -170,6 +170,16 @@ fn serve_when_ready(
     });
 }
 
+/// Nodes that joined, moved or were removed at another controller on the same state directory.
+async fn share_registry(shared: &Shared) {
+    let registry = shared.registry.clone();
+    match tokio::task::spawn_blocking(move || registry.refresh()).await {
+        Ok(Ok(removed)) => removed.iter().for_each(|node| shared.sessions.revoke(node)),
+        Ok(Err(error)) => tracing::warn!(%error, "look at the node registry"),
+        Err(_interrupted) => {}
+    }
+}
+
 /// Slow things: the own certificate, and gauges that are read rather than counted.
 fn keep_current(shared: Arc<Shared>, tls: NodeTls, config: Config, health: Health) {
     let tasks = shared.tasks.clone();
@@ -178,6 +188,7 @@ fn keep_current(shared: Arc<Shared>, tls: NodeTls, config: Config, health: Healt
         let mut errors = 0;
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
+            share_registry(&shared).await;
             shared.metrics.connected.set(shared.sessions.count() as i64);
             let state = health.snapshot();
             shared.metrics.source_healthy.set(i64::from(state.problems.is_empty()));

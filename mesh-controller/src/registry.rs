@@ -55,11 +55,16 @@ pub(crate) struct Said {
     pub version: String,
 }
 
+/// What identifies a state of a file without reading it.
+type Stamp = (std::time::SystemTime, u64, u64);
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Registry {
     dir: Arc<Path>,
     nodes: Arc<Mutex<BTreeMap<String, NodeRecord>>>,
+    /// State of each file as last read, to notice what another controller writes.
+    stamps: Arc<Mutex<BTreeMap<PathBuf, Stamp>>>,
     changes: mpsc::Sender<Vec<Op>>,
 }
 
@@ -67,22 +72,60 @@ impl Registry {
     /// Loads all records. One that cannot be read is left alone and said: its node can join again.
     pub(crate) fn open(dir: PathBuf, changes: mpsc::Sender<Vec<Op>>) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let mut nodes = BTreeMap::new();
-        for entry in fs::read_dir(&dir)? {
+        let registry = Self { dir: dir.into(), nodes: Arc::default(), stamps: Arc::default(), changes };
+        registry.read()?;
+        Ok(registry)
+    }
+
+    /// Takes over what another controller on the same directory has written, and returns which nodes it has removed.
+    /// Blocks on the disk.
+    pub(crate) fn refresh(&self) -> io::Result<Vec<String>> {
+        let (changed, removed) = self.read()?;
+        let gone = removed.iter().map(|node| Op::Register(node.clone(), None));
+        let operations: Vec<Op> = changed.iter().map(operation).chain(gone).collect();
+        if !operations.is_empty() {
+            self.changes.blocking_send(operations).ok();
+        }
+        Ok(removed)
+    }
+
+    /// Reads files that are new or different; returns records that are different, and names of those that are gone.
+    fn read(&self) -> io::Result<(Vec<NodeRecord>, Vec<String>)> {
+        // Own writes happen under the same lock: a file and its record are never seen apart.
+        let mut nodes = self.lock();
+        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut found, mut changed) = (BTreeMap::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            let parsed = fs::read(&path)
-                .and_then(|content| serde_json::from_slice::<NodeRecord>(&content).map_err(io::Error::other));
-            match parsed {
-                Ok(record) => {
-                    nodes.insert(record.node.clone(), record);
+            // One that goes away between the two is gone.
+            let Ok(stamp) = stamp(&path) else { continue };
+            if stamps.get(&path) != Some(&stamp) {
+                let parsed = fs::read(&path).and_then(|content| {
+                    serde_json::from_slice::<NodeRecord>(&content).map_err(io::Error::other)
+                });
+                match parsed {
+                    Ok(record) if nodes.get(&record.node) == Some(&record) => {}
+                    Ok(record) => {
+                        nodes.insert(record.node.clone(), record.clone());
+                        changed.push(record);
+                    }
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "node record is not usable")
+                    }
                 }
-                Err(error) => tracing::error!(path = %path.display(), %error, "node record is not usable"),
             }
+            found.insert(path, stamp);
         }
-        Ok(Self { dir: dir.into(), nodes: Arc::new(Mutex::new(nodes)), changes })
+        let gone: Vec<String> =
+            nodes.keys().filter(|n| !found.contains_key(&self.path(n))).cloned().collect();
+        for node in &gone {
+            nodes.remove(node);
+        }
+        *stamps = found;
+        Ok((changed, gone))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, NodeRecord>> {
@@ -176,6 +219,12 @@ impl Registry {
     }
 }
 
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(path)?;
+    Ok((meta.modified()?, meta.len(), meta.ino()))
+}
+
 fn operation(record: &NodeRecord) -> Op {
     let registration = Registration {
         peer_id: record.peer_id.clone(),
@@ -225,5 +274,30 @@ mod tests {
             (again[0].relay, again[0].nat.as_str(), again[0].reservations.len()),
             (true, "symmetric", 1)
         );
+    }
+
+    #[test]
+    fn two_controllers_on_one_directory_know_the_same_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, mut receiver) = mpsc::channel(16);
+        let one = Registry::open(dir.path().to_owned(), mpsc::channel(16).0).unwrap();
+        let two = Registry::open(dir.path().to_owned(), sender).unwrap();
+        one.joined("a", "peer-1", 1).unwrap();
+        assert!(!two.knows("a"));
+        assert!(two.refresh().unwrap().is_empty());
+        assert!(two.knows("a"));
+        let told = receiver.try_recv().unwrap();
+        assert!(matches!(&told[..], [Op::Register(node, Some(r))] if node == "a" && r.peer_id == "peer-1"));
+        assert!(two.refresh().unwrap().is_empty() && receiver.try_recv().is_err(), "nothing is new");
+        // What a controller writes itself is not news to it.
+        two.joined("b", "peer-2", 2).unwrap();
+        receiver.try_recv().unwrap();
+        two.refresh().unwrap();
+        assert!(receiver.try_recv().is_err());
+        one.refresh().unwrap();
+        assert!(one.remove("b").unwrap());
+        assert_eq!(two.refresh().unwrap(), ["b"]);
+        assert!(matches!(&receiver.try_recv().unwrap()[..], [Op::Register(node, None)] if node == "b"));
+        assert!(!two.knows("b"));
     }
 }
