@@ -86,7 +86,7 @@ pub fn service(host: &str, all: &[&ServiceEntry], protocol: ProtocolOf) -> Optio
 }
 
 /// Which of the ServiceEntries that name a host make it: the oldest, and those of its namespace with its resolution.
-pub fn makers<'a>(mut all: Vec<&'a ServiceEntry>) -> Vec<&'a ServiceEntry> {
+pub fn makers(mut all: Vec<&ServiceEntry>) -> Vec<&ServiceEntry> {
     all.retain(|e| !is_hidden(e));
     all.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
     let Some(owner) = all.first().copied() else { return Vec::new() };

@@ -14,7 +14,7 @@ pub(super) fn check_peer(object: &PeerAuthentication, out: &mut Verdict) {
     }
     for port in spec.port_level_mtls.keys() {
         let number: Option<u32> = port.parse().ok();
-        if !number.is_some_and(|n| text::port(n).is_ok()) {
+        if number.is_none_or(|n| text::port(n).is_err()) {
             out.error(format!("spec.portLevelMtls[{port:?}]"), "is not a port number (1 to 65535)");
         }
     }

@@ -160,7 +160,7 @@ fn endpoint(path: &str, e: &WorkloadEntrySpec, ports: &[ServicePort], names: boo
         if !text::is_ip(&e.address) && text::fqdn(&e.address).is_err() {
             out.error(at, format!("{:?} is neither a full name nor an IP address", e.address));
         }
-    } else if !text::is_ip(&e.address) && !(e.address.is_empty() && !e.network.is_empty()) {
+    } else if !text::is_ip(&e.address) && (!e.address.is_empty() || e.network.is_empty()) {
         out.error(at, format!("{:?} is not an IP address", e.address));
     }
     if !e.address.starts_with("unix://") {

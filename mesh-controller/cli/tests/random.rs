@@ -46,7 +46,7 @@ fn object(kind: usize, specs: &[Value], numbers: &mut Numbers) -> Value {
     let bytes = numbers.bytes(240);
     let mut choices = Choices(&bytes, 0);
     // Most are good ones with a few changes: of those made by chance alone hardly any is accepted.
-    let spec = if numbers.next() % 4 == 0 {
+    let spec = if numbers.next().is_multiple_of(4) {
         value(&specs[kind], &mut choices, 0)
     } else {
         let mut good = good(info.kind, numbers);

@@ -32,7 +32,6 @@ impl Index {
             reservations: registration.reservations,
             labels,
             gateways: self.gateways_on(name),
-            ..model::Node::default()
         })
     }
 
