@@ -29,7 +29,7 @@ mod watch;
 mod worker;
 
 pub use config::{OutboundConfig, check_proxy_address};
-pub use connector::{TunnelError, TunnelOpener};
+pub use connector::{Opened, TunnelError, TunnelOpener};
 pub use stream::Stream;
 pub use worker::{Listeners, Shared, Worker};
 

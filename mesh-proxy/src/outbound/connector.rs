@@ -20,6 +20,9 @@ use super::{
     stream::{Stream, Upstream},
 };
 
+/// A stream, and how many of the first bytes went with the question for it.
+pub type Opened = (Box<dyn Stream>, usize);
+
 /// Opens streams to endpoints that other nodes own. The tunnel implements it.
 pub trait TunnelOpener: Send + Sync {
     /// Opens a stream; `open` says to what, and for whom.
@@ -36,7 +39,7 @@ pub trait TunnelOpener: Send + Sync {
         node: &'a str,
         open: TunnelOpen,
         _early: &'a [u8],
-    ) -> BoxFuture<'a, Result<(Box<dyn Stream>, usize), TunnelError>> {
+    ) -> BoxFuture<'a, Result<Opened, TunnelError>> {
         Box::pin(async move { Ok((self.open(node, open).await?, 0)) })
     }
 

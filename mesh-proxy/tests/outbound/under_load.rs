@@ -64,7 +64,7 @@ fn edit(round: usize) -> model::Service {
         }];
         to.destinations[0].destination.as_mut().unwrap().subset = "all".into();
     }
-    if round % 4 > 0 {
+    if !round.is_multiple_of(4) {
         rule.timeout = ms(10_000);
         s.virtual_hosts =
             vec![model::VirtualHost { source: "default/vs".into(), http: vec![rule], ..Default::default() }];
