@@ -96,8 +96,8 @@ pub(super) fn other_calls(mesh: &Mesh, screen: &mut Screen) -> anyhow::Result<()
     screen.step("Datagrams, and a single pod by its name");
     mesh.apply("web.yaml", &manifest::headless(&mesh.world, "web", &["web-0"], &[("http", 8080, "TCP")])?)?;
     let url = "udp://sensor:9000";
-    screen.command("shopper", &format!("echo call {url} -n 50"));
-    let report = mesh.call("shopper", url, &["-n", "50", "--timeout", "5"])?;
+    screen.command("shopper", &format!("echo call {url} -n 20"));
+    let report = mesh.call("shopper", url, &["-n", "20", "--timeout", "1"])?;
     let figure = format!("{} sent, {}, p50 {:.1} ms", report.sent, failures(&report), report.latency_ms.p50);
     screen.check("datagrams to a service in the plant are answered", report.failed == 0, &figure);
     let url = "http://web-0.web.default.svc.cluster.local:8080/";
