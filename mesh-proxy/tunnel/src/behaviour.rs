@@ -84,6 +84,7 @@ impl Streams {
                 .flatten(),
             closed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             generation: self.shared.generations.of(known.node.clone()),
             probing: AtomicBool::new(false),

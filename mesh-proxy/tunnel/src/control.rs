@@ -172,7 +172,9 @@ impl Shared {
     /// Tells every peer that this process takes no new streams any more.
     pub(crate) fn say_goodbye(self: &Arc<Self>) {
         for conn in self.table.connections() {
-            self.tell(conn, Word::Leaving);
+            if !conn.told.load(Ordering::Relaxed) {
+                self.tell(conn, Word::Leaving);
+            }
         }
     }
 
@@ -187,7 +189,10 @@ impl Shared {
     fn tell(&self, conn: Arc<Conn>, word: Word) {
         let limit = self.timeouts.negotiate;
         self.placement.control().spawn(async move {
-            let _peer_learns_by_refusals = tokio::time::timeout(limit, say(&conn, word)).await;
+            // A word that is lost is said again by upkeep, and refusals say it too.
+            if let Ok(Ok(_)) = tokio::time::timeout(limit, say(&conn, word)).await {
+                conn.told.store(true, Ordering::Relaxed);
+            }
         });
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct Conn {
     pub(crate) closed: AtomicBool,
     /// The peer's process behind it takes no new streams, or a better connection has taken its place.
     pub(crate) retired: AtomicBool,
+    /// The peer has heard that it takes no new streams.
+    pub(crate) told: AtomicBool,
     /// It has not answered for a while; new streams prefer any other.
     pub(crate) suspect: AtomicBool,
     /// Moves when pooled streams to the node should be left for new ones.

@@ -78,6 +78,9 @@ impl Driver {
         for conn in self.settling.extract_if(.., |c| now.saturating_duration_since(c.since.1) >= SETTLE) {
             conn.generation.fetch_add(1, Ordering::Relaxed);
         }
+        if self.shared.is_draining() {
+            self.shared.say_goodbye();
+        }
         for survey in self.shared.table.survey() {
             for conn in &survey.conns {
                 self.look_after(conn, &survey, now);

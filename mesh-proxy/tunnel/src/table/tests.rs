@@ -32,6 +32,7 @@ fn conn(table: &Table, peer: PeerId, id: usize, path: Path, worker: Option<Worke
         socket: None,
         closed: AtomicBool::new(false),
         retired: AtomicBool::new(false),
+        told: AtomicBool::new(false),
         suspect: AtomicBool::new(false),
         generation: Arc::default(),
         probing: AtomicBool::new(false),
