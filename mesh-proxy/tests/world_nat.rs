@@ -166,7 +166,10 @@ fn a_relay_that_dies_is_replaced_while_calls_go_on() {
     // Two seconds and no failed call are what is promised. A circuit on QUIC to a relay that was killed is given up only
     // when its probe has no answer, and calls on connections of that circuit may use up their tries: one each, at most.
     for (what, report) in finish(running) {
-        eprintln!("{what}: {} calls, {} failed, max {:.0} ms", report.sent, report.failed, report.latency_ms.max);
+        eprintln!(
+            "{what}: {} calls, {} failed, max {:.0} ms",
+            report.sent, report.failed, report.latency_ms.max
+        );
         assert!(report.failed <= 2 && report.sent >= 30, "{what}: {report:?}");
     }
 }

@@ -1,5 +1,5 @@
 //! Each kind of router does what its name says, proved with plain sockets.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::{
     net::SocketAddr,
