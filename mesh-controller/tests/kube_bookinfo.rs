@@ -222,7 +222,7 @@ fn deletes_revert(mesh: &Mesh, rules: &Path) {
 /// The account that all of this ran with may read what the mesh needs, and nothing else.
 fn has_no_more_rights_than_it_needs(mesh: &Mesh) {
     let account = mesh.cluster.service_account_kubeconfig("selvage-system", "mesh-controller").unwrap();
-    for refused in [["get", "secrets"], ["get", "configmaps"]] {
+    for refused in [["get", "serviceaccounts"], ["get", "configmaps"]] {
         let error = mesh.cluster.kubectl_as(&account, &refused, "").unwrap_err().to_string();
         assert!(error.contains("forbidden"), "{error}");
     }
