@@ -486,41 +486,4 @@ impl Engine {
             Carrier::Tcp => &mut self.tcp,
         }
     }
-
-    /// A peer says as whom it sees this node.
-    fn on_identified(
-        &mut self,
-        (peer, id): (PeerId, ConnectionId),
-        observed: &Multiaddr,
-        swarm: &Swarm<Behaviour>,
-        now: Instant,
-    ) {
-        let Some(link) = swarm.behaviour().nat.ports.links.get(&id) else { return };
-        // On a connection that the peer dialled it sees what it dialled.
-        if !link.dialled || !link.from_listen_port {
-            return;
-        }
-        let (Some((carrier, observer)), Some((same, seen))) = (socket_of(&link.remote), socket_of(observed))
-        else {
-            return;
-        };
-        if carrier != same {
-            return;
-        }
-        // What is seen on one's own network says nothing about the router.
-        let near = self.shared.networks().contain(observer.ip());
-        if near && !self.loopback() && !self.reservations.is_relay(&peer) {
-            return;
-        }
-        if carrier == Carrier::Tcp {
-            let own = self.shared.locals.of(observer);
-            let mut listens = self.listening.iter().filter_map(socket_of).filter(|(c, _)| *c == Carrier::Tcp);
-            if !listens.any(|(_, at)| own == Some(at.port())) {
-                return;
-            }
-        }
-        tracing::debug!(%peer, %seen, "this node is seen");
-        self.detector(carrier).observe(observer, seen, now);
-        self.seen.insert(id, (carrier, observer));
-    }
 }

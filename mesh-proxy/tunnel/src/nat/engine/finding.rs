@@ -18,7 +18,7 @@ use super::{Awaited, Done, Engine};
 use crate::{
     driver::Behaviour,
     nat::{
-        candidates::socket_of,
+        candidates::{Carrier, socket_of},
         discover,
         probe::{self, Measured},
         wire,
@@ -127,6 +127,43 @@ impl Engine {
     }
 
     // === this node ===
+
+    /// A peer says as whom it sees this node.
+    pub(super) fn on_identified(
+        &mut self,
+        (peer, id): (PeerId, ConnectionId),
+        observed: &Multiaddr,
+        swarm: &Swarm<Behaviour>,
+        now: Instant,
+    ) {
+        let Some(link) = swarm.behaviour().nat.ports.links.get(&id) else { return };
+        // On a connection that the peer dialled it sees what it dialled.
+        if !link.dialled || !link.from_listen_port {
+            return;
+        }
+        let (Some((carrier, observer)), Some((same, seen))) = (socket_of(&link.remote), socket_of(observed))
+        else {
+            return;
+        };
+        if carrier != same {
+            return;
+        }
+        // What is seen on one's own network says nothing about the router.
+        let near = self.shared.networks().contain(observer.ip());
+        if near && !self.loopback() && !self.reservations.is_relay(&peer) {
+            return;
+        }
+        if carrier == Carrier::Tcp {
+            let own = self.shared.locals.of(observer);
+            let mut listens = self.listening.iter().filter_map(socket_of).filter(|(c, _)| *c == Carrier::Tcp);
+            if !listens.any(|(_, at)| own == Some(at.port())) {
+                return;
+            }
+        }
+        tracing::debug!(%peer, %seen, "this node is seen");
+        self.detector(carrier).observe(observer, seen, now);
+        self.seen.insert(id, (carrier, observer));
+    }
 
     pub(super) fn on_upnp(&mut self, event: upnp::Event) {
         match event {
