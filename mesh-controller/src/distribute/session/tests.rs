@@ -165,3 +165,29 @@ fn unknown_types_and_absurd_subscriptions_are_refused() {
     r.resource_names_subscribe = (0..=MAX_NAMES).map(|i| format!("n{i}")).collect();
     assert_eq!(s.on_request(r, &store), Err(Refusal::TooManyNames));
 }
+
+#[test]
+fn what_is_for_chosen_nodes_is_not_there_for_others() {
+    let store = Store::new();
+    let publish_for = |nodes: &[&str], version: &str| {
+        let audience = Some(nodes.iter().map(|n| Arc::from(*n)).collect());
+        let content = Content { version: version.to_owned(), bytes: b"key".to_vec(), audience };
+        store.publish(vec![Change { kind: KIND, name: "s".into(), content: Some(Arc::new(content)) }]);
+    };
+    publish_for(&["a"], "1");
+    let (mut a, mut b, mut nobody) = (Session::of("a".into()), Session::of("b".into()), Session::new());
+    for session in [&mut a, &mut b, &mut nobody] {
+        session.on_request(request(&["*", "s"]), &store).unwrap();
+    }
+    assert_eq!(drain(&mut a, &store).0, ["s=1"]);
+    assert_eq!(drain(&mut b, &store), (vec![], vec!["s".to_owned()], vec!["1".to_owned()]));
+    assert!(drain(&mut nobody, &store).0.is_empty());
+    // It moves to the other node: one gets it, one is told to forget it.
+    publish_for(&["b"], "1");
+    for session in [&mut a, &mut b] {
+        session.on_change(&store).unwrap();
+    }
+    let (sent, removed, _) = drain(&mut a, &store);
+    assert_eq!((sent, removed), (vec![], vec!["s".to_owned()]));
+    assert_eq!(drain(&mut b, &store).0, ["s=1"]);
+}
