@@ -2,6 +2,8 @@
 //! touch, and only touched services are compiled again. A resource that cannot be used is rejected alone; what was
 //! there before stays.
 
+mod mesh;
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
@@ -11,10 +13,11 @@ use crate::{
     dns::pods::Pods,
     endpoint::{EndpointEntry, EndpointSet, NodeEntry, WorkloadEntry},
     extras::Extras,
-    retry::RetryPolicy,
     service::{PortEntry, ServiceDef, ServiceEntry, ServiceKind},
     shards::Shards,
 };
+
+pub use mesh::MeshSettings;
 
 /// One change to the mesh.
 #[derive(Debug, Clone)]
@@ -54,30 +57,6 @@ pub struct Rejected {
     pub name: String,
     /// All reasons, with their fields.
     pub reason: String,
-}
-
-/// Mesh-wide settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MeshSettings {
-    /// `cluster.local`
-    pub cluster_domain: String,
-    /// Trust domain of identities.
-    pub trust_domain: String,
-    /// Hosts that nobody knows are not reached (502).
-    pub registry_only: bool,
-    /// For rules that say nothing about retries.
-    pub default_retry: RetryPolicy,
-}
-
-impl Default for MeshSettings {
-    fn default() -> Self {
-        Self {
-            cluster_domain: "cluster.local".to_owned(),
-            trust_domain: "cluster.local".to_owned(),
-            registry_only: false,
-            default_retry: RetryPolicy::default(),
-        }
-    }
 }
 
 /// A service port behind a virtual address.
@@ -318,7 +297,7 @@ impl Work {
             return self.reject(kind, &name, text.join("; "));
         }
         match resource {
-            Resource::MeshConfig(m) => self.tables.mesh = Arc::new(mesh(&m)),
+            Resource::MeshConfig(m) => self.tables.mesh = Arc::new(MeshSettings::compile(&m)),
             Resource::Node(n) => {
                 let node = Arc::new(NodeEntry::compile(&n));
                 let old = self.tables.nodes.insert(node.name.clone(), node.clone());
@@ -507,17 +486,6 @@ fn unlist(map: &mut Shards<IpAddr, Hosts>, ip: IpAddr, host: &Arc<str>) {
         map.remove(&ip);
     } else {
         map.insert(ip, left.into());
-    }
-}
-
-fn mesh(m: &model::MeshConfig) -> MeshSettings {
-    let default = MeshSettings::default();
-    let text = |s: &str, d: String| if s.is_empty() { d } else { s.to_owned() };
-    MeshSettings {
-        cluster_domain: text(&m.cluster_domain, default.cluster_domain),
-        trust_domain: text(&m.trust_domain, default.trust_domain),
-        registry_only: m.outbound() == model::mesh_config::OutboundMode::RegistryOnly,
-        default_retry: m.default_retry.as_ref().map(RetryPolicy::compile).unwrap_or_default(),
     }
 }
 
