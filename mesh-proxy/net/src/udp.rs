@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrStorage, recv, recvmsg, setsockopt,
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt,
     sockopt::{Ipv4OrigDstAddr, Ipv6OrigDstAddr, RcvBufForce},
 };
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -68,19 +68,6 @@ pub async fn connected(to: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocke
     }
     socket.connect(to).await?;
     Ok(socket)
-}
-
-/// What a connected socket waits for. An ICMP error (the port is closed) is no datagram to epoll.
-const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
-
-/// Waits until [`take`] may have something.
-pub async fn arrived(socket: &UdpSocket) -> io::Result<()> {
-    socket.ready(NEWS).await.map(drop)
-}
-
-/// Takes a datagram, or the error that another one has met.
-pub fn take(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
-    socket.try_io(NEWS, || Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
 /// Sends datagrams that are never split on the way, also if they are larger than what the kernel believes fits: to find
@@ -174,7 +161,7 @@ type Ends = (SocketAddr, SocketAddr);
 fn receive_one(
     socket: &UdpSocket,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> io::Result<(Option<Ends>, usize)> {
     let mut slices = [IoSliceMut::new(buffer)];
     let message =
