@@ -57,8 +57,8 @@ pub(crate) async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let down = async {
         loop {
-            udp::arrived(&pod).await?;
-            let framed = with_room(|room| match udp::take(&pod, room) {
+            pod.readable().await?;
+            let framed = with_room(|room| match pod.try_recv(room) {
                 Ok(length) => Ok(room.get(..length).and_then(frame)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 Err(e) => Err(e),

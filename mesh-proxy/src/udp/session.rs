@@ -315,8 +315,8 @@ impl Session {
 
     async fn answer_direct(&self, socket: &UdpSocket, to: &UdpSocket, moved: &Moved) -> io::Result<Ended> {
         loop {
-            mesh_net::udp::arrived(socket).await?;
-            let sent = with_room(|room| match mesh_net::udp::take(socket, room) {
+            socket.readable().await?;
+            let sent = with_room(|room| match socket.try_recv(room) {
                 Ok(length) => Ok(Some((length, to.try_send_to(&room[..length], self.key.client)))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 Err(e) => Err(e),
