@@ -64,7 +64,7 @@ enum Internal {
         #[arg(long)]
         nodes: usize,
         #[arg(long)]
-        dir: std::path::PathBuf,
+        dir: PathBuf,
         #[arg(long)]
         ready: SocketAddr,
     },

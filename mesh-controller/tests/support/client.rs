@@ -312,6 +312,7 @@ impl Node {
             node: node.to_owned(),
             addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
             version: "test".to_owned(),
+            ..model::ReportRequest::default()
         };
         self.unary("/selvage.mesh.v1.NodeAgent/Report", request).await
     }

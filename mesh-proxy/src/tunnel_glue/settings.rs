@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::tunnel::{NatSettings, RelaySettings};
 
 /// The tunnel's configuration.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct TunnelSettings {
     /// HTTP CONNECT proxy through which WebSocket addresses are dialled: `http://[user:password@]host:port`. Empty =
@@ -27,18 +27,6 @@ pub struct TunnelSettings {
     pub relay: RelaySettings,
     /// Ways through NATs.
     pub nat: NatSettings,
-}
-
-impl Default for TunnelSettings {
-    fn default() -> Self {
-        Self {
-            proxy: Secret::default(),
-            websocket: None,
-            addresses: Vec::new(),
-            relay: RelaySettings::default(),
-            nat: NatSettings::default(),
-        }
-    }
 }
 
 /// Most further addresses: more would push others out of what is reported.
