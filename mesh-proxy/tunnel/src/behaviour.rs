@@ -4,9 +4,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::{Instant, SystemTime},
@@ -16,8 +17,8 @@ use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
     swarm::{
-        CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler,
-        THandlerInEvent, THandlerOutEvent, ToSwarm,
+        CloseConnection, ConnectionDenied, ConnectionError, ConnectionId, FromSwarm, NetworkBehaviour,
+        THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     },
 };
 use tokio::sync::{Notify, mpsc};
@@ -87,6 +88,7 @@ impl Streams {
             told: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             generation: self.shared.generations.of(known.node.clone()),
+            shaken: AtomicBool::new(false),
             probing: AtomicBool::new(false),
             doubt: Notify::new(),
         });
@@ -94,6 +96,21 @@ impl Streams {
         self.shared.placement.place_next(worker);
         let link = Link { shared: self.shared.clone(), conn };
         Ok(Handler::new(Arc::new(link), receiver))
+    }
+}
+
+/// Whether a connection ended without a word, as those of a process that was killed do. A plain end of file is what
+/// follows the words.
+fn is_broken(cause: &ConnectionError) -> bool {
+    let ConnectionError::IO(error) = cause else { return false };
+    let mut innermost = error;
+    while let Some(inner) = innermost.get_ref().and_then(|e| e.downcast_ref::<io::Error>()) {
+        innermost = inner;
+    }
+    match innermost.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::TimedOut => true,
+        io::ErrorKind::UnexpectedEof => innermost.get_ref().is_some(),
+        _ => false,
     }
 }
 
@@ -142,6 +159,13 @@ impl NetworkBehaviour for Streams {
             FromSwarm::ConnectionClosed(e) => {
                 if let Some(conn) = self.shared.table.closed(e.peer_id, e.connection_id) {
                     self.shared.metrics.connections(conn.path).dec();
+                    // What a circuit's end means for others is seen at its relay's own connections.
+                    if conn.relay.is_none()
+                        && !conn.retired.load(Ordering::Relaxed)
+                        && e.cause.is_some_and(is_broken)
+                    {
+                        self.shared.table.beside(conn.peer).iter().for_each(|c| self.shared.shake(c));
+                    }
                 }
             }
             FromSwarm::DialFailure(e) => {

@@ -92,9 +92,10 @@ const MAX_WINDOWS: usize = 32;
 /// So many waits without any sign of life end a connection. QUIC hides what the kernel would tell of TCP, where
 /// unacknowledged bytes end a connection by themselves; only a middle box that takes them and delivers nothing is found
 /// out here. Behind a relay a long upload on a slow leg may be silent for a while.
-const fn patience_of(path: Path) -> u32 {
+const fn patience_of(path: Path, shaken: bool) -> u32 {
     match (path.kind, path.transport) {
         (PathKind::Relayed, _) => 8,
+        _ if shaken => 3,
         (_, PathTransport::Quic) => 3,
         _ => 12,
     }
@@ -114,13 +115,28 @@ impl Shared {
         });
     }
 
+    /// Doubts a connection because another one to the same place has just broken: until it answers, new streams take
+    /// any other, and pools leave it.
+    pub(crate) fn shake(self: &Arc<Self>, conn: &Arc<Conn>) {
+        tracing::debug!(peer = %conn.peer, address = %conn.remote, "its place lost a connection: probed");
+        conn.shaken.store(true, Ordering::Relaxed);
+        conn.suspect.store(true, Ordering::Relaxed);
+        self.table.refresh(conn.peer);
+        conn.generation.fetch_add(1, Ordering::Relaxed);
+        conn.doubt.notify_waiters();
+        self.probe(conn);
+    }
+
     async fn probe_now(self: &Arc<Self>, conn: &Conn) {
         conn.probes.0.fetch_add(1, Ordering::Relaxed);
-        let patience = conn.rtt().map_or(Duration::ZERO, |rtt| rtt * ROUND_TRIPS).max(self.timeouts.probe);
+        let slow = conn.rtt().map_or(Duration::ZERO, |rtt| rtt * ROUND_TRIPS);
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
         let (mut silent, mut life) = (0, conn.life());
         for _ in 0..MAX_WINDOWS {
+            let shaken = conn.shaken.load(Ordering::Relaxed);
+            let least = if shaken { self.timeouts.probe / 2 } else { self.timeouts.probe };
+            let patience = slow.max(least);
             let began = Instant::now();
             match tokio::time::timeout(patience, &mut said).await {
                 Ok(Ok(rtt)) => {
@@ -148,7 +164,7 @@ impl Shared {
                     let legs = conn.relay.map(|relay| self.table.connections_of(&relay)).unwrap_or_default();
                     legs.iter().for_each(|leg| self.probe(leg));
                 }
-                n if n >= patience_of(conn.path) => return self.give_up(conn),
+                n if n >= patience_of(conn.path, shaken) => return self.give_up(conn),
                 _ => {}
             }
         }
@@ -156,8 +172,9 @@ impl Shared {
     }
 
     fn believe(&self, conn: &Conn) {
+        conn.shaken.store(false, Ordering::Relaxed);
         if conn.suspect.swap(false, Ordering::Relaxed) {
-            self.table.refresh(conn.peer);
+            self.table.answered(conn.peer);
         }
     }
 

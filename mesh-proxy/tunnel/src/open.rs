@@ -199,10 +199,13 @@ impl Tunnel {
         // Every other way was tried before a silent one was taken.
         let only_way = conn.suspect.load(Ordering::Relaxed);
         let patience = self.shared.timeouts.suspect.max(conn.rtt().unwrap_or(Duration::ZERO) * 4);
-        if let Ok(done) = tokio::time::timeout(patience, &mut what).await {
-            return Some(done);
-        }
         let doubt = conn.doubt.notified();
+        tokio::pin!(doubt);
+        tokio::select! {
+            done = &mut what => return Some(done),
+            () = tokio::time::sleep(patience) => {}
+            () = &mut doubt, if !only_way => return None,
+        }
         self.shared.probe(conn);
         if only_way {
             return Some(what.await);

@@ -76,6 +76,8 @@ pub(crate) struct Conn {
     pub(crate) suspect: AtomicBool,
     /// Moves when pooled streams to the node should be left for new ones.
     pub(crate) generation: Arc<AtomicU64>,
+    /// Another connection to the same place has just broken: this one is asked with less patience.
+    pub(crate) shaken: AtomicBool,
     /// A probe is under way.
     pub(crate) probing: AtomicBool,
     /// Tells opens that wait on it that it became suspect.
@@ -242,8 +244,12 @@ impl Table {
             if spread {
                 entry.dialling = Some(watch::Sender::new(None));
             }
-            if let (true, Some(dialling)) = (suspect, &entry.dialling) {
-                return Step::Wait { end: dialling.subscribe(), start: true };
+            // Who comes while that dial runs waits for it too: it ends with another connection, or when this one answers.
+            if let Some(dialling) = &entry.dialling
+                && conn.suspect.load(Ordering::Relaxed)
+                && dialling.borrow().is_none()
+            {
+                return Step::Wait { end: dialling.subscribe(), start: suspect };
             }
             return Step::Use { conn, spread };
         }
@@ -294,10 +300,31 @@ impl Table {
         let conn = entry.conns.swap_remove(at);
         conn.closed.store(true, Ordering::Relaxed);
         entry.refresh(self.changes.as_ref());
+        if let (None, Some(dialling)) = (entry.path, &entry.dialling) {
+            // What those who wait were woken for is gone again.
+            dialling.send_replace(None);
+        }
         if entry.is_empty() {
             peers.remove(&peer);
         }
         Some(conn)
+    }
+
+    /// A silent connection of the peer has answered after all.
+    pub(crate) fn answered(&self, peer: PeerId) {
+        let mut peers = self.lock();
+        let Some(entry) = peers.get_mut(&peer) else { return };
+        if let Some(dialling) = &entry.dialling {
+            let _ = dialling.send(Some(Ok(())));
+        }
+        entry.refresh(self.changes.as_ref());
+    }
+
+    /// The other connections of a peer, and those that it carries as a relay.
+    pub(crate) fn beside(&self, peer: PeerId) -> Vec<Arc<Conn>> {
+        let peers = self.lock();
+        let all = peers.values().flat_map(|e| &e.conns);
+        all.filter(|c| c.peer == peer || c.relay == Some(peer)).cloned().collect()
     }
 
     /// To be called after a connection of the peer became usable or not.

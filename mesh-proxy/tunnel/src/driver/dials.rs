@@ -71,7 +71,7 @@ impl Driver {
             timeouts: &self.shared.timeouts,
             own: *self.swarm.local_peer_id(),
         };
-        let reached = |relay: &PeerId| self.shared.table.path(relay).is_some();
+        let reached = |relay: &PeerId| self.shared.table.answering(relay).is_some();
         let all = plan(known, &around, reached);
         all.into_iter().filter(|g| than.is_none_or(|than| g.best < than)).collect()
     }

@@ -35,6 +35,7 @@ fn conn(table: &Table, peer: PeerId, id: usize, path: Path, worker: Option<Worke
         told: AtomicBool::new(false),
         suspect: AtomicBool::new(false),
         generation: Arc::default(),
+        shaken: AtomicBool::new(false),
         probing: AtomicBool::new(false),
         doubt: Notify::new(),
     })
@@ -153,10 +154,13 @@ fn a_connection_that_does_not_answer_waits_behind_every_other() {
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 2);
     straight.suspect.store(false, Ordering::Relaxed);
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
-    // Alone and silent: another one is dialled, once, and those who come meanwhile take what there is.
+    // Alone and silent: another one is dialled, once, and those who come meanwhile wait for it or for a sign of life.
     table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
     straight.suspect.store(true, Ordering::Relaxed);
     assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
+    let Step::Wait { end, start: false } = table.step(peer, None, SPREAD, now) else { panic!("no wait") };
+    table.answered(peer);
+    assert!(end.borrow().is_some(), "those who wait are woken");
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
     table.dialled(peer, Err("no".into()), now, |_| Duration::from_secs(9));
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
