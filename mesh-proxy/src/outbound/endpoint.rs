@@ -105,12 +105,18 @@ impl Endpoint {
         self.load.get()
     }
 
-    /// A pooled HTTP/1 connection, the most recently used first.
-    pub(crate) fn take_idle(self: &Rc<Self>, owner: Owner, now: Instant, pool: &Pool) -> Option<Lease> {
+    /// A pooled HTTP/1 connection, the most recently used first; only one that was made `after` a moment, if there is one.
+    pub(crate) fn take_idle(
+        self: &Rc<Self>,
+        owner: Owner,
+        after: Option<Instant>,
+        now: Instant,
+        pool: &Pool,
+    ) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         // Looks only as far as it has to: there may be hundreds.
         let c = loop {
-            let at = idle.iter().rposition(|c| c.owner == owner)?;
+            let at = idle.iter().rposition(|c| c.owner == owner && after.is_none_or(|at| c.born > at))?;
             let c = idle.remove(at);
             let old =
                 pool.max_connection_duration.is_some_and(|max| now.saturating_duration_since(c.born) >= max);
@@ -124,8 +130,13 @@ impl Endpoint {
         Some(Lease { busy: self.busy(), owner, reused: c.served > 0, rested, kind })
     }
 
-    /// A pooled HTTP/2 connection with room for one more stream.
-    pub(crate) fn take_h2(self: &Rc<Self>, owner: Owner, pool: &Pool) -> Option<Lease> {
+    /// A pooled HTTP/2 connection with room for one more stream, made `after` a moment as above.
+    pub(crate) fn take_h2(
+        self: &Rc<Self>,
+        owner: Owner,
+        after: Option<Instant>,
+        pool: &Pool,
+    ) -> Option<Lease> {
         let mut all = self.h2.borrow_mut();
         let now = Instant::now();
         // One that is left here ends with its last stream.
@@ -134,8 +145,13 @@ impl Endpoint {
         all.retain(|c| !c.sender.is_closed() && self.is_current(c.owner) && young(c.born));
         let max = pool.max_requests_per_connection.unwrap_or(u32::MAX);
         let streams = pool.max_concurrent_streams.unwrap_or(MAX_STREAMS);
-        let found =
-            all.iter().find(|c| c.owner == owner && c.served.get() < max && c.in_flight.get() < streams)?;
+        let fits = |c: &&Rc<H2>| {
+            c.owner == owner
+                && after.is_none_or(|at| c.born > at)
+                && c.served.get() < max
+                && c.in_flight.get() < streams
+        };
+        let found = all.iter().find(fits)?;
         let found = Rc::clone(found);
         drop(all);
         Some(Lease::h2(self, found))
@@ -285,6 +301,13 @@ impl Lease {
                 let _ = sender.ready().await;
                 sender.try_send_request(request).await
             }
+        }
+    }
+
+    /// The connection broke. If it led through the tunnel, the idle ones beside it end too: their path is the same.
+    pub(crate) fn forget_path(&self) {
+        if self.owner.caller.is_some() {
+            self.endpoint().idle.borrow_mut().retain(|c| c.owner != self.owner);
         }
     }
 

@@ -42,6 +42,8 @@ pub(crate) struct Upstreams {
     pub(crate) tried: Tried,
     /// The position of the last of them.
     pub(crate) last: Option<usize>,
+    /// When a pooled connection broke under the request: only those made since are taken now.
+    pub(crate) broke: Option<Instant>,
     /// When the request came: near enough to now for judging idle connections.
     pub(crate) now: Instant,
     /// What the request says about its endpoint.
@@ -78,6 +80,8 @@ impl Begins {
 pub(crate) struct TryError {
     pub(crate) class: FailureClass,
     pub(crate) result: TryResult,
+    /// It was on a connection that had served others before, and nothing came back: that says little about the endpoint.
+    pub(crate) stale: bool,
     /// The request, if nothing of it was sent.
     pub(crate) request: Option<Request>,
 }
@@ -99,12 +103,21 @@ impl Upstreams {
             let unsent = failure.take_message();
             let error = failure.into_error();
             tracing::debug!(error = &error as &dyn Error, reused = lease.reused, "try failed");
+            // The other pooled ones may have gone with it: the next one is new, and so nothing here is asked for ever.
+            let first = lease.reused && self.broke.is_none();
+            if lease.reused {
+                self.broke = Some(Instant::now());
+                lease.forget_path();
+            }
             // A pooled connection that the endpoint closed meanwhile says nothing about the endpoint: ask again on
             // another one, if the request did nothing or may be repeated.
             request = match (unsent, stale_copy) {
-                (Some(unsent), _) if lease.reused => unsent,
-                (None, Some(copy)) if is_closed(&error) => copy,
-                (unsent, _) => return Err(broken(&error, unsent, lease.is_h2())),
+                (Some(unsent), _) if first => unsent,
+                (None, Some(copy)) if first && is_closed(&error) => copy,
+                (unsent, _) => {
+                    let stale = first && is_closed(&error);
+                    return Err(TryError { stale, ..broken(&error, unsent, lease.is_h2()) });
+                }
             };
         }
     }
@@ -118,7 +131,7 @@ impl Upstreams {
             | ConnectError::Tunnel(_, TunnelError::Refused(_)) => TryResult::Status(0),
             _ => TryResult::ConnectFailure,
         };
-        TryError { class: error.class(), result, request: Some(request) }
+        TryError { class: error.class(), result, stale: false, request: Some(request) }
     }
 
     /// A connection from the pool of the endpoint that is next, or a new one to it or another.
@@ -131,8 +144,13 @@ impl Upstreams {
         let index = index.ok_or(ConnectError::NoEndpoint)?;
         self.last = Some(index);
         let endpoint = Rc::clone(&self.state.endpoints[index]);
+        let broke = self.broke;
         let pooled = |owner: Owner| {
-            if self.h2 { endpoint.take_h2(owner, pool) } else { endpoint.take_idle(owner, self.now, pool) }
+            if self.h2 {
+                endpoint.take_h2(owner, broke, pool)
+            } else {
+                endpoint.take_idle(owner, broke, self.now, pool)
+            }
         };
         let owner = self.owner(&endpoint);
         if let Some(lease) = pooled(owner) {
@@ -265,8 +283,11 @@ fn handshake_failed(endpoint: &Endpoint, error: hyper::Error) -> ConnectError {
 
 /// Whether doing it twice does no harm, and it has no body: then a lost answer may be asked for again.
 fn is_safe(request: &Request) -> bool {
-    matches!(*request.method(), http::Method::GET | http::Method::HEAD | http::Method::OPTIONS)
-        && request.body().is_empty()
+    does_nothing(request.method()) && request.body().is_empty()
+}
+
+pub(crate) fn does_nothing(method: &http::Method) -> bool {
+    matches!(*method, http::Method::GET | http::Method::HEAD | http::Method::OPTIONS)
 }
 
 /// A copy of a request that has no body.
@@ -303,16 +324,16 @@ fn broken(error: &hyper::Error, request: Option<Request>, h2: bool) -> TryError 
             let refused = e.reason() == Some(h2::Reason::REFUSED_STREAM);
             let result = if refused { TryResult::RefusedStream } else { TryResult::Reset { before_request } };
             let class = if e.is_io() { FailureClass::UpstreamClosed } else { FailureClass::UpstreamReset };
-            return TryError { class, result, request };
+            return TryError { class, result, stale: false, request };
         }
         if e.is::<BodyError>() {
             // The client's fault; nobody is left to read the answer.
             let result = TryResult::Status(0);
-            return TryError { class: FailureClass::BadRequest, result, request: None };
+            return TryError { class: FailureClass::BadRequest, result, stale: false, request: None };
         }
         source = e.source();
     }
     let class =
         if error.is_parse() && !h2 { FailureClass::UpstreamProtocol } else { FailureClass::UpstreamClosed };
-    TryError { class, result: TryResult::Reset { before_request }, request }
+    TryError { class, result: TryResult::Reset { before_request }, stale: false, request }
 }

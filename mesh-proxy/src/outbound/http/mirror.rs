@@ -109,6 +109,7 @@ async fn send(
         h2,
         tried: Vec::new(),
         last: None,
+        broke: None,
         now,
         choice: Choice::default(),
         begins,

@@ -94,6 +94,7 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
         h2: speaks_h2(&cluster, exchange.conn.version),
         tried: Vec::new(),
         last: None,
+        broke: None,
         now: exchange.record.start(),
         state,
     };

@@ -18,7 +18,7 @@ use super::{
             endpoint::{Lease, Response},
             failure::FailureClass,
         },
-        client::{TryError, Upstreams},
+        client::{TryError, Upstreams, does_nothing},
         retry::Repeatable,
     },
     exchange::{Attempts, Tries, Try},
@@ -64,7 +64,14 @@ where
                 return Ok(Tries::of(Err(FailureClass::UpstreamClosed)));
             };
             let limit = policy.and_then(|p| p.per_try_timeout);
+            let again = does_nothing(next.method());
             let done = one(&mut endpoint, Try { upstreams: &mut *upstreams, request: next }, limit).await;
+            // A pooled connection that broke before any answer says little of the endpoint: once, that costs no try.
+            let again = again && matches!(&done, Some(Err(e)) if e.stale);
+            if again && request.has_next() {
+                upstreams.tried.pop();
+                continue;
+            }
             let (outcome, result) = judge(done, upstreams, &mut request, grpc);
             let Some(policy) = policy.filter(|p| p.retries(result)) else {
                 return Ok(Tries::of(outcome));
