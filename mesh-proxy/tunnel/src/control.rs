@@ -86,6 +86,8 @@ pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) 
 
 /// A probe without an answer for this many times the measured round trip is too late.
 const ROUND_TRIPS: u32 = 6;
+/// The same for a connection whose place has just lost another one.
+const SHAKEN_ROUND_TRIPS: u32 = 2;
 /// Most waits of one probe, on a connection that is alive but too busy to answer.
 const MAX_WINDOWS: usize = 32;
 
@@ -94,8 +96,9 @@ const MAX_WINDOWS: usize = 32;
 /// out here. Behind a relay a long upload on a slow leg may be silent for a while.
 const fn patience_of(path: Path, shaken: bool) -> u32 {
     match (path.kind, path.transport) {
-        (PathKind::Relayed, _) => 8,
+        (PathKind::Relayed, _) if shaken => 4,
         _ if shaken => 3,
+        (PathKind::Relayed, _) => 8,
         (_, PathTransport::Quic) => 3,
         _ => 12,
     }
@@ -129,14 +132,17 @@ impl Shared {
 
     async fn probe_now(self: &Arc<Self>, conn: &Conn) {
         conn.probes.0.fetch_add(1, Ordering::Relaxed);
-        let slow = conn.rtt().map_or(Duration::ZERO, |rtt| rtt * ROUND_TRIPS);
+        let rtt = conn.rtt().unwrap_or_default();
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
         let (mut silent, mut life) = (0, conn.life());
         for _ in 0..MAX_WINDOWS {
             let shaken = conn.shaken.load(Ordering::Relaxed);
-            let least = if shaken { self.timeouts.probe / 2 } else { self.timeouts.probe };
-            let patience = slow.max(least);
+            let patience = if shaken {
+                (rtt * SHAKEN_ROUND_TRIPS).max(self.timeouts.probe / 2)
+            } else {
+                (rtt * ROUND_TRIPS).max(self.timeouts.probe)
+            };
             let began = Instant::now();
             match tokio::time::timeout(patience, &mut said).await {
                 Ok(Ok(rtt)) => {
