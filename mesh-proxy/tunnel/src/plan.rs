@@ -7,12 +7,14 @@ use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
 use crate::{
     config::Timeouts,
-    path::{Networks, Path, PathTransport, path_of},
+    path::{Networks, Path, PathKind, PathTransport, path_of},
     peers::{Known, View, relay_of},
 };
 
 /// Most relays through which one peer is dialled.
 const MAX_RELAYS: usize = 6;
+/// Most relays that are asked for the same circuit again.
+const MAX_REPEATED: usize = 2;
 
 /// Addresses that are tried at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub(crate) struct Group {
     /// The best path that it may give.
     pub(crate) best: Path,
     pub(crate) addresses: Vec<Multiaddr>,
+    /// Was started before; only worth its time while something else is still under way.
+    pub(crate) repeat: bool,
 }
 
 /// What a plan looks at beside the peer.
@@ -48,17 +52,33 @@ pub(crate) fn plan(known: &Known, around: &Around<'_>, reached: impl Fn(&PeerId)
         if let Some(best) = best {
             // Nothing to wait for when there is nothing before it.
             let after = if groups.is_empty() { Duration::ZERO } else { after };
-            groups.push(Group { after, best, addresses });
+            groups.push(Group { after, best, addresses, repeat: false });
         }
     }
     let mut after = if groups.is_empty() { Duration::ZERO } else { timeouts.circuit_delay };
     for circuit in circuits(known, around, reached) {
         let best = path_of(&circuit, around.networks, false);
-        groups.push(Group { after, best, addresses: vec![circuit] });
+        groups.push(Group { after, best, addresses: vec![circuit], repeat: false });
         after += timeouts.circuit_stagger;
     }
     groups.sort_by_key(|g| g.after);
     groups
+}
+
+/// How long after its start a circuit is asked for again.
+const REPEATS: [Duration; 3] =
+    [Duration::from_millis(1_000), Duration::from_millis(2_000), Duration::from_millis(3_500)];
+
+/// The circuits of a plan once more, and again. A relay that has not noticed yet that the peer's process is another one
+/// waits for the old one, and a peer that has just started gets its reservation a moment later. `spread` is the jitter.
+pub(crate) fn repeats(groups: &[Group], mut spread: impl FnMut() -> f64) -> Vec<Group> {
+    let circuits = groups.iter().filter(|g| g.best.kind == PathKind::Relayed).take(MAX_REPEATED);
+    let again = circuits.flat_map(|g| REPEATS.iter().map(move |pause| (g, *pause)));
+    let mut all: Vec<Group> = again
+        .map(|(g, pause)| Group { after: g.after + pause.mul_f64(spread()), repeat: true, ..g.clone() })
+        .collect();
+    all.sort_by_key(|g| g.after);
+    all
 }
 
 /// One address for each relay: the peer's own choices, then relays that both know.
@@ -141,6 +161,15 @@ mod tests {
                 (ms(650), circuit("2.2.2.1", &r1)),
             ]
         );
+        let group = |kind, after| Group {
+            after: ms(after),
+            best: Path::new(kind, PathTransport::Tcp),
+            addresses: Vec::new(),
+            repeat: false,
+        };
+        let again = repeats(&[group(PathKind::Direct, 0), group(PathKind::Relayed, 100)], || 1.0);
+        assert!(again.iter().all(|g| g.repeat && g.best.kind == PathKind::Relayed));
+        assert_eq!(again.iter().map(|g| g.after).collect::<Vec<_>>(), [ms(1_100), ms(2_100), ms(3_600)]);
         peer.addresses.clear();
         let only_circuits = groups(&peer, &timeouts);
         assert_eq!(only_circuits[0], (ms(0), circuit("3.3.3.3", &r3)));

@@ -20,7 +20,7 @@ use super::Driver;
 use crate::{
     path::{Path, PathKind, PathTransport},
     peers::Known,
-    plan::{Around, Group, plan},
+    plan::{Around, Group, plan, repeats},
 };
 
 /// A first round that fails within this time is followed by a second one after a pause.
@@ -92,6 +92,9 @@ impl Driver {
             return self.end_dial(peer, Err("peer has no address that can be dialled".into()));
         }
         let again = groups.clone();
+        let repeats = repeats(groups.make_contiguous(), || rand::random_range(0.75..1.25));
+        groups.extend(repeats);
+        groups.make_contiguous().sort_by_key(|g| g.after);
         self.begin(peer, Purpose::Wanted, groups, again);
     }
 
@@ -193,6 +196,8 @@ impl Driver {
         }
         job.reasons.push(describe(error));
         if job.attempts.is_empty() {
+            // Everything has ended: those who wait are told, or the second round begins.
+            job.groups.retain(|g| !g.repeat);
             self.start_group(peer);
         }
     }
