@@ -304,9 +304,13 @@ impl Lease {
         }
     }
 
+    pub(crate) const fn is_tunnelled(&self) -> bool {
+        self.owner.caller.is_some()
+    }
+
     /// The connection broke. If it led through the tunnel, the idle ones beside it end too: their path is the same.
     pub(crate) fn forget_path(&self) {
-        if self.owner.caller.is_some() {
+        if self.is_tunnelled() {
             self.endpoint().idle.borrow_mut().retain(|c| c.owner != self.owner);
         }
     }

@@ -95,7 +95,9 @@ impl Upstreams {
                 Ok(lease) => lease,
                 Err(e) => return Err(self.not_connected(&e, request)),
             };
-            let stale_copy = (repeatable && lease.rested).then(|| head_of(&request));
+            // Kept where a break is likely, as it costs: after a rest, and where a path may die under the connection.
+            let fragile = lease.rested || lease.reused && lease.is_tunnelled();
+            let stale_copy = (repeatable && fragile).then(|| head_of(&request));
             let mut failure = match lease.send(request).await {
                 Ok(response) => return Ok((response, lease)),
                 Err(failure) => failure,
