@@ -19,6 +19,9 @@ fn cut() -> Duration {
     Duration::from_secs(seconds.unwrap_or(8))
 }
 
+/// What is promised of durations holds on an idle machine; the one that runs all tests gets so many times as much.
+const BUSY: u32 = 2;
+
 /// `a` and `a2` on one LAN, `b` elsewhere, each with a client and a server; relays and the controller are public.
 fn up(name: &str, relays: &[&str], left: Nat, right: Nat) -> Mesh {
     bins::know("mesh-proxy", env!("CARGO_BIN_EXE_mesh-proxy"));
@@ -139,10 +142,10 @@ fn neighbours_and_punched_pairs_need_no_cloud() {
     for node in ["a", "a2", "b"] {
         mesh.wait_ready(node, Duration::from_secs(20)).unwrap();
     }
-    // Five seconds are promised; a busy machine gets more.
-    let took = until(&mesh, "the neighbour", Duration::from_secs(20), || answers(&mesh, "here"));
+    let promised = Duration::from_secs(5);
+    let took = until(&mesh, "the neighbour", promised * BUSY, || answers(&mesh, "here"));
     eprintln!("the neighbour answered {took:?} after the restart");
-    let took = until(&mesh, "the other site", Duration::from_secs(20), || answers(&mesh, "far"));
+    let took = until(&mesh, "the other site", promised * BUSY, || answers(&mesh, "far"));
     eprintln!("the other site answered {took:?} after that");
 }
 
@@ -158,18 +161,12 @@ fn a_relay_that_dies_is_replaced_while_calls_go_on() {
     std::thread::sleep(Duration::from_millis(1_000));
     mesh.procs.get_mut(&used).unwrap().kill();
     let start = Instant::now();
-    let took = until(&mesh, "an answer through another relay", Duration::from_secs(10), || {
+    let promised = Duration::from_secs(2);
+    let took = until(&mesh, "an answer through another relay", promised * BUSY, || {
         answers(&mesh, "far") && relay(&mesh).is_some_and(|r| r != used)
     });
     eprintln!("{used} killed: the other relay was in use after {took:?}");
     std::thread::sleep(Duration::from_secs(3).saturating_sub(start.elapsed()));
-    // Two seconds and no failed call are what is promised. A circuit on QUIC to a relay that was killed is given up only
-    // when its probe has no answer, and calls on connections of that circuit may use up their tries: one each, at most.
-    for (what, report) in finish(running) {
-        eprintln!(
-            "{what}: {} calls, {} failed, max {:.0} ms",
-            report.sent, report.failed, report.latency_ms.max
-        );
-        assert!(report.failed <= 2 && report.sent >= 30, "{what}: {report:?}");
-    }
+    // A call that waits for the new path holds its client up, and fewer are made.
+    none_failed(&finish(running), 10);
 }
