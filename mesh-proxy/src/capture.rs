@@ -242,7 +242,7 @@ impl Worker {
                     self.write_changes().await
                 }
                 Wake::Others => {
-                    let result = self.repair().await;
+                    let result = self.repair().await.map(drop);
                     tokio::time::sleep(LOOK).await;
                     result
                 }
@@ -292,7 +292,13 @@ impl Worker {
         self.written = true;
         self.applied(wanted);
         self.follows(version);
-        self.intact = self.structure().await?.0;
+        self.intact = match self.structure().await {
+            Ok((structure, _)) => structure,
+            // Removed again since we wrote it, which is no failure of ours: the notice of that leads to the next repair,
+            // and nothing equals this until then.
+            Err(NftError::Refused { .. }) => String::new(),
+            Err(error) => return Err(error),
+        };
         Ok(())
     }
 
@@ -301,8 +307,14 @@ impl Worker {
         let version = self.shared.vips();
         let wanted = self.wanted();
         if let Some(script) = self.rules.changes(&self.applied, &wanted) {
-            self.nft.run(&script).await?;
-            self.applied(wanted);
+            match self.nft.run(&script).await {
+                Ok(_) => self.applied(wanted),
+                // What it changes is gone when others have removed it; then all is written, and this is no failure.
+                Err(error @ NftError::Refused { .. }) => {
+                    return if self.repair().await? { Ok(()) } else { Err(error) };
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.follows(version);
         Ok(())
@@ -320,10 +332,10 @@ impl Worker {
         self.applied = now;
     }
 
-    /// Looks whether the table is still as we wrote it, and writes it again when not.
-    async fn repair(&mut self) -> Result<(), NftError> {
+    /// Looks whether the table is still as we wrote it, and writes it again when not. Gives whether it did.
+    async fn repair(&mut self) -> Result<bool, NftError> {
         match self.structure().await {
-            Ok((structure, vips)) if structure == self.intact && vips == self.applied => Ok(()),
+            Ok((structure, vips)) if structure == self.intact && vips == self.applied => Ok(false),
             // Gone, or changed.
             Ok(_) | Err(NftError::Refused { .. }) => {
                 self.metrics.repaired.inc();
@@ -331,7 +343,8 @@ impl Worker {
                     table = self.rules.options.table,
                     "others have changed our rules; writing them again"
                 );
-                self.write_all().await
+                self.write_all().await?;
+                Ok(true)
             }
             Err(error) => Err(error),
         }
