@@ -1,25 +1,54 @@
 #!/bin/sh
-# Builds the test control plane (etcd, kube-apiserver, kube-controller-manager, kubectl) once into a cache folder and
-# prints that folder on standard output; progress goes to standard error. The folder's name holds a hash of what is
-# built and with what, so a new version never mixes with an old one. SELVAGE_KUBE_JOBS limits the parallel compilers.
+# Builds the programs of the test cluster once into a cache folder and prints that folder on standard output; progress goes to
+# standard error. Without arguments: the control plane (kubectl, etcd, kube-apiserver, kube-controller-manager). With names:
+# those; `all`: also kube-scheduler, kubelet, kube-proxy and helm. The folder's name holds a hash of what is built and with
+# what, so a new version never mixes with an old one. SELVAGE_KUBE_JOBS limits the parallel compilers.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here"
 export CGO_ENABLED=0 GOTOOLCHAIN=local GOWORK=off GOFLAGS=-mod=readonly
 
-command -v go >/dev/null || { echo "kube: go is needed to build the control plane (https://go.dev/dl, or apt-get install golang)" >&2; exit 1; }
-hash=$(cat go.mod go.sum | { cat; go version; } | sha256sum | cut -c1-12)
+command -v go >/dev/null || { echo "kube: go is needed to build the test cluster (https://go.dev/dl, or apt-get install golang)" >&2; exit 1; }
+hash_of() { # FOLDER
+  { cat "$1/go.mod" "$1/go.sum"; go version; } | sha256sum | cut -c1-12
+}
 root=${XDG_CACHE_HOME:-$HOME/.cache}/selvage
-dir=$root/kube-$hash
-programs="kube-apiserver kube-controller-manager kubectl etcd"
+dir=$root/kube-$(hash_of .)
+# Helm is a module of its own: its Kubernetes libraries are of another version. A link to it is beside the others.
+helm=$root/helm-$(hash_of helm)
 
-complete() { for p in $programs; do [ -x "$dir/$p" ] || return 1; done; }
-if complete; then echo "$dir"; exit 0; fi
+control="kubectl etcd kube-apiserver kube-controller-manager"
+all="$control kube-scheduler kubelet kube-proxy helm"
+case "$*" in "") programs=$control ;; all) programs=$all ;; *) programs=$* ;; esac
+for p in $programs; do
+  case " $all " in *" $p "*) ;; *) echo "kube: no such program: $p (there are: $all)" >&2; exit 2 ;; esac
+done
 
-mkdir -p "$dir"
+missing() {
+  for p in $programs; do [ -x "$dir/$p" ] || printf '%s ' "$p"; done
+}
+if [ -z "$(missing)" ]; then echo "$dir"; exit 0; fi
+
+mkdir -p "$dir" "$helm"
 exec 9>"$dir/.lock"
-flock -n 9 || { echo "kube: another build is running, waiting for it" >&2; flock 9; }
-if complete; then echo "$dir"; exit 0; fi
+if ! flock -n 9; then
+  echo "kube: another build is running, waiting for it" >&2
+  # What is wanted may be there before that build is through.
+  until flock -w 2 9; do if [ -z "$(missing)" ]; then echo "$dir"; exit 0; fi; done
+fi
+wanted=$(missing)
+if [ -z "$wanted" ]; then echo "$dir"; exit 0; fi
+
+package() { # NAME
+  case $1 in
+    etcd) echo go.etcd.io/etcd/server/v3 ;;
+    helm) echo helm.sh/helm/v3/cmd/helm ;;
+    *) echo "k8s.io/kubernetes/cmd/$1" ;;
+  esac
+}
+packages() { # the packages of all wanted programs of this folder's module
+  for p in $wanted; do [ "$p" = helm ] || package "$p"; done
+}
 
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 minor=${version#v1.}; minor=${minor%%.*}
@@ -32,36 +61,52 @@ done
 # A compiler cache of its own: it makes an interrupted build resume, and goes when the build is done.
 export GOCACHE="$dir/go-build"
 start=$(date +%s)
-echo "kube: building Kubernetes $version and etcd into $dir (once; 13 minutes of one core, 3.5 GB of disk meanwhile)" >&2
+echo "kube: building $wanted(Kubernetes $version) into $dir (once; all takes 20 minutes of one core, 4.5 GB of disk meanwhile)" >&2
 log=$dir/build.log
 : >"$log"
-total=$(go list -deps k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager \
-  k8s.io/kubernetes/cmd/kubectl go.etcd.io/etcd/server/v3 2>>"$log" | wc -l)
+list=$(packages)
+total=0
+# shellcheck disable=SC2086 # a list of packages
+[ -z "$list" ] || total=$(go list -deps $list 2>>"$log" | wc -l)
+case $wanted in *helm*) total=$((total + $(cd helm && go list -deps "$(package helm)" 2>>"$log" | wc -l))) ;; esac
 jobs=${SELVAGE_KUBE_JOBS:+-p $SELVAGE_KUBE_JOBS}
 
 progress() {
   while sleep 10; do
-    done_count=$(grep -cE '^[a-z0-9./_-]+$' "$log" || true)
+    done_count=$(grep -cE '^[a-zA-Z0-9./_-]+$' "$log" || true)
     echo "kube: $done_count of $total packages, $(($(date +%s) - start)) s" >&2
   done
 }
 progress & ticker=$!
 trap 'kill $ticker 2>/dev/null || true' EXIT INT TERM
-one() { # NAME PACKAGE
+one() { # NAME OUTPUT FLAGS
   # shellcheck disable=SC2086 # $jobs is two words on purpose
-  if ! nice -n 10 go build -v $jobs -trimpath -ldflags "$flags" -o "$dir/.$1" "$2" 2>>"$log"; then
+  if ! nice -n 10 go build -v $jobs -trimpath -ldflags "$3" -o "$2/.$1" "$(package "$1")" 2>>"$log" 9>&-; then
     echo "kube: build of $1 failed; the log is $log, its end:" >&2
     tail -n 20 "$log" >&2
     exit 1
   fi
-  mv "$dir/.$1" "$dir/$1"
+  mv "$2/.$1" "$2/$1"
   echo "kube: $1 is built, $(($(date +%s) - start)) s" >&2
 }
-one kubectl k8s.io/kubernetes/cmd/kubectl
-one etcd go.etcd.io/etcd/server/v3
-one kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
-one kube-controller-manager k8s.io/kubernetes/cmd/kube-controller-manager
+for p in $all; do
+  case " $wanted " in *" $p "*) ;; *) continue ;; esac
+  if [ "$p" = helm ]; then
+    if [ ! -x "$helm/helm" ]; then
+      # What `helm template` and `helm lint` take for the cluster's version when there is none.
+      api=$(cd helm && go list -m -f '{{.Version}}' k8s.io/client-go | cut -d. -f2)
+      h="-s -w -X helm.sh/helm/v3/internal/version.version=$(cd helm && go list -m -f '{{.Version}}' helm.sh/helm/v3)"
+      for pkg in pkg/lint/rules pkg/chartutil; do
+        h="$h -X helm.sh/helm/v3/$pkg.k8sVersionMajor=1 -X helm.sh/helm/v3/$pkg.k8sVersionMinor=$api"
+      done
+      (cd helm && one helm "$helm" "$h")
+    fi
+    ln -sfn "$helm/helm" "$dir/helm"
+  else
+    one "$p" "$dir" "$flags"
+  fi
+done
 cached=$(du -sm "$GOCACHE" | cut -f1)
 rm -rf "$GOCACHE"
-echo "kube: done in $(($(date +%s) - start)) s; programs take $(du -sm "$dir" | cut -f1) MB, the compiler cache took $cached MB" >&2
+echo "kube: done in $(($(date +%s) - start)) s; programs take $(du -smL "$dir" | cut -f1) MB, the compiler cache took $cached MB" >&2
 echo "$dir"
