@@ -5,6 +5,7 @@
 //! - [`actions`], [`retry`]: what a chosen rule does to a request.
 //! - [`cluster`], [`policy`]: the endpoints behind a destination and how to treat them.
 //! - [`balance`], [`outlier`], [`budget`]: run-time state of a cluster. Time and chance are arguments.
+//! - [`command`]: texts with Envoy's command operators, for the log, spans and headers.
 //! - [`dns`]: answers for names of the mesh.
 //!
 //! Nothing here opens a socket, reads a clock or draws a random number.
@@ -15,6 +16,7 @@ pub mod balance;
 pub mod budget;
 pub mod client;
 pub mod cluster;
+pub mod command;
 mod decide;
 pub mod dns;
 pub mod endpoint;
