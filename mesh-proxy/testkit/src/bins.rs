@@ -7,11 +7,12 @@ use std::{
 };
 
 /// Package of each program.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("lab", "mesh-testkit"),
     ("echo", "mesh-testkit"),
     ("demo", "mesh-testkit"),
     ("nat-matrix", "mesh-testkit"),
+    ("oci-image", "mesh-testkit"),
     ("mesh-proxy", "mesh-proxy"),
     ("mesh-controller", "mesh-controller"),
     ("meshctl", "meshctl"),

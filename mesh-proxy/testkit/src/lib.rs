@@ -3,6 +3,7 @@ pub mod bins;
 pub mod demo;
 pub mod echo;
 pub mod fuzz;
+pub mod image;
 pub mod kube;
 pub mod lab;
 pub mod matrix;
