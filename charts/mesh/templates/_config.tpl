@@ -1,0 +1,55 @@
+{{/* Configuration files: what values say, then the free part, which wins. */}}
+
+{{- define "mesh.controllerConfig" -}}
+{{- $own := dict
+  "source" "kube"
+  "stateDir" "/var/lib/mesh-controller"
+  "listen" "0.0.0.0:15012"
+  "metricsListen" "0.0.0.0:15014"
+  "webhookListen" "0.0.0.0:15017"
+  "webhookConfiguration" "selvage-validator"
+  "webhookService" (printf "%s/mesh-webhook" .Release.Namespace)
+  "writeStatus" .Values.controller.writeStatus
+  "leaseNamespace" .Release.Namespace
+  "trustDomain" .Values.mesh.trustDomain
+  "clusterDomain" .Values.mesh.clusterDomain
+  "rootNamespace" .Values.mesh.rootNamespace
+  "outbound" .Values.mesh.outbound
+  "logFormat" .Values.controller.logFormat
+  "logLevel" .Values.controller.logLevel
+-}}
+{{- toYaml (mustMergeOverwrite $own (deepCopy .Values.controller.config)) }}
+{{- end }}
+
+{{/* Arguments: root, edge (bool). */}}
+{{- define "mesh.proxyConfig" -}}
+{{- $v := .root.Values.proxy -}}
+{{- $own := dict
+  "stateDir" "/var/lib/selvage/mesh-proxy"
+  "controller" (include "mesh.controllers" .)
+  "trustDomain" .root.Values.mesh.trustDomain
+  "drainSeconds" $v.drainSeconds
+  "logFormat" $v.logFormat
+  "logLevel" $v.logLevel
+  "capture" (dict "enabled" $v.capture.enabled "podDns" $v.capture.podDns)
+  "dns" (dict "enabled" $v.dns.enabled "listen" (printf "%s:53" $v.dns.address) "upstreams" $v.dns.upstreams)
+-}}
+{{- $free := deepCopy $v.config -}}
+{{- if .edge -}}{{- $free = mustMergeOverwrite $free (deepCopy $v.edge.config) -}}{{- end -}}
+{{- toYaml (mustMergeOverwrite $own $free) }}
+{{- end }}
+
+{{/* A proxy that captures nothing: a relay or a gateway. Arguments: root, values, own (dict). */}}
+{{- define "mesh.standaloneConfig" -}}
+{{- $own := dict
+  "stateDir" "/var/lib/selvage/mesh-proxy"
+  "controller" (include "mesh.controllers" (dict "root" .root "edge" false))
+  "trustDomain" .root.Values.mesh.trustDomain
+  "drainSeconds" .root.Values.proxy.drainSeconds
+  "logFormat" .root.Values.proxy.logFormat
+  "logLevel" .root.Values.proxy.logLevel
+  "capture" (dict "enabled" false)
+  "dns" (dict "enabled" false)
+-}}
+{{- toYaml (mustMergeOverwrite $own .own (deepCopy .values.config)) }}
+{{- end }}
