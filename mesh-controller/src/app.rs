@@ -40,7 +40,7 @@ pub struct Running {
 /// Starts everything; what runs is owned by `tasks`.
 pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> anyhow::Result<Running> {
     let trust_domain = TrustDomain::new(&config.trust_domain)?;
-    let state = StateDir::new(&config.state_dir);
+    let state = StateDir::new(config.state_path());
     let authority = state.authority(&trust_domain, agent::now()).context("certificate authority")?;
     let tokens = state.tokens().context("join tokens")?;
     let registered = prometheus::Registry::new();
@@ -116,7 +116,7 @@ async fn bind(key: &'static str, address: SocketAddr) -> anyhow::Result<TcpListe
 }
 
 fn folder(path: &std::path::Path, config: &Config, health: &Health) -> source::dir::Folder {
-    let copies = source::dir::Copies::open(config.state_dir.join("last-good"));
+    let copies = source::dir::Copies::open(config.state_path().join("last-good"));
     let copies = copies.inspect_err(|error| tracing::warn!(%error, "no copies of manifests are kept")).ok();
     source::dir::Folder::new(path.to_owned(), health.clone()).with_copies(copies)
 }

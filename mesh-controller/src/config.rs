@@ -2,7 +2,11 @@
 
 mod cli;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use mesh_api::model::mesh_config::OutboundMode;
 use mesh_ca::TrustDomain;
@@ -16,6 +20,10 @@ use crate::source::SourceKind;
 /// Prefix of environment variables: `MESH_CONTROLLER_STATE_DIR`.
 pub const ENV_PREFIX: &str = "MESH_CONTROLLER_";
 
+const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-controller";
+/// What a pod knows of where it runs.
+const POD_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+
 /// Everything that can be set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -24,8 +32,23 @@ pub struct Config {
     pub source: SourceKind,
     /// For source `kube`: a kubeconfig; without it the pod's service account, else `$KUBECONFIG` or `~/.kube/config`.
     pub kubeconfig: Option<PathBuf>,
-    /// CA, join tokens and node registry.
+    /// Where CA, join tokens and node registry are kept: `dir`, `kube`, or `auto`: `kube` in a pod with source `kube` and
+    /// no state directory, else `dir`.
+    pub state_store: StateStore,
+    /// For store `dir`; empty = `/var/lib/mesh-controller`.
     pub state_dir: PathBuf,
+    /// For store `kube`: the namespace of the state; empty = that of the pod, else `leaseNamespace`.
+    pub namespace: String,
+    /// For store `kube`: a ConfigMap of that namespace that owns the state, which is collected with it; empty = the state
+    /// stays until somebody deletes it.
+    pub state_owner: String,
+    /// For source `kube`: audience of the service-account tokens with which proxies join.
+    pub enrol_audience: String,
+    /// For source `kube`: service accounts (`namespace/name`) whose pods join as the node that they run on; empty =
+    /// `mesh-proxy` in the namespace of the state.
+    pub enrol_service_accounts: Vec<String>,
+    /// For source `kube`: service accounts whose pods join under their own names: gateways and relays.
+    pub enrol_pod_service_accounts: Vec<String>,
     /// Where proxies connect.
     pub listen: SocketAddr,
     /// Metrics and health.
@@ -54,14 +77,31 @@ pub struct Config {
     pub outbound: Outbound,
     /// How long node certificates hold, in seconds.
     pub node_certificate_ttl: u64,
+    /// How long the controller's own certificate holds, in seconds; renewed after a third of it, without a restart.
+    pub controller_certificate_ttl: u64,
     /// Connections of proxies at a time.
     pub max_connections: usize,
-    /// How long streams may take to end after SIGTERM, in seconds.
+    /// Time after SIGTERM in which nodes are told, one after the other, to go on with another controller, in seconds.
+    pub handover_seconds: u64,
+    /// How long what is still open may then take to end, in seconds.
     pub drain_seconds: u64,
     /// `text` or `json`.
     pub log_format: LogFormat,
     /// For example `info` or `info,mesh_controller=debug`.
     pub log_level: String,
+}
+
+/// Where a controller's state is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateStore {
+    /// As the place suggests.
+    #[default]
+    Auto,
+    /// In a directory.
+    Dir,
+    /// In Secrets, a ConfigMap and MeshNodes of the cluster.
+    Kube,
 }
 
 /// What proxies do with traffic for unknown destinations.
@@ -89,7 +129,13 @@ impl Default for Config {
         Self {
             source: SourceKind::Kube,
             kubeconfig: None,
-            state_dir: PathBuf::from("/var/lib/mesh-controller"),
+            state_store: StateStore::Auto,
+            state_dir: PathBuf::new(),
+            namespace: String::new(),
+            state_owner: String::new(),
+            enrol_audience: "mesh-controller.selvage.dev".to_owned(),
+            enrol_service_accounts: Vec::new(),
+            enrol_pod_service_accounts: Vec::new(),
             listen: any(15012),
             metrics_listen: any(15014),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 15016)),
@@ -104,7 +150,9 @@ impl Default for Config {
             root_namespace: "istio-system".to_owned(),
             outbound: Outbound::AllowAny,
             node_certificate_ttl: mesh_ca::NODE_CERT_TTL.as_secs(),
+            controller_certificate_ttl: 7 * 86_400,
             max_connections: 20_000,
+            handover_seconds: 3,
             drain_seconds: 10,
             log_format: LogFormat::default(),
             log_level: "info".to_owned(),
@@ -121,6 +169,35 @@ impl Config {
             names.push(format!("{name}.{namespace}.svc.{}", self.cluster_domain));
         }
         names
+    }
+
+    /// The directory of store `dir`.
+    pub fn state_path(&self) -> &Path {
+        if self.state_dir.as_os_str().is_empty() { Path::new(DEFAULT_STATE_DIR) } else { &self.state_dir }
+    }
+
+    /// Whether the state is in the cluster.
+    pub fn state_in_cluster(&self) -> bool {
+        match self.state_store {
+            StateStore::Dir => false,
+            StateStore::Kube => true,
+            StateStore::Auto => {
+                self.source == SourceKind::Kube
+                    && self.state_dir.as_os_str().is_empty()
+                    && self.kubeconfig.is_none()
+                    && Path::new(POD_NAMESPACE).exists()
+            }
+        }
+    }
+
+    /// The namespace of the state and of the default service account of proxies.
+    pub fn own_namespace(&self) -> String {
+        if !self.namespace.is_empty() {
+            return self.namespace.clone();
+        }
+        let of_pod = std::fs::read_to_string(POD_NAMESPACE).ok().filter(|_| self.kubeconfig.is_none());
+        let of_pod = of_pod.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        of_pod.unwrap_or_else(|| self.lease_namespace.clone())
     }
 
     /// How long node certificates hold.
@@ -144,8 +221,32 @@ impl Validate for Config {
             let reason = "must be between 60 and 2592000 seconds";
             out.push(ConfigProblem::new("nodeCertificateTtl", self.node_certificate_ttl, reason));
         }
+        if !(5..=365 * 86_400).contains(&self.controller_certificate_ttl) {
+            let reason = "must be between 5 and 31536000 seconds";
+            out.push(ConfigProblem::new("controllerCertificateTtl", self.controller_certificate_ttl, reason));
+        }
+        if self.handover_seconds > 60 {
+            out.push(ConfigProblem::new("handoverSeconds", self.handover_seconds, "is more than a minute"));
+        }
+        if self.state_store == StateStore::Kube && self.source != SourceKind::Kube {
+            out.push(ConfigProblem::new("stateStore", "kube", "needs source `kube`"));
+        }
         let is_name = |t: &str| TrustDomain::new(t).is_ok();
-        if !self.webhook_service.split_once('/').is_some_and(|(ns, name)| is_name(ns) && is_name(name)) {
+        let is_pair = |t: &str| t.split_once('/').is_some_and(|(ns, name)| is_name(ns) && is_name(name));
+        for (key, accounts) in [
+            ("enrolServiceAccounts", &self.enrol_service_accounts),
+            ("enrolPodServiceAccounts", &self.enrol_pod_service_accounts),
+        ] {
+            for account in accounts.iter().filter(|a| !is_pair(a)) {
+                out.push(ConfigProblem::new(key, account, "must be `namespace/name`"));
+            }
+        }
+        for (key, name) in [("namespace", &self.namespace), ("stateOwner", &self.state_owner)] {
+            if !name.is_empty() && !is_name(name) {
+                out.push(ConfigProblem::new(key, name, "is not a lower-case DNS name"));
+            }
+        }
+        if !is_pair(&self.webhook_service) {
             out.push(ConfigProblem::new("webhookService", &self.webhook_service, "must be `namespace/name`"));
         }
         if self.max_connections == 0 {

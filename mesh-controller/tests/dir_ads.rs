@@ -211,6 +211,7 @@ async fn what_is_too_large_or_unsigned_is_refused_and_disturbs_nobody() {
         csr_der: csr,
         peer_public_key: client::peer_key_protobuf("edge-b"),
         peer_signature: signature,
+        ..model::JoinRequest::default()
     };
     let huge = node.raw_join(request(vec![0; 128 << 10], Vec::new())).await.unwrap_err();
     assert_eq!(huge.code(), Code::OutOfRange, "{huge}");

@@ -28,6 +28,12 @@ struct Args {
     /// Join token, or @FILE. The environment (MESH_PROXY_JOIN_TOKEN) and a file keep it out of process lists.
     #[arg(long, value_name = "TOKEN")]
     join_token: Option<String>,
+    /// Projected service-account token with which a pod joins (identity.serviceAccountTokenFile).
+    #[arg(long, value_name = "FILE")]
+    enrol_token_file: Option<String>,
+    /// CA of the mesh, for joining with a service-account token (identity.caFile).
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<String>,
     /// Data-plane threads; 0 = one for each core.
     #[arg(long, value_name = "N")]
     workers: Option<String>,
@@ -100,6 +106,8 @@ fn flags(args: &Args) -> Result<Vec<(String, String)>, String> {
         ("stateDir", &args.state_dir),
         ("controller", &args.controller),
         ("joinToken", &args.join_token),
+        ("identity.serviceAccountTokenFile", &args.enrol_token_file),
+        ("identity.caFile", &args.ca_file),
         ("workers", &args.workers),
         ("logLevel", &args.log_level),
     ];

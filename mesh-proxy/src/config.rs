@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     gateway::GatewayConfig,
+    identity::IdentityConfig,
     outbound::{OutboundConfig, check_proxy_address},
     telemetry::{AccessLogConfig, TelemetryConfig},
     tunnel_glue::TunnelSettings,
@@ -34,6 +35,8 @@ pub struct Config {
     /// Join token, or `@FILE`. Needed until the first certificate is there.
     #[serde(alias = "join_token")]
     pub join_token: Secret<String>,
+    /// How this node proves itself where it has no join token.
+    pub identity: IdentityConfig,
     /// Trust domain of the mesh that this node joins.
     #[serde(alias = "trust_domain")]
     pub trust_domain: String,
@@ -128,6 +131,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/selvage/mesh-proxy"),
             controller: String::new(),
             join_token: Secret::default(),
+            identity: IdentityConfig::default(),
             trust_domain: "cluster.local".to_owned(),
             workers: 0,
             listen: ListenConfig::default(),
@@ -220,6 +224,9 @@ impl Validate for Config {
             if !matches!(port, Some(Ok(1..))) {
                 bad("controller", &controller, "is not host:port");
             }
+        }
+        if let Some(reason) = self.identity.validate() {
+            bad("identity.caFile", &"", reason);
         }
         if self.workers > MAX_WORKERS {
             bad("workers", &self.workers, "is more than 64");

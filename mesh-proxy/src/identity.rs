@@ -3,6 +3,7 @@
 //! A node that has a certificate starts without the controller. One that has none asks for it with its join token, in
 //! the background and for as long as it takes; a certificate is renewed when two thirds of its life are over.
 
+mod config;
 mod files;
 pub(crate) mod keeper;
 
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use mesh_net::tls::{Credentials, NodeTls, TlsError};
 use mesh_tunnel::NodeKey;
 
+pub use config::IdentityConfig;
 pub use files::StateFiles;
 pub use keeper::Keeper;
 

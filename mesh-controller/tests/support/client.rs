@@ -291,6 +291,7 @@ impl Node {
             csr_der: csr,
             peer_public_key: peer_key_protobuf(owner),
             peer_signature: signature,
+            ..model::JoinRequest::default()
         };
         let answer = self.raw_join(request).await?;
         assert_eq!(answer.trust_domain, DOMAIN);

@@ -168,6 +168,7 @@ impl Keeper {
             csr_der: request.csr.clone(),
             peer_public_key: self.tunnel_key.public_protobuf(),
             peer_signature: self.tunnel_key.sign_join(&request.csr).map_err(key)?,
+            ..JoinRequest::default()
         };
         let answer = first_answer(&addresses, client, &call).await?;
         Ok((request, answer))
