@@ -5,6 +5,7 @@
 //! - `distribute`: delta discovery to proxies over mutual TLS; Join and Report.
 //! - `registry`: which nodes have joined, and where they can be reached.
 //! - `webhook`: admission. `status`: conditions on objects, counts of what has no effect.
+//! - [`preflight`]: whether a cluster can run the mesh.
 //! - [`app`]: starts the parts. [`config`]: what can be set.
 
 mod admin;
@@ -14,6 +15,7 @@ mod distribute;
 mod engine;
 mod metrics;
 pub mod peer_id;
+pub mod preflight;
 mod registry;
 pub mod source;
 mod status;

@@ -6,6 +6,7 @@ use anyhow::Context;
 use mesh_controller::{
     app,
     config::{Config, Invocation, run_cli},
+    preflight::report,
 };
 use node_rt::{Drain, DrainConfig, Readiness, Tasks};
 
@@ -16,6 +17,12 @@ fn main() -> anyhow::Result<ExitCode> {
         Invocation::Wrong(errors) => {
             eprintln!("{errors}");
             Ok(ExitCode::from(2))
+        }
+        Invocation::Preflight(preflight) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (text, fine) = report(&runtime.block_on(preflight.run())?);
+            print!("{text}");
+            Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Invocation::Run(config) => {
             let runtime =

@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use node_rt::ConfigErrors;
 
 use super::{Config, ENV_PREFIX};
+use crate::preflight::Preflight;
 
 /// The control plane of the mesh: watches Kubernetes or a folder, compiles, streams to proxies.
 ///
@@ -23,9 +24,15 @@ pub struct Cli {
     /// Kubeconfig for source `kube`.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<String>,
+    /// Where CA, join tokens and node registry are kept: `dir`, `kube` or `auto` [default: auto].
+    #[arg(long, value_name = "STORE")]
+    state_store: Option<String>,
     /// Directory of CA, join tokens and node registry.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<String>,
+    /// Namespace of the state in the cluster [default: the pod's own].
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// Where proxies connect [default: 0.0.0.0:15012].
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
@@ -67,6 +74,8 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
+    /// Look whether a cluster can run the mesh, and say why not; exit code 1 when it cannot.
+    Preflight(Preflight),
 }
 
 /// What the command line asks for.
@@ -74,6 +83,8 @@ enum Command {
 pub enum Invocation {
     /// Run with this configuration.
     Run(Box<Config>),
+    /// Look at the cluster.
+    Preflight(Preflight),
     /// Everything asked for has been printed.
     Done,
     /// The configuration is wrong.
@@ -95,7 +106,9 @@ where
         config,
         source,
         kubeconfig,
+        state_store,
         state_dir,
+        namespace,
         listen,
         metrics_listen,
         admin_listen,
@@ -108,17 +121,23 @@ where
         print_config,
         command,
     } = Cli::parse_from(args);
-    if let Some(Command::Completion { shell }) = command {
-        // Into memory first: the generator panics when its output is closed early, as `head` does.
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "mesh-controller", &mut script);
-        out.write_all(&script)?;
-        return Ok(Invocation::Done);
+    match command {
+        Some(Command::Completion { shell }) => {
+            // Into memory first: the generator panics when its output is closed early, as `head` does.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mesh-controller", &mut script);
+            out.write_all(&script)?;
+            return Ok(Invocation::Done);
+        }
+        Some(Command::Preflight(preflight)) => return Ok(Invocation::Preflight(preflight)),
+        None => {}
     }
     let named = [
         ("source", source),
         ("kubeconfig", kubeconfig),
+        ("stateStore", state_store),
         ("stateDir", state_dir),
+        ("namespace", namespace),
         ("listen", listen),
         ("metricsListen", metrics_listen),
         ("adminListen", admin_listen),

@@ -1,0 +1,402 @@
+//! What is concluded from what a cluster has. Pure.
+
+use std::collections::BTreeMap;
+
+/// Names of the checks, by which one is told to be ignored.
+pub const CHECKS: [&str; 8] = [
+    "second-release",
+    "edgemesh",
+    "istio-sidecar",
+    "istio-ambient",
+    "cilium",
+    "kernel",
+    "pod-security",
+    "rights",
+];
+
+/// The least kernel whose nftables can do what the proxy's rules say (NAT in tables of both families).
+const KERNEL: (u32, u32) = (5, 2);
+/// From here on distributions may have it by backport.
+const KERNEL_BACKPORTED: (u32, u32) = (4, 18);
+/// Names in a message; the rest is a number.
+const NAMED: usize = 5;
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing is in the way.
+    Ok,
+    /// Something will work less well.
+    Warn,
+    /// The mesh must not be installed.
+    Refuse,
+}
+
+/// What a check says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Name of the check.
+    pub check: &'static str,
+    /// How it ended.
+    pub level: Level,
+    /// Why, and what to do.
+    pub text: String,
+}
+
+/// What is known of a cluster.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    pub(super) namespace: String,
+    pub(super) release: String,
+    pub(super) nodes: Vec<NodeFacts>,
+    pub(super) workloads: Vec<Object>,
+    pub(super) namespaces: Vec<Object>,
+    pub(super) webhooks: Vec<Object>,
+    /// Settings of Cilium.
+    pub(super) cilium: Option<BTreeMap<String, String>>,
+    /// What could not be read for lack of rights.
+    pub(super) forbidden: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeFacts {
+    pub(super) name: String,
+    pub(super) os: String,
+    pub(super) kernel: String,
+}
+
+/// An object without what it is for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Object {
+    pub(super) kind: &'static str,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+impl Object {
+    fn label(&self, key: &str) -> &str {
+        self.labels.get(key).map_or("", String::as_str)
+    }
+
+    fn annotation(&self, key: &str) -> &str {
+        self.annotations.get(key).map_or("", String::as_str)
+    }
+
+    fn path(&self) -> String {
+        format!("{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+impl Facts {
+    pub(super) fn new(namespace: &str, release: &str) -> Self {
+        Self { namespace: namespace.to_owned(), release: release.to_owned(), ..Self::default() }
+    }
+}
+
+type Answer = (Level, String);
+
+/// All checks. One that is ignored says what it would have said, as a warning.
+pub(super) fn all(facts: &Facts, ignore: &[String]) -> Vec<Verdict> {
+    let answers: [Answer; CHECKS.len()] = [
+        second_release(facts),
+        edgemesh(facts),
+        istio_sidecar(facts),
+        istio_ambient(facts),
+        cilium(facts),
+        kernel(facts),
+        pod_security(facts),
+        rights(facts),
+    ];
+    let verdict = |(check, (level, text)): (&'static str, Answer)| {
+        if level == Level::Refuse && ignore.iter().any(|i| i == check) {
+            return Verdict { check, level: Level::Warn, text: format!("(ignored) {text}") };
+        }
+        Verdict { check, level, text }
+    };
+    CHECKS.into_iter().zip(answers).map(verdict).collect()
+}
+
+fn fine(text: &str) -> Answer {
+    (Level::Ok, text.to_owned())
+}
+
+fn second_release(facts: &Facts) -> Answer {
+    let ours = |o: &&Object| o.label("app.kubernetes.io/part-of") == "selvage";
+    let release = |o: &Object| match o.annotation("meta.helm.sh/release-name") {
+        "" => (o.label("app.kubernetes.io/instance").to_owned(), o.namespace.clone()),
+        name => (name.to_owned(), o.annotation("meta.helm.sh/release-namespace").to_owned()),
+    };
+    let mine = (facts.release.clone(), facts.namespace.clone());
+    match facts.workloads.iter().filter(ours).find(|o| release(o) != mine) {
+        None => fine("no other mesh in this cluster"),
+        Some(other) => {
+            let (name, namespace) = release(other);
+            let text = format!(
+                "this cluster has a mesh already: release {name:?} in namespace {namespace:?} ({}). A cluster has one: \
+                 upgrade that or remove it first.",
+                other.path()
+            );
+            (Level::Refuse, text)
+        }
+    }
+}
+
+fn edgemesh(facts: &Facts) -> Answer {
+    let is = |o: &&Object| {
+        ["kubeedge", "k8s-app", "app"].iter().any(|key| o.label(key) == "edgemesh-agent")
+            || (o.kind == "DaemonSet" && o.name == "edgemesh-agent")
+    };
+    match facts.workloads.iter().find(is) {
+        None => fine("no EdgeMesh"),
+        Some(agent) => {
+            let text = format!(
+                "EdgeMesh runs here ({}): it holds 169.254.96.16:53 and the same services. docs/migration.md moves its \
+                 settings over; remove it first.",
+                agent.path()
+            );
+            (Level::Refuse, text)
+        }
+    }
+}
+
+fn istio_sidecar(facts: &Facts) -> Answer {
+    let injector = facts
+        .webhooks
+        .iter()
+        .find(|w| w.label("app") == "sidecar-injector" || w.name.starts_with("istio-sidecar-injector"));
+    let injected = |n: &&Object| {
+        n.label("istio-injection") == "enabled"
+            || (!n.label("istio.io/rev").is_empty() && n.label("istio-injection") != "disabled")
+    };
+    let spaces: Vec<&str> = facts.namespaces.iter().filter(injected).map(|n| n.name.as_str()).collect();
+    match (injector, spaces.is_empty()) {
+        (None, _) => fine("no injection of sidecars"),
+        (Some(hook), true) => {
+            let text = format!("{} exists, but no namespace asks for sidecars", hook.name);
+            (Level::Warn, text)
+        }
+        (Some(hook), false) => {
+            let text = format!(
+                "Istio injects sidecars ({}) into {}: their calls would be steered twice. Remove the label \
+                 istio-injection there (and restart the pods), or keep Istio.",
+                hook.name,
+                named(&spaces, "namespaces")
+            );
+            (Level::Refuse, text)
+        }
+    }
+}
+
+fn istio_ambient(facts: &Facts) -> Answer {
+    let is = |o: &&Object| o.kind == "DaemonSet" && (o.label("app") == "ztunnel" || o.name == "ztunnel");
+    match facts.workloads.iter().find(is) {
+        None => fine("no ambient mesh"),
+        Some(set) => {
+            let text = format!(
+                "Istio's ambient mesh runs here ({}): both would redirect the calls of pods. Remove it first.",
+                set.path()
+            );
+            (Level::Refuse, text)
+        }
+    }
+}
+
+/// Cilium can choose the endpoint of a service when a socket connects: then no packet ever goes to the service's address.
+fn cilium(facts: &Facts) -> Answer {
+    let Some(settings) = &facts.cilium else { return fine("no Cilium") };
+    let is = |key: &str, value: &str| settings.get(key).is_some_and(|v| v == value);
+    let replaces = is("kube-proxy-replacement", "true") || is("kube-proxy-replacement", "strict");
+    let sockets = replaces || is("bpf-lb-sock", "true");
+    if !sockets || is("bpf-lb-sock-hostns-only", "true") {
+        return fine("Cilium leaves the addresses of services to be seen");
+    }
+    let text = "Cilium translates addresses of services inside pods, so the mesh would see no call. Set \
+                socketLB.hostNamespaceOnly=true in Cilium's values (bpf-lb-sock-hostns-only) and restart its agents.";
+    (Level::Refuse, text.to_owned())
+}
+
+fn kernel(facts: &Facts) -> Answer {
+    let version = |node: &NodeFacts| -> Option<(u32, u32)> {
+        let mut numbers = node.kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    let linux = || facts.nodes.iter().filter(|n| n.os.is_empty() || n.os == "linux");
+    let below = |least: (u32, u32)| -> Vec<&str> {
+        let old = linux().filter(|n| version(n).is_some_and(|v| v < least));
+        old.map(|n| n.name.as_str()).collect()
+    };
+    let (too_old, doubtful) = (below(KERNEL_BACKPORTED), below(KERNEL));
+    let count = linux().count();
+    if !too_old.is_empty() && too_old.len() == count {
+        let text = format!(
+            "no node has a kernel of at least {}.{} ({}): nftables there cannot redirect. Upgrade them, or set \
+             proxy.capture.enabled=false and let programs use the node's HTTP or SOCKS5 proxy.",
+            KERNEL.0,
+            KERNEL.1,
+            named(&too_old, "nodes")
+        );
+        return (Level::Refuse, text);
+    }
+    if doubtful.is_empty() {
+        return fine(&format!("{count} nodes have a kernel of at least {}.{}", KERNEL.0, KERNEL.1));
+    }
+    let text = format!(
+        "kernels older than {}.{} may not redirect ({}): programs there use the node's HTTP or SOCKS5 proxy",
+        KERNEL.0,
+        KERNEL.1,
+        named(&doubtful, "nodes")
+    );
+    (Level::Warn, text)
+}
+
+fn pod_security(facts: &Facts) -> Answer {
+    let own = facts.namespaces.iter().find(|n| n.name == facts.namespace);
+    match own.map_or("", |n| n.label("pod-security.kubernetes.io/enforce")) {
+        level @ ("baseline" | "restricted") => {
+            let text = format!(
+                "namespace {0} enforces pod security level {level}, which refuses the network of the host: kubectl \
+                 label namespace {0} pod-security.kubernetes.io/enforce=privileged --overwrite",
+                facts.namespace
+            );
+            (Level::Refuse, text)
+        }
+        _ => fine("the namespace admits pods in the network of the host"),
+    }
+}
+
+fn rights(facts: &Facts) -> Answer {
+    if facts.forbidden.is_empty() {
+        return fine("everything could be read");
+    }
+    let text = format!(
+        "missing rights: {}. These checks saw nothing; give the service account mesh-preflight its ClusterRole.",
+        facts.forbidden.join(", ")
+    );
+    (Level::Refuse, text)
+}
+
+fn named(names: &[&str], what: &str) -> String {
+    let first = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    match names.len() {
+        n if n > NAMED => format!("{first} and {} more {what}", n - NAMED),
+        _ => first,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(kind: &'static str, name: &str, labels: &[(&str, &str)]) -> Object {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Object { kind, namespace: "other".to_owned(), name: name.to_owned(), labels, ..Object::default() }
+    }
+
+    fn node(name: &str, kernel: &str) -> NodeFacts {
+        NodeFacts { name: name.to_owned(), os: "linux".to_owned(), kernel: kernel.to_owned() }
+    }
+
+    fn said(facts: &Facts, check: &str) -> (Level, String) {
+        let all = all(facts, &[]);
+        let verdict = all.into_iter().find(|v| v.check == check).unwrap();
+        (verdict.level, verdict.text)
+    }
+
+    fn facts() -> Facts {
+        Facts::new("selvage-system", "mesh")
+    }
+
+    #[test]
+    fn an_empty_cluster_is_fine() {
+        let mut facts = facts();
+        facts.nodes.push(node("a", "6.1.0-13-amd64"));
+        assert!(all(&facts, &[]).iter().all(|v| v.level == Level::Ok), "{:?}", all(&facts, &[]));
+    }
+
+    #[test]
+    fn another_release_is_named_and_the_own_one_is_not_another() {
+        let mut facts = facts();
+        let mut set = object("DaemonSet", "mesh-proxy", &[("app.kubernetes.io/part-of", "selvage")]);
+        set.annotations.insert("meta.helm.sh/release-name".to_owned(), "mesh".to_owned());
+        set.annotations.insert("meta.helm.sh/release-namespace".to_owned(), "selvage-system".to_owned());
+        facts.workloads.push(set.clone());
+        assert_eq!(said(&facts, "second-release").0, Level::Ok);
+        set.annotations.insert("meta.helm.sh/release-name".to_owned(), "first".to_owned());
+        facts.workloads.push(set);
+        let (level, text) = said(&facts, "second-release");
+        assert!(level == Level::Refuse && text.contains("\"first\""), "{text}");
+        // One that was not installed by Helm.
+        facts.workloads = vec![object(
+            "Deployment",
+            "mesh-controller",
+            &[("app.kubernetes.io/part-of", "selvage"), ("app.kubernetes.io/instance", "mesh")],
+        )];
+        assert_eq!(said(&facts, "second-release").0, Level::Refuse, "another namespace");
+    }
+
+    #[test]
+    fn other_meshes_are_refused_with_a_reason() {
+        let mut facts = facts();
+        facts.workloads.push(object("DaemonSet", "agent", &[("kubeedge", "edgemesh-agent")]));
+        assert!(said(&facts, "edgemesh").1.contains("docs/migration.md"));
+        facts.workloads.push(object("DaemonSet", "ztunnel", &[]));
+        assert_eq!(said(&facts, "istio-ambient").0, Level::Refuse);
+        facts.webhooks.push(object("MutatingWebhookConfiguration", "istio-sidecar-injector", &[]));
+        facts.namespaces.push(object("Namespace", "shop", &[]));
+        assert_eq!(said(&facts, "istio-sidecar").0, Level::Warn);
+        facts.namespaces.push(object("Namespace", "bank", &[("istio-injection", "enabled")]));
+        let (level, text) = said(&facts, "istio-sidecar");
+        assert!(level == Level::Refuse && text.contains("bank") && !text.contains("shop"), "{text}");
+        // What is ignored is still said.
+        let ignored = all(&facts, &["istio-sidecar".to_owned()]);
+        let verdict = ignored.iter().find(|v| v.check == "istio-sidecar").unwrap();
+        assert!(verdict.level == Level::Warn && verdict.text.starts_with("(ignored)"));
+    }
+
+    #[test]
+    fn cilium_is_in_the_way_only_where_it_translates_in_pods() {
+        let mut facts = facts();
+        let settings = |pairs: &[(&str, &str)]| {
+            Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        };
+        facts.cilium = settings(&[("kube-proxy-replacement", "false")]);
+        assert_eq!(said(&facts, "cilium").0, Level::Ok);
+        facts.cilium = settings(&[("kube-proxy-replacement", "true")]);
+        assert_eq!(said(&facts, "cilium").0, Level::Refuse);
+        facts.cilium = settings(&[("kube-proxy-replacement", "true"), ("bpf-lb-sock-hostns-only", "true")]);
+        assert_eq!(said(&facts, "cilium").0, Level::Ok);
+        facts.cilium = settings(&[("bpf-lb-sock", "true")]);
+        assert_eq!(said(&facts, "cilium").0, Level::Refuse);
+    }
+
+    #[test]
+    fn one_old_node_is_a_warning_and_only_old_nodes_are_a_refusal() {
+        let mut facts = facts();
+        facts.nodes = vec![node("new", "5.15.0"), node("old", "3.10.0-1160.el7")];
+        let (level, text) = said(&facts, "kernel");
+        assert!(level == Level::Warn && text.contains("old") && !text.contains("new"), "{text}");
+        facts.nodes.remove(0);
+        assert_eq!(said(&facts, "kernel").0, Level::Refuse);
+        facts.nodes = vec![node("rhel", "4.18.0-553.el8")];
+        assert_eq!(said(&facts, "kernel").0, Level::Warn);
+        let windows = NodeFacts { os: "windows".to_owned(), ..node("w", "10.0.17763") };
+        facts.nodes = vec![windows, node("a", "6.8")];
+        assert_eq!(said(&facts, "kernel").0, Level::Ok);
+        facts.nodes = (0..9).map(|i| node(&format!("n{i}"), "3.0")).collect();
+        assert!(said(&facts, "kernel").1.contains("and 4 more nodes"));
+    }
+
+    #[test]
+    fn what_could_not_be_seen_and_what_would_not_be_admitted_is_said() {
+        let mut facts = facts();
+        facts.forbidden.push("list nodes".to_owned());
+        assert!(said(&facts, "rights").1.contains("list nodes"));
+        let mut own = object("Namespace", "selvage-system", &[]);
+        own.labels.insert("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned());
+        facts.namespaces.push(own);
+        let (level, text) = said(&facts, "pod-security");
+        assert!(level == Level::Refuse && text.contains("enforce=privileged"), "{text}");
+    }
+}
