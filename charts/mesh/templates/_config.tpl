@@ -1,9 +1,16 @@
 {{/* Configuration files: what values say, then the free part, which wins. */}}
 
 {{- define "mesh.controllerConfig" -}}
+{{- $pods := list -}}
+{{- if .Values.relay.enabled -}}{{- $pods = append $pods (printf "%s/mesh-relay" .Release.Namespace) -}}{{- end -}}
+{{- if .Values.gateway.enabled -}}{{- $pods = append $pods (printf "%s/mesh-gateway" .Release.Namespace) -}}{{- end -}}
 {{- $own := dict
   "source" "kube"
-  "stateDir" "/var/lib/mesh-controller"
+  "stateStore" "kube"
+  "namespace" .Release.Namespace
+  "stateOwner" "mesh-state"
+  "enrolServiceAccounts" (list (printf "%s/mesh-proxy" .Release.Namespace))
+  "enrolPodServiceAccounts" $pods
   "listen" "0.0.0.0:15012"
   "metricsListen" "0.0.0.0:15014"
   "webhookListen" "0.0.0.0:15017"
@@ -28,6 +35,7 @@
   "stateDir" "/var/lib/selvage/mesh-proxy"
   "controller" (include "mesh.controllers" .)
   "trustDomain" .root.Values.mesh.trustDomain
+  "identity" (dict "serviceAccountTokenFile" "/var/run/selvage/token" "caFile" "/var/run/selvage/ca.crt")
   "drainSeconds" $v.drainSeconds
   "logFormat" $v.logFormat
   "logLevel" $v.logLevel
@@ -45,6 +53,7 @@
   "stateDir" "/var/lib/selvage/mesh-proxy"
   "controller" (include "mesh.controllers" (dict "root" .root "edge" false))
   "trustDomain" .root.Values.mesh.trustDomain
+  "identity" (dict "serviceAccountTokenFile" "/var/run/selvage/token" "caFile" "/var/run/selvage/ca.crt")
   "drainSeconds" .root.Values.proxy.drainSeconds
   "logFormat" .root.Values.proxy.logFormat
   "logLevel" .root.Values.proxy.logLevel

@@ -56,10 +56,8 @@ checksum/config: {{ .configuration | sha256sum }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with .nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- toYaml (merge (deepCopy .nodeSelector) (dict "kubernetes.io/os" "linux")) | nindent 2 }}
 {{- with .tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
