@@ -27,6 +27,7 @@ use crate::{
     handler::{Handler, Link},
     path::{PathTransport, is_circuit, path_of, socket_of},
     peers::relay_of,
+    quic,
     table::{Conn, Counted, OPEN_QUEUE},
     tunnel::Shared,
 };
@@ -61,7 +62,9 @@ impl Streams {
             return Err(ConnectionDenied::new(NotInView(peer)));
         };
         let (opens, receiver) = mpsc::channel(OPEN_QUEUE);
-        let worker = self.shared.table.place(peer, self.shared.placement.workers());
+        let placement = &self.shared.placement;
+        let quic = quic::socket_of(address).and_then(|at| placement.quic(at));
+        let worker = quic.or_else(|| self.shared.table.place(peer, placement.workers()));
         let path = path_of(address, &self.shared.networks(), punched);
         let conn = Arc::new(Conn {
             id,

@@ -2,9 +2,14 @@
 //! worker for its whole life, so that a stream and its connection share a thread and no chunk crosses one.
 
 use std::{
+    collections::VecDeque,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::runtime::{Handle, Id};
@@ -40,12 +45,42 @@ pub(crate) struct Placement {
     /// The worker of the next task that the swarm spawns. The swarm spawns a connection's task synchronously after it
     /// asked the behaviour for the handler, on one thread, so a single slot is enough.
     next: Mutex<Option<Worker>>,
+    /// Where QUIC connections run that were made lately, by remote address, latest first: they have a thread before
+    /// anyone knows whose they are.
+    quic: Mutex<VecDeque<(SocketAddr, Worker)>>,
+    turn: AtomicUsize,
 }
+
+/// QUIC connections that are remembered until the swarm asks for them, which it does when their handshake is over.
+const REMEMBERED: usize = 1024;
 
 impl Placement {
     pub(crate) fn new(exec: Executors) -> Self {
         let ids = exec.workers.iter().map(Handle::id).collect();
-        Self { exec, ids, next: Mutex::new(None) }
+        Self { exec, ids, next: Mutex::new(None), quic: Mutex::default(), turn: AtomicUsize::new(0) }
+    }
+
+    /// The worker of a QUIC connection that is being made.
+    pub(crate) fn place_quic(&self, remote: SocketAddr) -> Option<Worker> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        let worker = self.turn.fetch_add(1, Ordering::Relaxed) % self.ids.len();
+        let mut all = self.quic.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push_front((remote, worker));
+        all.truncate(REMEMBERED);
+        Some(worker)
+    }
+
+    /// The worker of the QUIC connection that was made last with this address.
+    pub(crate) fn quic(&self, remote: SocketAddr) -> Option<Worker> {
+        let all = self.quic.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|(r, _)| *r == remote).map(|(_, worker)| *worker)
+    }
+
+    /// The runtime of a worker, or the control runtime when there is none.
+    pub(crate) fn handle(&self, worker: Option<Worker>) -> &Handle {
+        worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control)
     }
 
     pub(crate) fn control(&self) -> &Handle {
@@ -72,12 +107,11 @@ impl Placement {
 
     /// Runs a task on a data worker, or on the control runtime when there is none.
     pub(crate) fn spawn_on(&self, worker: Option<Worker>, task: impl Future<Output = ()> + Send + 'static) {
-        worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control).spawn(task);
+        self.handle(worker).spawn(task);
     }
 
     pub(crate) fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let worker = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let handle = worker.and_then(|w| self.exec.workers.get(w)).unwrap_or(&self.exec.control);
-        handle.spawn(task);
+        self.handle(worker).spawn(task);
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! Inside: `driver` runs the swarm and dials, `table` knows the connections of each peer and picks one, `behaviour`
 //! and `handler` open and admit streams on a connection, `transport` stacks TCP (`socket`), TLS (`security`) and
-//! the muxer (`mux`), `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
+//! the muxer (`mux`), `quic` is QUIC and `ws` WebSocket, `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
 #![deny(missing_docs)]
 
 pub mod accept;
@@ -32,6 +32,7 @@ mod open;
 pub mod path;
 pub mod peers;
 mod plan;
+mod quic;
 mod security;
 mod socket;
 pub mod status;

@@ -54,6 +54,11 @@ impl Security {
         Ok(Self { server: Arc::new(server), client: Arc::new(client_config(key)?) })
     }
 
+    /// What rustls is told, as server and as client.
+    pub(crate) fn configs(&self) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        (self.server.clone(), self.client.clone())
+    }
+
     /// The same, under the name of HTTP: what a middle box expects on port 443.
     pub(crate) fn for_web(&self) -> Self {
         let (mut server, mut client) = ((*self.server).clone(), (*self.client).clone());

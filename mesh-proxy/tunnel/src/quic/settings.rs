@@ -1,0 +1,119 @@
+//! What quinn is told: keys, windows, congestion control.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use libp2p::identity::Keypair;
+use quinn::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    congestion::BbrConfig,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{config::Limits, error::StartError, identity::NodeKey, security::Security};
+
+/// Streams that a peer may have open on one connection. quinn makes two table entries for each at once, used or not:
+/// 32,768 of them would cost an idle connection 3 MiB, these cost 140 KiB (the next table has 8,192 buckets).
+const STREAMS: u32 = 3_500;
+/// What a stream may send before its reader has taken any: 100 ms of 300 Mbit/s.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// The same for all streams of a connection.
+const WINDOW: u32 = 32 << 20;
+/// Sent bytes that are kept until the peer has them, all streams together.
+const SEND_WINDOW: u64 = 8 << 20;
+/// Silence after which a connection ends; the keep-alive makes sure that a living peer is not silent.
+const IDLE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Packets that the peer may take before it acknowledges them. Each acknowledgement costs both sides a datagram; loss is
+/// told at once all the same.
+const ACKNOWLEDGE_AFTER: u32 = 10;
+/// Room in the kernel for datagrams that wait for their thread. Less is lost under load as if the line had lost it.
+const SOCKET_BUFFER: usize = 2 << 20;
+
+/// For all connections of a node.
+pub(super) struct Settings {
+    pub(super) client: ClientConfig,
+    pub(super) server: ServerConfig,
+    pub(super) endpoint: EndpointConfig,
+    /// Time for a handshake.
+    pub(super) handshake: Duration,
+}
+
+impl Settings {
+    pub(super) fn new(
+        key: &NodeKey,
+        security: &Security,
+        limits: &Limits,
+        handshake: Duration,
+    ) -> Result<Self, StartError> {
+        let (server, client) = security.configs();
+        let none = |_| StartError::Certificate("QUIC needs AES-128-GCM, which is missing".to_owned());
+        let (server, client) = (
+            QuicServerConfig::try_from(server).map_err(none)?,
+            QuicClientConfig::try_from(client).map_err(none)?,
+        );
+        let transport = Arc::new(transport(limits));
+        let mut client = ClientConfig::new(Arc::new(client));
+        client.transport_config(transport.clone());
+        let mut server = ServerConfig::with_crypto(Arc::new(server));
+        server.transport_config(transport);
+        // A peer whose address changes is followed, once it has answered from there.
+        server.migration(true);
+        Ok(Self { client, server, endpoint: endpoint(key.keypair()), handshake })
+    }
+}
+
+fn transport(limits: &Limits) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.datagram_receive_buffer_size(None);
+    // Both directions of opening, and streams that are closing. What is beyond waits until others have ended.
+    let streams = u32::try_from(limits.streams_per_peer.saturating_mul(2)).unwrap_or(u32::MAX);
+    config.max_concurrent_bidi_streams(VarInt::from_u32(streams.min(STREAMS)));
+    config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
+    config.receive_window(VarInt::from_u32(WINDOW));
+    config.send_window(SEND_WINDOW);
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
+    config.allow_spin(false);
+    // Loss on a radio or a long line is no sign of a full queue.
+    if std::env::var_os("QCUBIC").is_none() {
+        config.congestion_controller_factory(Arc::new(BbrConfig::default()));
+    }
+    let mut acknowledge = AckFrequencyConfig::default();
+    acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
+    if std::env::var_os("QACK").is_none() {
+        config.ack_frequency_config(Some(acknowledge));
+    }
+    config
+}
+
+/// The key of stateless resets follows from the node's: a restarted node can end what its predecessor has left.
+fn endpoint(key: &Keypair) -> EndpointConfig {
+    let reset = key.derive_secret(b"libp2p quic stateless reset key");
+    let mut config = reset.map_or_else(EndpointConfig::default, |secret| {
+        EndpointConfig::new(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &secret)))
+    });
+    config.supported_versions(vec![1]);
+    config
+}
+
+/// A socket for one family.
+pub(super) fn socket(at: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    for grown in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
+        if let Err(error) = grown {
+            tracing::debug!(%error, "buffers of a QUIC socket");
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    Ok(socket.into())
+}
