@@ -98,6 +98,7 @@ fn tracing(t: &Tracing) -> model::Tracing {
         providers: t.providers.iter().map(|p| p.name.clone()).collect(),
         sampling_percent: t.random_sampling_percentage,
         disable_span_reporting: t.disable_span_reporting == Some(true),
+        enable_span_reporting: t.disable_span_reporting == Some(false),
         tags: t.custom_tags.iter().map(|(name, tag)| tracing_tag(name, tag)).collect(),
     }
 }
