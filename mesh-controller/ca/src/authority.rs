@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     files::{DirLock, FileError, private_dir, read_optional, write_private},
+    shelf::StoreError,
     spiffe::{NodeName, TrustDomain},
 };
 
@@ -33,6 +34,9 @@ pub enum AuthorityError {
     /// A file could not be read or written.
     #[error("keep the certificate authority")]
     File(#[from] FileError),
+    /// A store other than a directory failed.
+    #[error("keep the certificate authority")]
+    Store(#[from] StoreError),
     /// Key without certificate or the reverse: somebody has to decide, the controller does not overwrite either.
     #[error("{} has only one of ca.key and ca.crt; restore the other or remove both", .0.display())]
     Incomplete(PathBuf),
@@ -103,7 +107,7 @@ impl Authority {
         let (key_pem, cert_pem) = match (read_optional(&key_path)?, read_optional(&cert_path)?) {
             (Some(key), Some(cert)) => (key, cert),
             (None, None) => {
-                let (key, cert) = create(trust_domain, now)?;
+                let (key, cert) = Self::generate(trust_domain, now)?;
                 // The key goes first: a certificate alone would be published and useless.
                 write_private(&key_path, key.as_bytes())?;
                 write_private(&cert_path, cert.as_bytes())?;
@@ -111,8 +115,23 @@ impl Authority {
             }
             _ => return Err(AuthorityError::Incomplete(dir.to_owned())),
         };
-        Self::load(&key_pem, &cert_pem, trust_domain)
-            .map_err(|(file, reason)| AuthorityError::Corrupt { path: dir.join(file), reason })
+        Self::from_pem(&key_pem, &cert_pem, trust_domain, dir)
+    }
+
+    /// Makes a CA: its key and its certificate, as PEM.
+    pub fn generate(trust_domain: &TrustDomain, now: u64) -> Result<(String, String), AuthorityError> {
+        create(trust_domain, now)
+    }
+
+    /// A CA that is kept at `place`, which errors name.
+    pub fn from_pem(
+        key_pem: &[u8],
+        cert_pem: &[u8],
+        trust_domain: &TrustDomain,
+        place: &Path,
+    ) -> Result<Self, AuthorityError> {
+        Self::load(key_pem, cert_pem, trust_domain)
+            .map_err(|(file, reason)| AuthorityError::Corrupt { path: place.join(file), reason })
     }
 
     fn load(
@@ -153,6 +172,15 @@ impl Authority {
     /// SHA-256 of the CA certificate: what join tokens carry.
     pub fn fingerprint(&self) -> [u8; 32] {
         Sha256::digest(&self.certificate).into()
+    }
+
+    /// When the CA's certificate ends, in seconds since 1970.
+    pub fn expires(&self) -> u64 {
+        let parsed = x509_parser::parse_x509_certificate(&self.certificate);
+        parsed
+            .ok()
+            .and_then(|(_, c)| u64::try_from(c.validity().not_after.timestamp()).ok())
+            .unwrap_or_default()
     }
 
     /// The trust domain that this CA vouches for.

@@ -1,8 +1,38 @@
-//! The layout of a controller's state directory, shared with `meshctl` on the same machine.
+//! What controllers share, and the layout of a state directory, which `meshctl` on the same machine uses too.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use crate::{Authority, AuthorityError, TokenStore, TrustDomain, files::FileError};
+use crate::{
+    Authority, AuthorityError, DirShelf, Shelf, StoreError, TokenStore, TrustDomain, files::FileError,
+};
+
+/// Where the controllers of a mesh keep what they share. Calls block.
+pub trait StateStore: Send + Sync {
+    /// Loads the CA, or creates it on first use; of several that do so at once, all get the same. `now` is in seconds
+    /// since 1970.
+    fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError>;
+    /// The join tokens.
+    fn tokens(&self) -> Result<TokenStore, StoreError>;
+    /// The node registry.
+    fn nodes(&self) -> Result<Arc<dyn Shelf>, StoreError>;
+}
+
+impl StateStore for StateDir {
+    fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError> {
+        Self::authority(self, trust_domain, now)
+    }
+
+    fn tokens(&self) -> Result<TokenStore, StoreError> {
+        Ok(Self::tokens(self)?)
+    }
+
+    fn nodes(&self) -> Result<Arc<dyn Shelf>, StoreError> {
+        Ok(Arc::new(DirShelf::open(&Self::nodes(self))?))
+    }
+}
 
 /// A controller's state directory: `ca/`, `tokens/`, `nodes/`.
 #[derive(Debug, Clone)]

@@ -1,10 +1,7 @@
-//! Which join tokens exist and which are spent: one file a token, so that `meshctl token create`, several
+//! Which join tokens exist and which are spent: one document a token, so that `meshctl token create`, several
 //! controllers and a power cut do not disturb each other. Only a hash of the secret is kept.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{path::Path, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize};
@@ -12,7 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::{JoinToken, id_is_plain};
 use crate::{
-    files::{At, DirLock, FileError, private_dir, read_optional, write_private},
+    files::FileError,
+    shelf::{DirShelf, Put, Shelf, StoreError},
     spiffe::NodeName,
 };
 
@@ -20,6 +18,8 @@ use crate::{
 const KEEP_AFTER_EXPIRY: u64 = 24 * 3600;
 /// A node whose answer got lost may ask again with the very same request for this long.
 const RETRY_WINDOW: u64 = 600;
+/// Another writer of the same token is met at most once or twice.
+const TRIES: usize = 8;
 
 /// Why a token is refused. Each case is distinct, because each has a different remedy.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum UseError {
     Replayed,
     /// The store could not be read or written.
     #[error("join token store")]
-    Store(#[from] FileError),
+    Store(#[from] StoreError),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,17 +82,21 @@ pub struct TokenInfo {
     pub used: Option<u64>,
 }
 
-/// The tokens of one mesh in a directory. Nothing is cached: every call reads the files.
+/// The tokens of one mesh on a shelf. Nothing is cached: every call reads the shelf.
 #[derive(Debug, Clone)]
 pub struct TokenStore {
-    dir: PathBuf,
+    shelf: Arc<dyn Shelf>,
 }
 
 impl TokenStore {
-    /// Opens the store, creating the directory.
+    /// The tokens in a directory, which is created.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
-        private_dir(dir)?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self::on(Arc::new(DirShelf::open(dir)?)))
+    }
+
+    /// The tokens on a shelf.
+    pub fn on(shelf: Arc<dyn Shelf>) -> Self {
+        Self { shelf }
     }
 
     /// Makes a token for `node` that holds for `ttl` seconds.
@@ -103,9 +107,8 @@ impl TokenStore {
         ca_sha256: [u8; 32],
         controllers: Vec<String>,
         now: u64,
-    ) -> Result<JoinToken, FileError> {
-        let _lock = DirLock::acquire(&self.dir)?;
-        self.purge(now);
+    ) -> Result<JoinToken, StoreError> {
+        self.purge(now)?;
         let token = JoinToken {
             id: format!("{:016x}", rand::random::<u64>()),
             node: node.clone(),
@@ -121,8 +124,10 @@ impl TokenStore {
             expires: token.expires,
             used: None,
         };
-        self.write(&token.id, &record)?;
-        Ok(token)
+        match self.shelf.put(&token.id, &encode(&token.id, &record)?, None)? {
+            Put::Done(_) => Ok(token),
+            Put::Conflict => Err(StoreError::new("create", token.id, "there is one of that id")),
+        }
     }
 
     /// Whether [`TokenStore::spend`] would accept the token now, without spending it: what it costs to be a stranger.
@@ -145,10 +150,15 @@ impl TokenStore {
         request: &[u8],
         now: u64,
     ) -> Result<(), UseError> {
-        let _lock = DirLock::acquire(&self.dir)?;
-        let Some(mut record) = self.admit(token, node, request, now)? else { return Ok(()) };
-        record.used = Some(Used { at: now, request_sha256: hash(request) });
-        Ok(self.write(&token.id, &record)?)
+        for _ in 0..TRIES {
+            let Some((mut record, version)) = self.admit(token, node, request, now)? else { return Ok(()) };
+            record.used = Some(Used { at: now, request_sha256: hash(request) });
+            // Of several that spend it at once, one has seen it unspent; the others look again.
+            if let Put::Done(_) = self.shelf.put(&token.id, &encode(&token.id, &record)?, Some(&version))? {
+                return Ok(());
+            }
+        }
+        Err(StoreError::new("spend", token.id.as_str(), "it is changed all the time").into())
     }
 
     /// The record of a token that may be spent; `None` when it was spent on this very request a moment ago.
@@ -158,8 +168,8 @@ impl TokenStore {
         node: &NodeName,
         request: &[u8],
         now: u64,
-    ) -> Result<Option<Record>, UseError> {
-        let record = self.read(&token.id)?.ok_or(UseError::Unknown)?;
+    ) -> Result<Option<(Record, String)>, UseError> {
+        let (record, version) = self.read(&token.id)?.ok_or(UseError::Unknown)?;
         // Comparing hashes: timing tells nothing about the secret.
         if record.secret_sha256 != hash(&token.secret) {
             return Err(UseError::Unknown);
@@ -175,76 +185,59 @@ impl TokenStore {
         if now >= record.expires {
             return Err(UseError::Expired { seconds: now - record.expires });
         }
-        Ok(Some(record))
+        Ok(Some((record, version)))
     }
 
-    /// All tokens, by time of creation.
-    pub fn list(&self) -> Result<Vec<TokenInfo>, FileError> {
-        let mut out = Vec::new();
-        for id in self.ids()? {
-            if let Some(r) = self.read(&id)? {
+    /// All tokens, by time of creation. One that cannot be read is left out.
+    pub fn list(&self) -> Result<Vec<TokenInfo>, StoreError> {
+        let mut out: Vec<_> = self
+            .records()?
+            .into_iter()
+            .map(|(id, r, _)| {
                 let used = r.used.map(|u| u.at);
-                out.push(TokenInfo { id, node: r.node, created: r.created, expires: r.expires, used });
-            }
-        }
+                TokenInfo { id, node: r.node, created: r.created, expires: r.expires, used }
+            })
+            .collect();
         out.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         Ok(out)
     }
 
     /// Removes a token; `false` when there is none of that id.
-    pub fn remove(&self, id: &str) -> Result<bool, FileError> {
-        let _lock = DirLock::acquire(&self.dir)?;
-        let path = self.path(id);
-        if !id_is_plain(id) || !path.exists() {
-            return Ok(false);
-        }
-        fs::remove_file(&path).at("remove", &path)?;
-        Ok(true)
+    pub fn remove(&self, id: &str) -> Result<bool, StoreError> {
+        if id_is_plain(id) { self.shelf.remove(id, None) } else { Ok(false) }
     }
 
-    fn ids(&self) -> Result<Vec<String>, FileError> {
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(&self.dir).at("list", &self.dir)? {
-            let name = entry.at("list", &self.dir)?.file_name();
-            if let Some(id) = name.to_str().and_then(|n| n.strip_suffix(".json"))
-                && id_is_plain(id)
-            {
-                ids.push(id.to_owned());
+    /// Drops records that are past any use, and says how many. A record that cannot be read stays for a person to look
+    /// at.
+    pub fn purge(&self, now: u64) -> Result<usize, StoreError> {
+        let mut dropped = 0;
+        for (id, record, version) in self.records()? {
+            if now > record.expires.saturating_add(KEEP_AFTER_EXPIRY) {
+                dropped += usize::from(self.shelf.remove(&id, Some(&version))?);
             }
         }
-        Ok(ids)
+        Ok(dropped)
     }
 
-    /// Drops records that are past any use. A record that cannot be read stays for a person to look at.
-    fn purge(&self, now: u64) {
-        for id in self.ids().unwrap_or_default() {
-            if let Ok(Some(record)) = self.read(&id)
-                && now > record.expires.saturating_add(KEEP_AFTER_EXPIRY)
-            {
-                fs::remove_file(self.path(&id)).ok();
-            }
-        }
+    fn records(&self) -> Result<Vec<(String, Record, String)>, StoreError> {
+        let all = self.shelf.list()?.into_iter().filter(|(id, _)| id_is_plain(id));
+        Ok(all
+            .filter_map(|(id, d)| Some((id, serde_json::from_slice(&d.content).ok()?, d.version)))
+            .collect())
     }
 
-    fn path(&self, id: &str) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
-    }
-
-    fn read(&self, id: &str) -> Result<Option<Record>, FileError> {
+    fn read(&self, id: &str) -> Result<Option<(Record, String)>, StoreError> {
         if !id_is_plain(id) {
             return Ok(None);
         }
-        let path = self.path(id);
-        let Some(content) = read_optional(&path)? else { return Ok(None) };
-        let parsed = serde_json::from_slice(&content).map_err(std::io::Error::other);
-        parsed.at("parse", &path).map(Some)
+        let Some(found) = self.shelf.get(id)? else { return Ok(None) };
+        let record = serde_json::from_slice(&found.content).map_err(|e| StoreError::new("parse", id, e))?;
+        Ok(Some((record, found.version)))
     }
+}
 
-    fn write(&self, id: &str, record: &Record) -> Result<(), FileError> {
-        let path = self.path(id);
-        let json = serde_json::to_vec_pretty(record).map_err(std::io::Error::other).at("encode", &path)?;
-        write_private(&path, &json)
-    }
+fn encode(id: &str, record: &Record) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec_pretty(record).map_err(|e| StoreError::new("encode", id, e))
 }
 
 fn hash(bytes: &[u8]) -> String {
