@@ -84,6 +84,11 @@ lint: ## format, clippy, dependency arrows, licences, stale generated files
 	$(CARGO) deny --locked check licenses bans sources
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
+.PHONY: image
+image: ## static programs, OCI archives and bills of materials for amd64 and arm64 in target/image (ARCH=amd64 for one)
+	@$(NEED) pip=python3-pip readelf=binutils qemu-aarch64-static=qemu-user-static
+	@.ci/image.sh $(ARCH)
+
 .PHONY: bench
 bench: ## measure beside direct, haproxy, nginx and Envoy: make bench BENCH=http
 	@$(NEED) $(LAB_TOOLS) nginx=nginx-light haproxy=haproxy

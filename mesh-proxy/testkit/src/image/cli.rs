@@ -54,9 +54,9 @@ pub struct Args {
     /// The target that the program was built for, for the bill
     #[arg(long, value_name = "TRIPLE", default_value = "x86_64-unknown-linux-musl")]
     target: String,
-    /// Package URL of something else in the image, for the bill (any number of times)
-    #[arg(long = "component", value_name = "PURL")]
-    components: Vec<String>,
+    /// Which package each file below --root is of, for the bill: a package URL and a path in each line
+    #[arg(long, value_name = "FILE")]
+    owners: Option<PathBuf>,
 }
 
 /// Makes the image that the arguments describe.
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let written = image.write(&args.out)?;
     if let Some(out) = &args.sbom {
-        bill(args, out)?;
+        bill(args, &image, out)?;
     }
     #[expect(clippy::cast_precision_loss, reason = "a size for people")]
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -109,7 +109,20 @@ fn stripped(binary: &Path) -> anyhow::Result<(tempfile::TempDir, PathBuf)> {
     }
 }
 
-fn bill(args: &Args, out: &Path) -> anyhow::Result<()> {
+/// The packages whose files lie in the image.
+fn packages(args: &Args, image: &Image) -> anyhow::Result<Vec<String>> {
+    let Some(file) = &args.owners else { return Ok(Vec::new()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    // A library is asked for by a name that is a link, and listed under its own and that name alike.
+    let lines = text.lines().filter_map(|l| l.split_once(' '));
+    let held = lines.filter(|(_, path)| image.layers[0].contains_key(path.trim_start_matches(['.', '/'])));
+    let mut urls: Vec<String> = held.map(|(url, _)| url.to_owned()).collect();
+    urls.sort();
+    urls.dedup();
+    Ok(urls)
+}
+
+fn bill(args: &Args, image: &Image, out: &Path) -> anyhow::Result<()> {
     let package = args.binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -121,7 +134,7 @@ fn bill(args: &Args, out: &Path) -> anyhow::Result<()> {
     }
     let metadata = serde_json::from_slice(&output.stdout).context("reading what cargo metadata prints")?;
     let created = jiff::Timestamp::from_second(args.created).unwrap_or_default().to_string();
-    let bill = sbom::sbom(&metadata, &package, &args.components, &created)?;
+    let bill = sbom::sbom(&metadata, &package, &packages(args, image)?, &created)?;
     let text = serde_json::to_vec_pretty(&bill).context("writing the bill of materials")?;
     std::fs::write(out, text).with_context(|| format!("writing {}", out.display()))
 }
