@@ -59,6 +59,7 @@ for pkg in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 done
 
 # A compiler cache of its own: it makes an interrupted build resume, and goes when the build is done.
+# One for each module: who waits for Helm alone does not throw the other away.
 export GOCACHE="$dir/go-build"
 start=$(date +%s)
 echo "kube: building $wanted(Kubernetes $version) into $dir (once; all takes 20 minutes of one core, 4.5 GB of disk meanwhile)" >&2
@@ -72,13 +73,15 @@ case $wanted in *helm*) total=$((total + $(cd helm && go list -deps "$(package h
 jobs=${SELVAGE_KUBE_JOBS:+-p $SELVAGE_KUBE_JOBS}
 
 progress() {
+  exec 9>&-
   while sleep 10; do
     done_count=$(grep -cE '^[a-zA-Z0-9./_-]+$' "$log" || true)
     echo "kube: $done_count of $total packages, $(($(date +%s) - start)) s" >&2
   done
 }
 progress & ticker=$!
-trap 'kill $ticker 2>/dev/null || true' EXIT INT TERM
+trap 'kill $ticker 2>/dev/null || true' EXIT
+trap 'exit 130' INT TERM
 one() { # NAME OUTPUT FLAGS
   # shellcheck disable=SC2086 # $jobs is two words on purpose
   if ! nice -n 10 go build -v $jobs -trimpath -ldflags "$3" -o "$2/.$1" "$(package "$1")" 2>>"$log" 9>&-; then
@@ -99,14 +102,15 @@ for p in $all; do
       for pkg in pkg/lint/rules pkg/chartutil; do
         h="$h -X helm.sh/helm/v3/$pkg.k8sVersionMajor=1 -X helm.sh/helm/v3/$pkg.k8sVersionMinor=$api"
       done
-      (cd helm && one helm "$helm" "$h")
+      (cd helm && GOCACHE="$helm/go-build" && one helm "$helm" "$h")
     fi
     ln -sfn "$helm/helm" "$dir/helm"
   else
     one "$p" "$dir" "$flags"
   fi
 done
-cached=$(du -sm "$GOCACHE" | cut -f1)
-rm -rf "$GOCACHE"
+cached=$(du -smc "$GOCACHE" "$helm/go-build" 2>/dev/null | tail -n 1 | cut -f1)
+rm -rf "$helm/go-build"
+[ -z "$list" ] || rm -rf "$GOCACHE"
 echo "kube: done in $(($(date +%s) - start)) s; programs take $(du -smL "$dir" | cut -f1) MB, the compiler cache took $cached MB" >&2
 echo "$dir"

@@ -7,8 +7,9 @@ use std::{
 };
 
 /// Package of each program.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("lab", "mesh-testkit"),
+    ("cluster", "mesh-testkit"),
     ("echo", "mesh-testkit"),
     ("demo", "mesh-testkit"),
     ("nat-matrix", "mesh-testkit"),

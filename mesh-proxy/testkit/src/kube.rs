@@ -15,17 +15,17 @@ use std::{
 };
 
 pub use process::{Daemon, Wrap};
-pub use programs::programs;
+pub use programs::{all_programs, programs};
 
 use crate::ports::free_port;
 use pki::Pki;
 
 /// How long each program may take to get ready. A cold start takes 4 to 8 s on two idle cores.
 const READY: Duration = Duration::from_secs(90);
-/// The controllers that a mesh test needs. Node lifecycle stays off: it would mark nodes without a kubelet unreachable
-/// and evict their pods.
+/// The controllers that a mesh test without kubelets needs. Node lifecycle stays off: it would mark nodes without a
+/// kubelet unreachable and evict their pods.
 const CONTROLLERS: &str = "endpointslice-controller,namespace-controller,serviceaccount-controller,\
-                           garbage-collector-controller";
+                           garbage-collector-controller,deployment-controller,replicaset-controller";
 
 /// Why the control plane is not there.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +90,21 @@ pub struct KubeOptions {
     pub port: u16,
     /// Changes each command before it is started, for example to run it inside a network namespace.
     pub wrap: Wrap,
+    /// Whether kubelets will join: all controllers run, and a scheduler, the API server is reached at the ClusterIP
+    /// 10.96.0.1, and kubelets have the rights of nodes. `address` must not be loopback then.
+    pub with_nodes: bool,
 }
 
 impl KubeOptions {
     /// Everything on loopback of this namespace.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0, wrap: Wrap::none() }
+        Self {
+            dir: dir.into(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            wrap: Wrap::none(),
+            with_nodes: false,
+        }
     }
 }
 
@@ -107,9 +116,11 @@ pub struct KubeCluster {
     api: SocketAddr,
     etcd_port: u16,
     pki: Pki,
+    with_nodes: bool,
     etcd: Option<Daemon>,
     apiserver: Option<Daemon>,
     controllers: Option<Daemon>,
+    scheduler: Option<Daemon>,
 }
 
 impl KubeCluster {
@@ -120,7 +131,7 @@ impl KubeCluster {
 
     /// Starts a control plane.
     pub fn start_with(options: KubeOptions) -> Result<Self, KubeError> {
-        let programs = programs()?;
+        let programs = if options.with_nodes { all_programs()? } else { programs()? };
         let dir = options.dir;
         std::fs::create_dir_all(&dir).map_err(KubeError::io(format!("create {}", dir.display())))?;
         let dir = dir.canonicalize().map_err(KubeError::io("resolve the cluster's folder"))?;
@@ -130,9 +141,11 @@ impl KubeCluster {
         let mut cluster = Self {
             api: SocketAddr::new(options.address, port),
             wrap: options.wrap,
+            with_nodes: options.with_nodes,
             etcd: None,
             apiserver: None,
             controllers: None,
+            scheduler: None,
             dir,
             programs,
             etcd_port,
@@ -141,9 +154,31 @@ impl KubeCluster {
         cluster.write_kubeconfig("admin", &cluster.pki.admin())?;
         cluster.write_kubeconfig("controller-manager", &cluster.pki.controller_manager())?;
         cluster.start_etcd()?;
+        if cluster.with_nodes {
+            cluster.pki.client("system:kube-apiserver-kubelet-client", Some("system:masters"))?;
+        }
         cluster.start_apiserver()?;
         cluster.start_controllers()?;
+        if cluster.with_nodes {
+            cluster.start_scheduler()?;
+        }
         Ok(cluster)
+    }
+
+    /// The folder of the programs, such as `kubectl`.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// The certificate of the cluster's authority.
+    pub fn ca_file(&self) -> PathBuf {
+        self.pki.path("ca.crt")
+    }
+
+    /// Writes a kubeconfig for a client with a certificate of its own, such as `system:node:NAME` of `system:nodes`.
+    pub fn client_kubeconfig(&self, user: &str, group: Option<&str>) -> Result<PathBuf, KubeError> {
+        self.pki.client(user, group)?;
+        self.write_kubeconfig(&user.replace(':', "-"), &self.pki.user(user))
     }
 
     /// `https://address:port` of the API server.
@@ -278,7 +313,9 @@ impl KubeCluster {
     fn start_controllers(&mut self) -> Result<(), KubeError> {
         let args = [
             format!("--kubeconfig={}", self.dir.join("controller-manager.kubeconfig").display()),
-            format!("--controllers={CONTROLLERS}"),
+            format!("--controllers={}", if self.with_nodes { "*" } else { CONTROLLERS }),
+            // Pods are given it as kube-root-ca.crt.
+            format!("--root-ca-file={}", self.pki.path("ca.crt").display()),
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(), // each controller has its own rights
             "--secure-port=0".to_owned(),
@@ -295,13 +332,25 @@ impl KubeCluster {
         Ok(())
     }
 
+    fn start_scheduler(&mut self) -> Result<(), KubeError> {
+        let config = self.client_kubeconfig("system:kube-scheduler", None)?;
+        let args = [
+            format!("--kubeconfig={}", config.display()),
+            "--leader-elect=false".to_owned(),
+            "--secure-port=0".to_owned(),
+        ];
+        // It is ready when it binds a pod, which whoever waits for a pod sees.
+        self.scheduler = Some(self.spawn("kube-scheduler", &args)?);
+        Ok(())
+    }
+
     fn etcd_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.etcd_port)
     }
 
     fn apiserver_args(&self) -> Vec<String> {
         let file = |name: &str| self.pki.path(name).display().to_string();
-        vec![
+        let mut args = vec![
             format!("--etcd-servers={}", self.etcd_url()),
             format!("--bind-address={}", self.api.ip()),
             format!("--advertise-address={}", self.api.ip()),
@@ -312,14 +361,28 @@ impl KubeCluster {
             format!("--service-account-key-file={}", file("service-account.pub")),
             format!("--service-account-signing-key-file={}", file("service-account.key")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            "--authorization-mode=RBAC".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            // Its own endpoints would be a loopback address, which the API refuses.
-            "--endpoint-reconciler-type=none".to_owned(),
             // It waits this long for its watches at a graceful stop, which tests do not do.
             "--shutdown-delay-duration=0s".to_owned(),
             "--profiling=false".to_owned(),
-        ]
+        ];
+        if self.with_nodes {
+            args.extend([
+                "--authorization-mode=Node,RBAC".to_owned(),
+                "--enable-admission-plugins=NodeRestriction".to_owned(),
+                "--allow-privileged=true".to_owned(),
+                format!("--kubelet-client-certificate={}", file("system-kube-apiserver-kubelet-client.crt")),
+                format!("--kubelet-client-key={}", file("system-kube-apiserver-kubelet-client.key")),
+                "--kubelet-preferred-address-types=InternalIP".to_owned(),
+            ]);
+        } else {
+            args.extend([
+                "--authorization-mode=RBAC".to_owned(),
+                // Its own endpoints would be a loopback address, which the API refuses.
+                "--endpoint-reconciler-type=none".to_owned(),
+            ]);
+        }
+        args
     }
 
     fn spawn(&self, program: &'static str, args: &[String]) -> Result<Daemon, KubeError> {
@@ -347,6 +410,7 @@ impl KubeCluster {
 impl Drop for KubeCluster {
     fn drop(&mut self) {
         // Clients first, so that nothing logs the loss of its server.
+        self.scheduler = None;
         self.controllers = None;
         self.apiserver = None;
         self.etcd = None;

@@ -1,5 +1,6 @@
 //! Closed test networks, the echo application, a real control plane.
 pub mod bins;
+pub mod cluster;
 pub mod demo;
 pub mod echo;
 pub mod fuzz;

@@ -15,14 +15,13 @@ use super::KubeError;
 
 pub(super) struct Pki {
     dir: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 impl Pki {
     /// Makes all keys and certificates in `dir`.
     pub(super) fn create(dir: &Path, address: IpAddr) -> Result<Self, KubeError> {
         std::fs::create_dir_all(dir).map_err(KubeError::io(format!("create {}", dir.display())))?;
-        let pki = Self { dir: dir.to_owned() };
-
         let failed = |source| KubeError::Certificate { name: "selvage-test-ca".into(), source };
         let ca_key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
@@ -30,8 +29,8 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let ca = params.self_signed(&ca_key).map_err(failed)?;
+        let pki = Self { dir: dir.to_owned(), issuer: Issuer::new(params, ca_key) };
         pki.write("ca.crt", &ca.pem())?;
-        let issuer = Issuer::new(params, ca_key);
 
         let mut server = CertificateParams::default();
         server.subject_alt_names = vec![
@@ -45,9 +44,9 @@ impl Pki {
             server.subject_alt_names.push(SanType::DnsName(host));
         }
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        pki.leaf("apiserver", None, server, &issuer)?;
-        pki.client("admin", Some("system:masters"), &issuer)?;
-        pki.client("system:kube-controller-manager", None, &issuer)?;
+        pki.leaf("apiserver", None, server)?;
+        pki.client("admin", Some("system:masters"))?;
+        pki.client("system:kube-controller-manager", None)?;
 
         let key = KeyPair::generate()
             .map_err(|source| KubeError::Certificate { name: "service account key".into(), source })?;
@@ -69,7 +68,8 @@ impl Pki {
         self.user("system:kube-controller-manager")
     }
 
-    fn user(&self, name: &str) -> serde_json::Value {
+    /// The `user` of a kubeconfig whose certificate was made.
+    pub(super) fn user(&self, name: &str) -> serde_json::Value {
         let file = file_name(name);
         serde_json::json!({
             "client-certificate": self.path(&format!("{file}.crt")),
@@ -77,10 +77,11 @@ impl Pki {
         })
     }
 
-    fn client(&self, name: &str, group: Option<&str>, issuer: &Issuer<'_, KeyPair>) -> Result<(), KubeError> {
+    /// Makes a certificate for a client.
+    pub(super) fn client(&self, name: &str, group: Option<&str>) -> Result<(), KubeError> {
         let mut params = CertificateParams::default();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.leaf(name, group, params, issuer)
+        self.leaf(name, group, params)
     }
 
     fn leaf(
@@ -88,13 +89,12 @@ impl Pki {
         common_name: &str,
         group: Option<&str>,
         mut params: CertificateParams,
-        issuer: &Issuer<'_, KeyPair>,
     ) -> Result<(), KubeError> {
         let failed = |source| KubeError::Certificate { name: common_name.to_owned(), source };
         params.distinguished_name = name(common_name, group);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().map_err(failed)?;
-        let certificate = params.signed_by(&key, issuer).map_err(failed)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let file = file_name(common_name);
         self.write(&format!("{file}.crt"), &certificate.pem())?;
         self.write(&format!("{file}.key"), &key.serialize_pem())

@@ -12,21 +12,32 @@ use super::KubeError;
 /// minutes and shows its progress on standard error. `SELVAGE_KUBE_BIN` names a folder that has them already.
 pub fn programs() -> Result<PathBuf, KubeError> {
     static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut found = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    find(&FOUND, &[])
+}
+
+/// The same folder with kube-scheduler, kubelet, kube-proxy and helm as well.
+pub fn all_programs() -> Result<PathBuf, KubeError> {
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    find(&FOUND, &["all"])
+}
+
+fn find(found: &Mutex<Option<PathBuf>>, which: &[&str]) -> Result<PathBuf, KubeError> {
+    let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(dir) = &*found {
         return Ok(dir.clone());
     }
     let dir = match std::env::var_os("SELVAGE_KUBE_BIN") {
         Some(dir) => dir.into(),
-        None => build()?,
+        None => build(which)?,
     };
     *found = Some(dir.clone());
     Ok(dir)
 }
 
-fn build() -> Result<PathBuf, KubeError> {
+fn build(which: &[&str]) -> Result<PathBuf, KubeError> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube/build.sh");
     let output = Command::new(&script)
+        .args(which)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
