@@ -33,6 +33,8 @@ pub struct Parsed {
     pub unknown: Vec<Finding>,
     /// Fields that Istio accepts and this mesh does not honour.
     pub unsupported: Vec<Finding>,
+    /// Fields that have no effect in Istio either.
+    pub idle: Vec<Finding>,
     /// What an API server refuses by the schema, beside types: lengths, counts, forms, what must be there.
     pub violations: Vec<Finding>,
 }
@@ -85,7 +87,7 @@ pub fn parse(object: &Value) -> Result<Parsed, ParseError> {
     let violations = schema::violations::of(&spec, (info.schema)(), "spec");
     let resource = (info.read)(meta, spec)
         .map_err(|e| ParseError::Malformed { problems: vec![Finding::new("spec", e.to_string())] })?;
-    Ok(Parsed { resource, unknown: walk.unknown, unsupported: walk.unsupported, violations })
+    Ok(Parsed { resource, unknown: walk.unknown, unsupported: walk.unsupported, idle: walk.idle, violations })
 }
 
 /// What [`against_schema`] found.
@@ -136,16 +138,17 @@ struct Walk<'a> {
     problems: Vec<Finding>,
     unknown: Vec<Finding>,
     unsupported: Vec<Finding>,
+    idle: Vec<Finding>,
 }
 
 impl Walk<'_> {
     /// Checks one value against its schema. `path` is where it is in the object; `field` the same without indexes and
     /// map keys, as in the table of fields.
     fn node(&mut self, value: &mut Value, schema: &Value, path: &mut String, field: &mut String) {
-        if !field.is_empty()
-            && let Some(note) = support::unsupported(self.kind, field, value)
-        {
-            self.unsupported.push(Finding::new(path.as_str(), note));
+        if !field.is_empty() {
+            let of_value = |note| Finding::new(path.as_str(), note);
+            self.unsupported.extend(support::unsupported(self.kind, field, value).map(of_value));
+            self.idle.extend(support::idle(self.kind, field, value).map(of_value));
         }
         match schema.get("type").and_then(Value::as_str).unwrap_or_default() {
             "object" => self.object(value, schema, path, field),

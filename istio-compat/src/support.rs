@@ -18,6 +18,8 @@ pub enum Status {
     Partly,
     /// Accepted without effect.
     Ignored,
+    /// Without effect in Istio too; a warning says so.
+    Idle,
 }
 
 impl Status {
@@ -27,6 +29,7 @@ impl Status {
             Self::Honoured => "yes",
             Self::Partly => "partly",
             Self::Ignored => "no",
+            Self::Idle => "yes",
         }
     }
 }
@@ -41,6 +44,22 @@ pub struct Field {
     pub note: &'static str,
     /// For [`Status::Partly`]: whether this value is one without effect.
     when: Option<fn(&Value) -> bool>,
+}
+
+impl Field {
+    /// Whether it is values that decide about the effect.
+    pub const fn has_values(&self) -> bool {
+        self.when.is_some()
+    }
+}
+
+/// The row that says how a field is honoured: its own, or the nearest one above it.
+pub fn row(kind: &str, path: &str) -> Option<&'static Field> {
+    let path = canonical(path);
+    let covers = |f: &&Field| {
+        path.strip_prefix(f.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[', '{']))
+    };
+    fields(kind).iter().filter(covers).max_by_key(|f| f.path.len())
 }
 
 /// The rows of a kind.
@@ -84,17 +103,24 @@ pub const KINDS: [&str; 14] = [
 
 /// Why a field that is set has no or not the full effect, if so.
 pub(crate) fn unsupported(kind: &str, path: &str, value: &Value) -> Option<String> {
-    if is_unset(value) {
-        return None;
-    }
-    let path = canonical(path);
-    let field = fields(kind).iter().find(|f| f.path == path)?;
+    let field = own_row(kind, path).filter(|_| !is_unset(value))?;
     let applies = match field.status {
-        Status::Honoured => false,
+        Status::Honoured | Status::Idle => false,
         Status::Partly => field.when.is_some_and(|when| when(value)),
         Status::Ignored => true,
     };
     applies.then(|| field.note.to_owned())
+}
+
+/// What to warn of a field that is set and has no effect in Istio either.
+pub(crate) fn idle(kind: &str, path: &str, value: &Value) -> Option<String> {
+    let field = own_row(kind, path).filter(|f| f.status == Status::Idle && !is_unset(value))?;
+    Some(field.note.to_owned())
+}
+
+fn own_row(kind: &str, path: &str) -> Option<&'static Field> {
+    let path = canonical(path);
+    fields(kind).iter().find(|f| f.path == path)
 }
 
 /// A value that asks for nothing.

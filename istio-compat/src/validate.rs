@@ -3,6 +3,7 @@
 
 mod authorization;
 mod destination_rule;
+mod expression;
 mod extensions;
 mod gateway;
 mod hosts;
@@ -124,6 +125,11 @@ const RESERVED_ANNOTATIONS: [&str; 4] = [
 /// that. Of too many certificates Istio's admission warns only.
 pub fn judge(parsed: &Parsed) -> Verdict {
     let mut verdict = validate(&parsed.resource);
+    for finding in &parsed.idle {
+        if !verdict.warnings.iter().any(|w| w.path == finding.path) {
+            verdict.warnings.push(finding.clone());
+        }
+    }
     if matches!(parsed.resource, Resource::VirtualService(_) | Resource::DestinationRule(_)) {
         return verdict;
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Field,
-    table::{no, partly, yes},
+    table::{idle, no, partly, yes},
 };
 
 const NO_POLICY: &str = "access is not restricted yet";
@@ -36,8 +36,8 @@ pub(super) static GATEWAY: &[Field] = &[
     partly("servers[].port.protocol", "MONGO, REDIS and MYSQL are bytes", |v| {
         v.as_str().is_some_and(|p| ["MONGO", "REDIS", "MYSQL"].contains(&p.to_ascii_uppercase().as_str()))
     }),
-    yes("servers[].port.targetPort", "deprecated; without effect, as in Istio"),
-    yes("servers[].defaultEndpoint", "without effect, as in Istio"),
+    idle("servers[].port.targetPort", "deprecated; without effect, as in Istio"),
+    idle("servers[].defaultEndpoint", "without effect, as in Istio"),
     yes("servers[].tls", "keys by secret or file, read again when they change"),
     partly("servers[].tls.minProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
     partly("servers[].tls.maxProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
@@ -85,6 +85,7 @@ pub(super) static SIDECAR: &[Field] = &[
         "egress",
         "decided at the node by the calling workload; `namespace/host`, with `~` in front to leave out",
     ),
+    idle("egress[].port.targetPort", "without effect, as in Istio"),
     no("egress[].bind", "calls are told by port, whatever address they go to"),
     no("egress[].captureMode", "capture is the same for all workloads of a node"),
     no("ingress", NO_INBOUND),

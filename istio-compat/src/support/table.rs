@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Field,
-    Status::{Honoured, Ignored, Partly},
+    Status::{Honoured, Idle, Ignored, Partly},
 };
 
 pub(super) const fn yes(path: &'static str, note: &'static str) -> Field {
@@ -13,6 +13,11 @@ pub(super) const fn yes(path: &'static str, note: &'static str) -> Field {
 
 pub(super) const fn no(path: &'static str, note: &'static str) -> Field {
     Field { path, status: Ignored, note, when: None }
+}
+
+/// Without effect in Istio either.
+pub(super) const fn idle(path: &'static str, note: &'static str) -> Field {
+    Field { path, status: Idle, note, when: None }
 }
 
 pub(super) const fn partly(path: &'static str, note: &'static str, when: fn(&Value) -> bool) -> Field {
@@ -85,6 +90,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].mirror", ""),
     yes("http[].mirrors", ""),
     yes("http[].mirrorPercent", "deprecated"),
+    yes("http[].mirror_percent", "as `mirrorPercent`"),
     yes("http[].mirrorPercentage", ""),
     yes("http[].corsPolicy", ""),
     yes("http[].headers", "at rule and destination level; setting `host` rewrites the authority"),
@@ -96,7 +102,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("tls[].match[].gateways", ""),
     yes("tcp", "by address, port and client"),
     yes("tcp[].match[].gateways", ""),
-    yes("tcp[].match[].sourceSubnet", "without effect, as in Istio"),
+    idle("tcp[].match[].sourceSubnet", "without effect, as in Istio"),
 ];
 
 pub(super) static DESTINATION_RULE: &[Field] = &[
@@ -139,7 +145,7 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("trafficPolicy.outlierDetection.baseEjectionTime", ""),
     yes("trafficPolicy.outlierDetection.maxEjectionPercent", ""),
     yes("trafficPolicy.outlierDetection.minHealthPercent", ""),
-    yes("trafficPolicy.outlierDetection.consecutiveErrors", "deprecated; without effect, as in Istio"),
+    idle("trafficPolicy.outlierDetection.consecutiveErrors", "deprecated; without effect, as in Istio"),
     yes("trafficPolicy.outlierDetection.splitExternalLocalOriginErrors", ""),
     yes("trafficPolicy.outlierDetection.consecutiveLocalOriginFailures", ""),
     yes("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", ""),

@@ -258,6 +258,7 @@ pub struct TcpProbe {
 #[schemars(extend("x-required" = ["command"]))]
 pub struct ExecProbe {
     /// The command.
+    #[schemars(inner(length(min = 1)))]
     pub command: Vec<String>,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Verdict, targets};
-use crate::types::{EnvoyFilter, PatchContext, ProxyConfig, WasmPlugin};
+use crate::types::{EnvValueSource, EnvoyFilter, PatchContext, ProxyConfig, WasmPlugin};
 
 pub(super) fn check_filter(object: &EnvoyFilter, out: &mut Verdict) {
     let spec = &object.spec;
@@ -52,6 +52,9 @@ pub(super) fn check_plugin(object: &WasmPlugin, out: &mut Verdict) {
     for (i, env) in spec.vm_config.iter().flat_map(|v| &v.env).enumerate() {
         if env.name.is_empty() {
             out.error(format!("spec.vmConfig.env[{i}].name"), "is required");
+        }
+        if env.value_from == Some(EnvValueSource::Host) && !env.value.is_empty() {
+            out.error(format!("spec.vmConfig.env[{i}].value"), "must not be set when it comes from the host");
         }
         if !names.insert(&env.name) {
             out.error(format!("spec.vmConfig.env[{i}].name"), format!("{:?} is there twice", env.name));

@@ -36,6 +36,9 @@ fn jwt_rule(path: &str, r: &JwtRule, out: &mut Verdict) {
     if !uri.is_empty() {
         out.check(&format!("{path}.jwksUri"), http_uri(uri));
     }
+    if !r.jwks.is_empty() && !uri.is_empty() {
+        out.warn(format!("{path}.jwks"), "only one of jwks and jwksUri should be set");
+    }
     if !r.jwks.is_empty() {
         out.check(&format!("{path}.jwks"), key_set(&r.jwks));
     }

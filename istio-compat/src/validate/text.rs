@@ -297,28 +297,9 @@ pub(super) fn unix_socket(path: &str) -> Check {
     require(fits, || format!("{path:?} is not an absolute path to a file"))
 }
 
-/// An expression whose quotes and brackets are closed. Nodes look closer.
+/// An expression of the common expression language, or none. Nodes look closer.
 pub(super) fn expression(text: &str) -> Check {
-    let mut open = Vec::new();
-    let mut chars = text.chars();
-    let bad = || format!("{text:?} is not an expression: a quote or bracket is not closed");
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' | '"' => loop {
-                match chars.next() {
-                    Some('\\') => drop(chars.next()),
-                    Some(q) if q == c => break,
-                    Some(_) => {}
-                    None => return Err(bad()),
-                }
-            },
-            '(' => open.push(')'),
-            '[' => open.push(']'),
-            '{' => open.push('}'),
-            ')' | ']' | '}' if open.pop() != Some(c) => return Err(bad()),
-            _ => {}
-        }
-    }
-    require(open.is_empty(), bad)?;
-    require(!text.trim().is_empty() || text.is_empty(), || "an expression must not be blank".to_owned())
+    require(text.is_empty() || super::expression::is_well_formed(text), || {
+        format!("{text:?} is not an expression")
+    })
 }

@@ -98,6 +98,9 @@ fn redirect(path: &str, r: &HttpRedirect, out: &mut Verdict) {
     if !r.uri.is_empty() && !r.prefix_rewrite.is_empty() {
         out.error(format!("{path}.prefixRewrite"), "must not be together with uri");
     }
+    if r.port.is_some() && r.derive_port.is_some() {
+        out.error(format!("{path}.derivePort"), "must not be together with port");
+    }
     if r.redirect_code != 0 && !(300..400).contains(&r.redirect_code) {
         out.error(format!("{path}.redirectCode"), format!("must be from 300 to 399, is {}", r.redirect_code));
     }
@@ -112,6 +115,9 @@ fn redirect(path: &str, r: &HttpRedirect, out: &mut Verdict) {
 fn direct_response(path: &str, d: &HttpDirectResponse, out: &mut Verdict) {
     out.check(&format!("{path}.status"), text::http_status(i64::from(d.status)));
     let Some(body) = &d.body else { return };
+    if body.string.is_some() && body.bytes.is_some() {
+        out.error(format!("{path}.body"), "only one of string and bytes may be set");
+    }
     let size = match (&body.string, &body.bytes) {
         (Some(text), _) => text.len(),
         (None, Some(encoded)) => encoded.len() / 4 * 3,
@@ -193,6 +199,10 @@ fn abort(path: &str, a: &FaultAbort, out: &mut Verdict) {
         && grpc_code(status).is_none()
     {
         out.error(format!("{path}.grpcStatus"), format!("{status:?} is not a gRPC status"));
+    }
+    let named = [a.http_status.is_some(), a.grpc_status.is_some(), a.http2_error.is_some()];
+    if named.iter().filter(|set| **set).count() > 1 {
+        out.error(path, "only one of httpStatus, grpcStatus and http2Error may be set");
     }
     if a.http2_error.is_some() {
         out.error(format!("{path}.http2Error"), "is not supported");

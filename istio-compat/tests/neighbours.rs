@@ -1,0 +1,68 @@
+//! Cases beside those of Istio: what admission accepts and refuses, field by field.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use istio_compat::{parse, types, validate, yaml};
+use serde_json::{Value, json};
+
+/// Puts a value at a pointer, making what is not there; null takes the field away.
+fn put(spec: &mut Value, at: &str, value: &Value) {
+    let mut place = spec;
+    let mut keys = at.trim_start_matches('/').split('/').peekable();
+    while let Some(key) = keys.next() {
+        let last = keys.peek().is_none();
+        let next_is_index = keys.peek().is_some_and(|k| k.parse::<usize>().is_ok());
+        let empty = if next_is_index { json!([]) } else { json!({}) };
+        place = match key.parse::<usize>() {
+            Ok(i) => {
+                let list = place.as_array_mut().unwrap();
+                if i == list.len() {
+                    list.push(empty);
+                }
+                &mut list[i]
+            }
+            Err(_) if last && value.is_null() => {
+                place.as_object_mut().unwrap().remove(key);
+                return;
+            }
+            Err(_) => place.as_object_mut().unwrap().entry(key).or_insert(empty),
+        };
+    }
+    *place = value.clone();
+}
+
+fn errors(kind: &str, spec: &Value) -> Vec<String> {
+    let info = types::kind_info(kind).unwrap();
+    let object = json!({
+        "apiVersion": format!("{}/{}", info.group, info.versions[0]), "kind": kind,
+        "metadata": { "name": "test", "namespace": "default" }, "spec": spec,
+    });
+    match parse(&object) {
+        Err(e) => vec![e.to_string()],
+        Ok(parsed) => {
+            validate::judge(&parsed).errors.iter().map(|f| format!("{}: {}", f.path, f.message)).collect()
+        }
+    }
+}
+
+#[test]
+fn each_neighbour_is_judged_as_istio_judges_it() {
+    let cases = yaml::documents(include_str!("cases/validation.yaml")).unwrap();
+    let (mut count, mut wrong) = (0, Vec::new());
+    for case in &cases {
+        let (kind, at) = (case["kind"].as_str().unwrap(), case["at"].as_str().unwrap());
+        for (verdict, accepted) in [("valid", true), ("invalid", false)] {
+            for value in case[verdict].as_array().unwrap() {
+                let mut spec = case["base"].clone();
+                put(&mut spec, at, value);
+                let errors = errors(kind, &spec);
+                count += 1;
+                if errors.is_empty() != accepted {
+                    wrong.push(format!("{kind}{at} = {value} should be {verdict}: {errors:?}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count > 600, "{count} cases were read");
+}
