@@ -60,6 +60,12 @@ pub struct ServeArgs {
     /// Name of the certificate
     #[arg(long, default_value = "echo.test")]
     pub tls_name: String,
+    /// A certificate instead of one made at start, PEM
+    #[arg(long, requires = "tls_key")]
+    pub tls_cert: Option<std::path::PathBuf>,
+    /// Its key, PEM
+    #[arg(long, requires = "tls_cert")]
+    pub tls_key: Option<std::path::PathBuf>,
 }
 
 /// Behaviour of plain TCP.
@@ -106,7 +112,10 @@ pub async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         tasks.spawn(http::accept(listener, Arc::clone(&shared), tasks.clone(), None));
     }
     if !args.tls.is_empty() {
-        let config = tls::server(&args.tls_name)?;
+        let config = match (&args.tls_cert, &args.tls_key) {
+            (Some(certificate), Some(key)) => tls::server_from(certificate, key)?,
+            _ => tls::server(&args.tls_name)?,
+        };
         for port in &args.tls {
             let listener = listen(&args, *port).await?;
             let config = Some(Arc::clone(&config));
