@@ -5,6 +5,7 @@
 mod cgroup;
 pub mod cli;
 mod config;
+mod dns;
 mod images;
 mod node;
 mod run;
@@ -128,7 +129,7 @@ pub struct Options {
     pub name: String,
     /// Nodes; the control plane runs on the first one too.
     pub nodes: Vec<NodeOptions>,
-    /// Name server of pods.
+    /// Name server of pods: by default CoreDNS at its usual address, which then runs in the cluster.
     pub dns: Ipv4Addr,
     /// kube-proxy's mode: `nftables` or `iptables`.
     pub proxy_mode: String,
@@ -158,7 +159,7 @@ impl Options {
         Self {
             name: "cluster".to_owned(),
             nodes: nodes.iter().map(node).collect(),
-            dns: Ipv4Addr::new(169, 254, 96, 16),
+            dns: dns::ADDRESS,
             proxy_mode: "nftables".to_owned(),
             pod_routes: true,
             images: Vec::new(),
@@ -243,8 +244,13 @@ impl Cluster {
         }
         let kube = control_plane(&world, options)?;
         let mut cluster = Self { nodes: Vec::new(), kube, world, _groups: Groups(groups) };
+        let mut images = vec![pause];
+        if options.dns == dns::ADDRESS {
+            images.push(images::coredns(cluster.kube.programs())?);
+        }
+        images.extend(options.images.iter().cloned());
         for (i, node) in options.nodes.iter().enumerate() {
-            cluster.prepare(options, i, node, &pause)?;
+            cluster.prepare(options, i, node, &images)?;
         }
         for node in &options.nodes {
             cluster.boot(&node.name)?;
@@ -255,6 +261,9 @@ impl Cluster {
             let patch = serde_json::json!({ "spec": { "podCIDR": pods, "podCIDRs": [pods] } }).to_string();
             cluster.kubectl(&["patch", "node", &node.name, "-p", &patch])?;
         }
+        if options.dns == dns::ADDRESS {
+            dns::install(&cluster)?;
+        }
         Ok(cluster)
     }
 
@@ -263,14 +272,12 @@ impl Cluster {
         options: &Options,
         number: usize,
         node: &NodeOptions,
-        pause: &Path,
+        images: &[PathBuf],
     ) -> Result<(), ClusterError> {
         let dir = self.world.folder(&node.name).map_err(ClusterError::World)?;
         let group = cgroup::name(self.world.dir(), &node.name);
         let user = format!("system:node:{}", node.name);
         let client = |user: &str, group| self.kube.client_kubeconfig(user, group).map_err(ClusterError::Kube);
-        let mut images = vec![pause.to_owned()];
-        images.extend(options.images.iter().cloned());
         let plan = node::Plan {
             name: node.name.clone(),
             group: group.clone(),
@@ -284,7 +291,7 @@ impl Cluster {
             kubeconfig: client(&user, Some("system:nodes"))?,
             proxy_kubeconfig: client("system:kube-proxy", None)?,
             labels: node.labels.clone(),
-            images,
+            images: images.to_vec(),
             dir: dir.clone(),
         };
         let path = dir.join("plan.json");

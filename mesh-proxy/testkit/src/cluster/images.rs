@@ -18,6 +18,8 @@ use crate::{
 
 /// The image of a pod's first process.
 pub(super) const PAUSE: &str = "selvage/pause:test";
+/// The image of the cluster's name server.
+pub(super) const COREDNS: &str = "selvage/coredns:test";
 /// The images' tag, unless the caller makes others.
 pub const TAG: &str = "test";
 
@@ -49,6 +51,14 @@ pub(super) fn pause() -> Result<PathBuf, ClusterError> {
     let mut image = Image::new(PAUSE, Arch::here()).map_err(ClusterError::Image)?;
     image.entrypoint = vec!["/pause".to_owned()];
     image.layers[1].insert("pause".to_owned(), (Source::Host(program.clone()), 0o755));
+    archive(&image, &program)
+}
+
+/// The archive of the name server's image.
+pub(super) fn coredns(programs: &Path) -> Result<PathBuf, ClusterError> {
+    let program = programs.join("coredns");
+    let mut image = Image::new(COREDNS, Arch::here()).map_err(ClusterError::Image)?;
+    image.program(&program).map_err(ClusterError::Image)?;
     archive(&image, &program)
 }
 
