@@ -19,6 +19,7 @@ use mesh_net::connect::DEFAULT_MARK;
 use mesh_tunnel::{NodeKey, Tunnel};
 use node_rt::{Drain, DrainConfig, LogControl, Readiness, Reason, Stage, Tasks, Workers};
 use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     capture,
@@ -31,7 +32,10 @@ use crate::{
     outbound::{self, names::ServerNames},
     shared::Shared,
     store::Store,
-    telemetry::{AccessLog, Telemetry},
+    telemetry::{
+        AccessLog, Telemetry, Tracer,
+        trace::{Exporter, Through},
+    },
     udp::Udp,
 };
 use sockets::Sockets;
@@ -128,8 +132,16 @@ async fn serve(config: Arc<Config>, log: LogControl) -> Result<Reason, StartErro
     let readiness = Readiness::new();
     let tasks = Tasks::new(Drain::new());
     node_rt::handle_signals(&tasks).map_err(system("signal handlers"))?;
+    // Before anything can be replaced, so that no signal is missed.
+    let mut told = signal(SignalKind::terminate()).map_err(system("signal handlers"))?;
+    let stays = config.stay_after_handover;
     let running = start(config, &tasks, &readiness, Some(log)).await?;
-    Ok(running.until_drained(&tasks, &readiness).await)
+    let reason = running.until_drained(&tasks, &readiness).await;
+    if stays && reason == successor::REPLACED {
+        tracing::info!("replaced; waiting to be told to stop");
+        told.recv().await;
+    }
+    Ok(reason)
 }
 
 /// A proxy that serves.
@@ -143,6 +155,8 @@ pub struct Running {
     pub tunnel: Tunnel,
     workers: Workers,
     store: Store,
+    /// The address of DNS on this node.
+    link: Option<capture::LinkAddress>,
 }
 
 /// Where a proxy listens.
@@ -181,8 +195,9 @@ pub async fn start(
 
     // 2. Sockets: those of the process before us, or new ones.
     let (inherited, predecessor) = successor::take_over(&config.state_dir);
+    let mut link = None;
     if config.dns.enabled {
-        capture::ensure_address(config.dns.listen.ip()).await?;
+        link = Some(capture::ensure_address(config.dns.listen.ip()).await?);
     }
     let sockets = Sockets::open(&config, inherited)?;
     let addresses = sockets.addresses();
@@ -195,6 +210,12 @@ pub async fn start(
     let started_tunnel = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
     let tunnel::Started { tunnel, acceptors, held } = started_tunnel;
     let (outbound, inbound) = data_side(&shared, &tunnel, disk.keeper.tls())?;
+    if let Some(tracer) = &outbound.tracer {
+        let through =
+            Through { tables: shared.tables.clone(), proxy: addresses.proxy, mark: config.outbound.mark };
+        let exporter = Exporter::new(tracer.clone(), shared.node.clone(), through, tasks.clone());
+        tasks.spawn("trace exporter", exporter.run());
+    }
     let control_sockets = worker::seat(seats, outbound, inbound, acceptors, sockets);
 
     // 4. The control side.
@@ -216,7 +237,7 @@ pub async fn start(
     tasks.spawn("tunnel listeners", tunnel::listen_when_free(tunnel.clone(), held));
     successor::offer(&config.state_dir, offered, capturing, tasks);
     tasks.spawn("start-up memory", release_startup_memory(readiness.clone(), tasks.drain().clone()));
-    Ok(Running { addresses, shared, tunnel, workers, store })
+    Ok(Running { addresses, shared, tunnel, workers, store, link })
 }
 
 /// Gives back what only the start needed, once the proxy has been ready for a while.
@@ -286,7 +307,7 @@ impl Disk {
         let shared = Shared::new(config.clone(), registry.clone());
         let files = StateFiles::open(&config.state_dir)?;
         let controllers = identity::controllers(config, &files);
-        let identity = Identity::open(files, &config.trust_domain)?;
+        let identity = Identity::open_as(&config.node, files, &config.trust_domain)?;
         let tunnel_key = identity.tunnel_key.clone();
         let (store, loaded) = Store::open(&config.state_dir, &registry)?;
         let known = readiness.wait_for("configuration");
@@ -303,13 +324,15 @@ fn data_side(
 ) -> Result<(Arc<outbound::Shared>, Arc<Inbound>), StartError> {
     let config = &shared.config;
     let telemetry = Arc::new(Telemetry::new(&shared.metrics, config.telemetry.clone())?);
-    let access_log =
-        AccessLog::start(&config.access_log, std::io::stdout()).map_err(system("the access log"))?;
+    let lines = config.access_log.output().map_err(system("the access log"))?;
+    let access_log = AccessLog::start(&config.access_log, lines).map_err(system("the access log"))?;
+    let tracer = Tracer::new(&config.tracing, &shared.metrics)?;
     let (node, tables) = (shared.node.clone(), shared.tables.clone());
     let mut out =
         outbound::Shared::new(config.outbound.clone(), node.clone(), tables.clone(), telemetry.clone());
     out.tunnel = Some(Arc::new(crate::tunnel_glue::Opener(tunnel.clone())));
     out.access_log = access_log.clone();
+    out.tracer = tracer.clone();
     out.names = Arc::new(ServerNames::new(outside_servers(config)));
     out.tls = outbound::tls::TlsConfigs::new(Some(identity.clone()));
     out.gateway = config.gateway.clone().map(|g| Arc::new(Gateway::new(g, Some(identity))));
@@ -324,6 +347,7 @@ fn data_side(
     };
     let mut inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;
     inbound.udp = Some(udp);
+    inbound.tracer = tracer;
     Ok((Arc::new(out), Arc::new(inbound)))
 }
 
@@ -358,6 +382,10 @@ impl Running {
         self.tunnel.close().await;
         let workers = self.workers;
         let stuck_threads = tokio::task::spawn_blocking(move || workers.join(CANCEL_FOR)).await.unwrap_or(0);
+        // A successor answers there.
+        if let Some(link) = self.link.filter(|_| report.reason != successor::REPLACED) {
+            link.remove().await;
+        }
         if report.cut_off > 0 || !report.stuck.is_empty() || stuck_threads > 0 {
             tracing::warn!(cut_off = report.cut_off, stuck = ?report.stuck, stuck_threads, "drain was not complete");
         }

@@ -15,7 +15,7 @@ use crate::{
     gateway::GatewayConfig,
     identity::IdentityConfig,
     outbound::{OutboundConfig, check_proxy_address},
-    telemetry::{AccessLogConfig, TelemetryConfig},
+    telemetry::{AccessLogConfig, TelemetryConfig, TracingConfig},
     tunnel_glue::TunnelSettings,
     udp::UdpConfig,
 };
@@ -61,17 +61,23 @@ pub struct Config {
     /// Seconds that connections get to end when the process stops.
     #[serde(alias = "drain_seconds")]
     pub drain_seconds: u64,
+    /// A process whose successor serves waits for SIGTERM instead of ending: a kubelet would start it again beside the
+    /// pod that has replaced it.
+    #[serde(alias = "stay_after_handover")]
+    pub stay_after_handover: bool,
     /// `text` or `json`.
     #[serde(alias = "log_format")]
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug`, or filters such as `info,mesh_proxy::dns=debug`.
     #[serde(alias = "log_level")]
     pub log_level: String,
-    /// Access log, on standard output.
+    /// Access log.
     #[serde(alias = "access_log")]
     pub access_log: AccessLogConfig,
     /// Bounds of the metrics.
     pub telemetry: TelemetryConfig,
+    /// Traces.
+    pub tracing: TracingConfig,
 }
 
 /// Addresses of the proxy.
@@ -143,10 +149,12 @@ impl Default for Config {
             gateway: None,
             advertise: Vec::new(),
             drain_seconds: 30,
+            stay_after_handover: false,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
             access_log: AccessLogConfig::default(),
             telemetry: TelemetryConfig::default(),
+            tracing: TracingConfig::default(),
         }
     }
 }
@@ -269,6 +277,9 @@ impl Validate for Config {
         }
         for reason in self.access_log.validate() {
             out.push(ConfigProblem::new("accessLog", "", reason));
+        }
+        for reason in self.tracing.validate() {
+            out.push(ConfigProblem::new("tracing", "", reason));
         }
         out.extend(self.shared_ports());
         out

@@ -5,8 +5,9 @@
 //! - [`istio`]: the metric families; series are resolved once and then only counted.
 //! - [`counters`]: what happened that no request tells of.
 //! - [`local`]: a worker's cache of resolved series, so that a request formats no label.
-//! - `rules`: what Telemetry resources change about metrics and the log.
+//! - `rules`: what Telemetry resources change about metrics, the log and traces.
 //! - [`access_log`]: one line a call, text or JSON, written by a thread of its own that may drop lines.
+//! - [`trace`]: spans of sampled requests, sent to a collector.
 
 pub mod access_log;
 pub mod counters;
@@ -15,6 +16,7 @@ pub mod istio;
 pub(crate) mod local;
 pub mod peer;
 pub(crate) mod rules;
+pub mod trace;
 
 pub use access_log::{AccessLog, AccessLogConfig};
 pub use flags::Flags;
@@ -22,3 +24,4 @@ pub use istio::{
     Call, Reporter, RequestProtocol, RequestSeries, Security, TcpSeries, Telemetry, TelemetryConfig,
 };
 pub use peer::{Destination, Peer};
+pub use trace::{Tracer, TracingConfig};

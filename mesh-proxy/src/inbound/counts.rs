@@ -12,7 +12,10 @@ use mesh_net::copy::Observe;
 use mesh_tunnel::Incoming;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::check::{Admission, Denied};
+use super::{
+    check::{Admission, Denied},
+    rules::Rules,
+};
 use crate::telemetry::{Call, Destination, Flags, Peer, Reporter, Security, TcpSeries, Telemetry};
 
 /// Counters of the process.
@@ -73,14 +76,20 @@ impl SeriesCache {
         Self { telemetry, entries: RefCell::default() }
     }
 
+    /// Forgets which series belong to whom; streams that come find theirs again.
+    pub(crate) fn forget(&self) {
+        self.entries.borrow_mut().clear();
+    }
+
     /// The counters of a stream. None only if the metrics library refuses the labels.
     pub(crate) fn get(
         &self,
         tables: &Tables,
         incoming: &Incoming,
         admission: &Admission,
-        flags: Flags,
+        rules: &Rules,
     ) -> Option<Rc<TcpSeries>> {
+        let flags = Flags::NONE;
         let host = incoming.open().host.as_str();
         let service = tables.service(host);
         let address = |w: &Arc<mesh_core::WorkloadEntry>| Arc::as_ptr(w) as usize;
@@ -107,7 +116,8 @@ impl SeriesCache {
             service: &service,
             security: Security::MutualTls,
         };
-        let series = Rc::new(self.telemetry.tcp_series(&call, flags).ok()?);
+        let rules = rules.metrics(admission.destination.as_deref());
+        let series = Rc::new(self.telemetry.tcp_series_by(&call, flags, &rules).ok()?);
         let mut entries = self.entries.borrow_mut();
         if entries.len() >= CACHED {
             entries.clear();

@@ -24,9 +24,14 @@ use tokio::net::TcpStream;
 use super::{
     check::{Admission, Denied, Owner, check},
     counts::{Counts, Moved, SeriesCache},
+    rules::Rules,
 };
 use crate::{
-    telemetry::{AccessLog, Flags, Telemetry, access_log::Entry},
+    telemetry::{
+        AccessLog, Flags, Telemetry, Tracer,
+        access_log::Entry,
+        trace::{About, Reporter, Tapped},
+    },
     udp::{Udp, owner},
 };
 
@@ -72,6 +77,8 @@ pub struct Inbound {
     pub translate: Option<Translate>,
     /// Datagrams; none = refused.
     pub udp: Option<Arc<Udp>>,
+    /// Traces; none = there is no collector.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// Says where to connect for an endpoint.
@@ -82,6 +89,7 @@ struct Worker {
     shared: Arc<Inbound>,
     connect: ConnectOptions,
     series: SeriesCache,
+    rules: Rules,
     peers: RefCell<HashMap<Arc<str>, usize>>,
     drain: Drain,
 }
@@ -100,7 +108,17 @@ impl Inbound {
         registry: &prometheus::Registry,
     ) -> Result<Self, prometheus::Error> {
         let counts = Counts::new(registry)?;
-        Ok(Self { config, node, tables, telemetry, access_log, counts, translate: None, udp: None })
+        Ok(Self {
+            config,
+            node,
+            tables,
+            telemetry,
+            access_log,
+            counts,
+            translate: None,
+            udp: None,
+            tracer: None,
+        })
     }
 
     /// Serves the streams of one worker's acceptor until the tunnel closes or the drain cancels. To be run inside a
@@ -114,6 +132,7 @@ impl Inbound {
         let worker = Rc::new(Worker {
             connect,
             series: SeriesCache::new(self.telemetry.clone()),
+            rules: Rules::default(),
             peers: RefCell::default(),
             drain,
             shared: self,
@@ -169,7 +188,7 @@ impl Worker {
             let moved = Moved { received: carried.received, sent: carried.sent, ..Moved::default() };
             let details = if ended.is_err() { "upstream_reset" } else { "" };
             let end = End { admission: Some(&admission), flags: Flags::NONE, details, moved: &moved };
-            log.write(&self.shared.access_log, open, &end);
+            log.write(self, open, &end);
         }
     }
 
@@ -205,15 +224,17 @@ impl Worker {
             _ => Flags::REFUSED_BY_OWNER,
         };
         let end = End { admission: None, flags, details: denied.as_str(), moved: &Moved::default() };
-        log.write(&self.shared.access_log, incoming.open(), &end);
+        log.write(self, incoming.open(), &end);
         // The opener may be gone already; then nobody waits for the answer.
         let _gone = incoming.refuse(denied.refusal(), denied.as_str()).await;
     }
 
     async fn carry(&self, incoming: Incoming, admission: Admission, mut pod: TcpStream, log: &Line) {
         let tables = self.shared.tables.load_full();
-        let series = self.series.get(&tables, &incoming, &admission, Flags::NONE);
+        self.follow(&tables);
+        let series = self.series.get(&tables, &incoming, &admission, &self.rules);
         let open = self.shared.access_log.enabled().then(|| incoming.open().clone());
+        let about = self.traced(&incoming, &admission);
         drop(tables);
         let Ok(mut stream) = incoming.accept().await else { return };
         self.shared.counts.accepted.inc();
@@ -224,7 +245,13 @@ impl Worker {
         let moved = Moved { series, ..Moved::default() };
         let options = CopyOptions { idle: self.shared.config.idle, ..CopyOptions::default() };
         let _in_flight = self.drain.guard();
-        let result = copy_bidirectional(&mut stream, &mut pod, options, &moved).await;
+        let result = match about {
+            None => copy_bidirectional(&mut stream, &mut pod, options, &moved).await,
+            Some(about) => {
+                let mut pod = Box::new(Tapped::new(&mut pod, about));
+                Box::pin(copy_bidirectional(&mut stream, &mut *pod, options, &moved)).await
+            }
+        };
         if result.is_err() {
             // Both ends learn that this was no clean end: the stream by being dropped, the pod by a reset.
             let _already_closed = pod.set_zero_linger();
@@ -236,8 +263,34 @@ impl Worker {
         if let Some(open) = &open {
             let (flags, details) = ending(&result);
             let end = End { admission: Some(&admission), flags, details, moved: &moved };
-            log.write(&self.shared.access_log, open, &end);
+            log.write(self, open, &end);
         }
+    }
+
+    /// Takes over what newer tables say about metrics, log and traces.
+    fn follow(&self, tables: &Arc<Tables>) {
+        if self.rules.follow(tables) {
+            self.series.forget();
+        }
+    }
+
+    /// What server spans of this stream are about; none: it has none.
+    fn traced(&self, incoming: &Incoming, admission: &Admission) -> Option<About> {
+        let tracer = self.shared.tracer.as_ref()?;
+        let open = incoming.open();
+        if open.kind != i32::from(Kind::Http) {
+            return None;
+        }
+        let destination = admission.destination.as_ref();
+        let rules = self.rules.traces(destination, &tracer.config().provider);
+        rules.reports.then(|| About {
+            tracer: tracer.clone(),
+            rules,
+            reporter: Reporter::of(destination.map(|d| &**d)),
+            service: (open.host.clone(), open.port),
+            node: self.shared.node.clone(),
+            client: open.source.as_ref().map(|s| s.address.clone()).unwrap_or_default(),
+        })
     }
 }
 
@@ -308,12 +361,13 @@ struct Line {
 }
 
 impl Line {
-    fn write(&self, log: &AccessLog, open: &TunnelOpen, end: &End<'_>) {
+    fn write(&self, worker: &Worker, open: &TunnelOpen, end: &End<'_>) {
+        let log = &worker.shared.access_log;
         if !log.enabled() || !log.wants(rand::random(), 0, end.flags) {
             return;
         }
         let source = open.source.as_ref().and_then(|s| s.address.parse().ok());
-        log.write(&Entry {
+        let entry = Entry {
             start: self.start,
             flags: end.flags,
             details: end.details,
@@ -324,6 +378,11 @@ impl Line {
             cluster: format!("inbound|{}||{}", open.port, open.host),
             client: source.map(|ip| SocketAddr::new(ip, 0)),
             ..Entry::default()
-        });
+        };
+        worker.follow(&worker.shared.tables.load_full());
+        let destination = end.admission.and_then(|a| a.destination.as_deref());
+        if worker.rules.logs(destination, log, &entry) {
+            log.write(&entry);
+        }
     }
 }

@@ -348,7 +348,11 @@ impl Drop for ConnectionLog {
             if let Some(cluster) = &self.parties.cluster {
                 entry.cluster = super::cluster_name(cluster);
             }
-            if self.worker.telemetry.logs(self.parties.source.as_ref().map(|s| s.get()), &entry) {
+            if self.worker.telemetry.logs(
+                self.parties.source.as_ref().map(|s| s.get()),
+                &self.worker.shared.access_log,
+                &entry,
+            ) {
                 self.worker.shared.access_log.write(&entry);
             }
         }

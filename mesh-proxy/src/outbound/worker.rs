@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     gateway::{self, Gateway},
-    telemetry::{AccessLog, Telemetry, local::Local, rules::RuleTable},
+    telemetry::{AccessLog, Telemetry, Tracer, local::Local, rules::RuleTable},
     udp::Udp,
 };
 
@@ -50,6 +50,8 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// Access log.
     pub access_log: AccessLog,
+    /// Traces; none = there is no collector.
+    pub tracer: Option<Arc<Tracer>>,
     /// The ingress gateway that this proxy is besides; none = it is none.
     pub gateway: Option<Arc<Gateway>>,
     /// Fixes every random choice, for tests.
@@ -80,6 +82,7 @@ impl Shared {
             tunnel: None,
             telemetry,
             access_log: AccessLog::off(),
+            tracer: None,
             gateway: None,
             dice: None,
             accept_errors: AcceptErrors::default(),
@@ -304,6 +307,7 @@ impl WorkerState {
         let tables = Rc::new(Snapshot(shared.tables.load_full()));
         let telemetry = Local::new(Arc::clone(&shared.telemetry));
         telemetry.rule(RuleTable::of(&tables));
+        shared.access_log.asked_for(telemetry.asks_for(&shared.access_log));
         Self {
             telemetry,
             connector,
@@ -328,6 +332,7 @@ impl WorkerState {
             let new = Rc::new(Snapshot(Arc::clone(&current)));
             if !new.same_telemetry(&mine) {
                 self.telemetry.rule(RuleTable::of(&new));
+                self.shared.access_log.asked_for(self.telemetry.asks_for(&self.shared.access_log));
             }
             *mine = new;
             self.look_around(&mine);

@@ -1,14 +1,27 @@
-//! The access log: one line a call, in Envoy's default text form or as JSON.
+//! The access log: one line a call, as a text with Envoy's command operators or as JSON.
 //!
-//! Lines are formatted where the call ends and written by a thread of their own. When that thread cannot keep up,
-//! lines are dropped and counted: a slow pipe never slows a request.
+//! What a line says is compiled when the proxy starts; of a call only what the line needs is kept. Lines are written by
+//! a thread of their own. When that thread cannot keep up, lines are dropped and counted: a slow pipe never slows a
+//! request. Telemetry resources may switch the log off, on, or filter it, for each workload.
+
+mod entry;
+mod line;
+mod output;
 
 use std::{
     io::Write,
-    net::SocketAddr,
-    time::{Duration, SystemTime},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+pub use entry::{Entry, Http};
+pub(in crate::telemetry) use entry::{Host, View, Wanted};
+use line::Program;
+pub use output::LogFile;
 use serde::{Deserialize, Serialize};
 
 use super::flags::Flags;
@@ -17,25 +30,56 @@ use super::flags::Flags;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct AccessLogConfig {
-    /// `off` (default), `text` or `json`.
+    /// `off` (default), `text` or `json`. When off, a Telemetry resource that names the provider switches the log on for
+    /// its workloads, as text.
     pub format: Format,
+    /// A line with command operators instead of Istio's default one; for `text`.
+    pub text: String,
+    /// Keys and texts with command operators instead of Istio's; may be nested; for `json`.
+    pub json: serde_json::Map<String, serde_json::Value>,
     /// Share of calls that are logged, 0 to 1 (default 1). Calls that failed are always logged.
     pub sample: f64,
+    /// File to append to; empty (default) = standard output. A file that is renamed or removed is opened anew.
+    pub path: PathBuf,
+    /// The name by which Telemetry resources mean this log (default `envoy`, as Istio's built-in provider).
+    pub provider: String,
 }
 
 impl Default for AccessLogConfig {
     fn default() -> Self {
-        Self { format: Format::Off, sample: 1.0 }
+        Self {
+            format: Format::Off,
+            text: String::new(),
+            json: serde_json::Map::new(),
+            sample: 1.0,
+            path: PathBuf::new(),
+            provider: "envoy".to_owned(),
+        }
     }
 }
 
 impl AccessLogConfig {
     /// What is wrong with the settings.
     pub fn validate(&self) -> Vec<String> {
-        if (0.0..=1.0).contains(&self.sample) {
-            return Vec::new();
+        let mut out = Vec::new();
+        if !(0.0..=1.0).contains(&self.sample) {
+            out.push(format!("access_log.sample: {} is not between 0 and 1", self.sample));
         }
-        vec![format!("access_log.sample: {} is not between 0 and 1", self.sample)]
+        if let Err(error) = Program::compile(self) {
+            out.push(error);
+        }
+        if !self.path.as_os_str().is_empty() && !self.path.is_absolute() {
+            out.push(format!("access_log.path: {} is no absolute path", self.path.display()));
+        }
+        out
+    }
+
+    /// Where lines go.
+    pub fn output(&self) -> std::io::Result<Box<dyn Write + Send>> {
+        if self.path.as_os_str().is_empty() {
+            return Ok(Box::new(std::io::stdout()));
+        }
+        Ok(Box::new(LogFile::open(self.path.clone())?))
     }
 }
 
@@ -43,213 +87,137 @@ impl AccessLogConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// No access log.
+    /// No access log, unless Telemetry resources ask for it.
     #[default]
     Off,
-    /// Envoy's default line, as Istio configures it.
+    /// A text; Istio's default line if none is given.
     Text,
-    /// One JSON object a line, with Istio's keys.
+    /// One JSON object a line, with Istio's keys if none are given.
     Json,
 }
 
 /// Most bytes that wait for the writer.
 const WAITING: usize = 1 << 20;
-/// Longest copy of a text that a client chose (path, agent).
-const MAX_FIELD: usize = 2048;
-
-/// What is known of one call when it ends.
-#[derive(Debug, Clone, Default)]
-pub struct Entry {
-    /// When it began.
-    pub start: Option<SystemTime>,
-    /// Request method; empty for TCP.
-    pub method: String,
-    /// Path as the client sent it.
-    pub path: String,
-    /// `HTTP/1.1`, `HTTP/2`, or empty for TCP.
-    pub protocol: &'static str,
-    /// Status that the client saw; 0 when none was sent.
-    pub status: u16,
-    /// Why it ended so.
-    pub flags: Flags,
-    /// Envoy's response code details.
-    pub details: &'static str,
-    /// Body bytes from the client.
-    pub received: u64,
-    /// Body bytes to the client.
-    pub sent: u64,
-    /// How long it took.
-    pub duration: Duration,
-    /// Time until the upstream's response head.
-    pub upstream_time: Option<Duration>,
-    /// Header `x-forwarded-for`.
-    pub forwarded_for: String,
-    /// Header `user-agent`.
-    pub agent: String,
-    /// Header `x-request-id`.
-    pub request_id: String,
-    /// Authority as the client sent it.
-    pub authority: String,
-    /// Endpoint that was reached.
-    pub upstream: Option<SocketAddr>,
-    /// `outbound|port|subset|host`.
-    pub cluster: String,
-    /// What the client called.
-    pub destination: Option<SocketAddr>,
-    /// Who called.
-    pub client: Option<SocketAddr>,
-    /// SNI of a TLS connection.
-    pub server_name: String,
-    /// Name of the rule.
-    pub route: String,
-}
 
 /// A handle to the log; cheap to clone.
 #[derive(Clone)]
-pub struct AccessLog {
-    format: Format,
+pub struct AccessLog(Option<Arc<Inner>>);
+
+struct Inner {
+    program: Program,
+    provider: String,
     sample: f64,
-    writer: Option<node_rt::AccessLog>,
+    /// Calls are logged where no Telemetry resource says otherwise.
+    by_default: bool,
+    /// Some call may be logged.
+    enabled: AtomicBool,
+    writer: OnceLock<Option<node_rt::AccessLog>>,
+    /// Taken when the first line is written: who logs nothing has no thread for it.
+    output: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
 impl AccessLog {
-    /// Starts the writer thread, unless the log is off.
+    /// The log of these settings. The thread that writes starts with the first line.
     pub fn start(config: &AccessLogConfig, out: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let writer = match config.format {
-            Format::Off => None,
-            Format::Text | Format::Json => Some(node_rt::AccessLog::new(out, WAITING)?),
-        };
-        Ok(Self { format: config.format, sample: config.sample, writer })
+        let program = Program::compile(config).map_err(std::io::Error::other)?.at_this_host();
+        let by_default = config.format != Format::Off;
+        Ok(Self(Some(Arc::new(Inner {
+            program,
+            provider: config.provider.clone(),
+            sample: config.sample,
+            by_default,
+            enabled: AtomicBool::new(by_default),
+            writer: OnceLock::new(),
+            output: Mutex::new(Some(Box::new(out))),
+        }))))
     }
 
     /// A log that writes nothing.
     pub const fn off() -> Self {
-        Self { format: Format::Off, sample: 0.0, writer: None }
+        Self(None)
     }
 
     /// Whether a call needs to collect an entry at all.
-    pub const fn enabled(&self) -> bool {
-        self.writer.is_some()
+    pub fn enabled(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.enabled.load(Ordering::Relaxed))
+    }
+
+    /// Whether calls are logged where no rule says otherwise.
+    pub(crate) fn by_default(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.by_default)
+    }
+
+    /// The name by which Telemetry resources mean this log.
+    pub(crate) fn provider(&self) -> &str {
+        self.0.as_ref().map_or("", |inner| &inner.provider)
+    }
+
+    /// Says whether some rule switches the log on.
+    pub(crate) fn asked_for(&self, by_rule: bool) {
+        if let Some(inner) = &self.0 {
+            inner.enabled.store(inner.by_default || by_rule, Ordering::Relaxed);
+        }
     }
 
     /// Whether a call that drew `dice` (0 to 1) and ended with this status is logged.
     pub fn wants(&self, dice: f64, status: u16, flags: Flags) -> bool {
-        self.enabled() && (dice < self.sample || status >= 500 || !flags.is_empty())
+        let Some(inner) = &self.0 else { return false };
+        self.enabled() && (dice < inner.sample || status >= 500 || !flags.is_empty())
+    }
+
+    /// Keeps of a request what a line needs.
+    pub(crate) fn http<B>(&self, request: &http::Request<B>) -> Option<Box<Http>> {
+        let inner = self.0.as_ref()?;
+        Some(Box::new(Http::of(request, inner.program.wanted())))
+    }
+
+    /// Keeps of a response's head what a line needs.
+    pub(crate) fn see_response(&self, http: &mut Http, headers: &http::HeaderMap) {
+        if let Some(inner) = &self.0 {
+            http.see_response(headers, inner.program.wanted());
+        }
+    }
+
+    /// Keeps of a response's trailers what a line needs.
+    pub(crate) fn see_trailers(&self, http: &mut Http, headers: &http::HeaderMap) {
+        if let Some(inner) = &self.0 {
+            http.see_trailers(headers, inner.program.wanted());
+        }
     }
 
     /// Hands one line to the writer, or drops it.
     pub fn write(&self, entry: &Entry) {
-        let Some(writer) = &self.writer else { return };
-        // Writing to a Vec cannot fail; a line that is not taken is counted by the writer.
-        let _taken = writer.line(|line| match self.format {
-            Format::Off => {}
-            Format::Text => text(line, entry),
-            Format::Json => json(line, entry),
-        });
+        let Some(inner) = &self.0 else { return };
+        let Some(writer) = inner.writer() else { return };
+        // A line that is not taken is counted by the writer.
+        let _taken = writer.line(|line| inner.program.write(entry, line));
     }
 
     /// Lines dropped because the output was too slow.
     pub fn dropped(&self) -> u64 {
-        self.writer.as_ref().map_or(0, node_rt::AccessLog::dropped)
+        self.running().map_or(0, node_rt::AccessLog::dropped)
     }
 
     /// Waits until everything is written, or `within` is over. Blocks.
     pub fn flush(&self, within: Duration) -> bool {
-        self.writer.as_ref().is_none_or(|w| w.flush(within))
+        self.running().is_none_or(|w| w.flush(within))
+    }
+
+    fn running(&self) -> Option<&node_rt::AccessLog> {
+        self.0.as_ref()?.writer.get()?.as_ref()
     }
 }
 
-/// A client's text, cut and with nothing that could forge a line.
-fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len().min(MAX_FIELD));
-    for c in text.chars() {
-        if out.len() >= MAX_FIELD {
-            break;
-        }
-        match c {
-            '"' => out.push('\''),
-            c if c.is_control() => out.push('?'),
-            c => out.push(c),
-        }
+impl Inner {
+    fn writer(&self) -> Option<&node_rt::AccessLog> {
+        let start = || {
+            let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            let started = node_rt::AccessLog::new(output, WAITING);
+            started.inspect_err(|error| tracing::error!(%error, "no thread for the access log")).ok()
+        };
+        self.writer.get_or_init(start).as_ref()
     }
-    if out.is_empty() { "-".to_owned() } else { out }
 }
 
-fn dash<T: std::fmt::Display>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
-}
-
-fn timestamp(start: Option<SystemTime>) -> String {
-    start
-        .and_then(|t| jiff::Timestamp::try_from(t).ok())
-        .map_or_else(|| "-".to_owned(), |t| format!("{t:.3}"))
-}
-
-fn or_dash(text: &str) -> &str {
-    if text.is_empty() { "-" } else { text }
-}
-
-fn text(line: &mut Vec<u8>, e: &Entry) {
-    // Writing to a Vec cannot fail.
-    let _ = write!(line, "[{}] ", timestamp(e.start));
-    let _ = if e.method.is_empty() {
-        write!(line, "\"- - -\" ")
-    } else {
-        write!(line, "\"{} {} {}\" ", e.method, clean(&e.path), e.protocol)
-    };
-    let _ = write!(
-        line,
-        "{} {} {} - \"-\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" {} - {} {} {} {}",
-        e.status,
-        e.flags.letters(),
-        or_dash(e.details),
-        e.received,
-        e.sent,
-        e.duration.as_millis(),
-        dash(e.upstream_time.map(|t| t.as_millis())),
-        clean(&e.forwarded_for),
-        clean(&e.agent),
-        clean(&e.request_id),
-        clean(&e.authority),
-        dash(e.upstream),
-        or_dash(&e.cluster),
-        dash(e.destination),
-        dash(e.client),
-        clean(&e.server_name),
-        or_dash(&e.route),
-    );
-}
-
-fn json(line: &mut Vec<u8>, e: &Entry) {
-    let cut = |t: &str| {
-        let mut end = t.len().min(MAX_FIELD);
-        while !t.is_char_boundary(end) {
-            end -= 1;
-        }
-        if t.is_empty() { serde_json::Value::Null } else { t[..end].into() }
-    };
-    let object = serde_json::json!({
-        "start_time": timestamp(e.start),
-        "method": cut(&e.method),
-        "path": cut(&e.path),
-        "protocol": cut(e.protocol),
-        "response_code": e.status,
-        "response_flags": e.flags.letters(),
-        "response_code_details": cut(e.details),
-        "bytes_received": e.received,
-        "bytes_sent": e.sent,
-        "duration": e.duration.as_millis() as u64,
-        "upstream_service_time": e.upstream_time.map(|t| t.as_millis() as u64),
-        "x_forwarded_for": cut(&e.forwarded_for),
-        "user_agent": cut(&e.agent),
-        "request_id": cut(&e.request_id),
-        "authority": cut(&e.authority),
-        "upstream_host": e.upstream.map(|a| a.to_string()),
-        "upstream_cluster": cut(&e.cluster),
-        "downstream_local_address": e.destination.map(|a| a.to_string()),
-        "downstream_remote_address": e.client.map(|a| a.to_string()),
-        "requested_server_name": cut(&e.server_name),
-        "route_name": cut(&e.route),
-    });
-    let _ = write!(line, "{object}");
-}
+#[cfg(test)]
+mod tests;

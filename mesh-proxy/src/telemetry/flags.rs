@@ -4,23 +4,23 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u16);
 
-/// Every flag with its letters, in the order in which Envoy prints them.
-const NAMES: [(Flags, &str); 15] = [
-    (Flags::NO_HEALTHY_UPSTREAM, "UH"),
-    (Flags::UPSTREAM_TIMEOUT, "UT"),
-    (Flags::UPSTREAM_RESET, "UR"),
-    (Flags::CONNECT_FAILURE, "UF"),
-    (Flags::UPSTREAM_CLOSED, "UC"),
-    (Flags::OVERFLOW, "UO"),
-    (Flags::NO_ROUTE, "NR"),
-    (Flags::DELAY_INJECTED, "DI"),
-    (Flags::FAULT_INJECTED, "FI"),
-    (Flags::CLIENT_CLOSED, "DC"),
-    (Flags::RETRY_LIMIT, "URX"),
-    (Flags::CLIENT_PROTOCOL, "DPE"),
-    (Flags::NO_CLUSTER, "NC"),
-    (Flags::UPSTREAM_PROTOCOL, "UPE"),
-    (Flags::REFUSED_BY_OWNER, "UAEX"),
+/// Every flag with its letters and its name, in the order in which Envoy prints them.
+const NAMES: [(Flags, &str, &str); 15] = [
+    (Flags::NO_HEALTHY_UPSTREAM, "UH", "NoHealthyUpstream"),
+    (Flags::UPSTREAM_TIMEOUT, "UT", "UpstreamRequestTimeout"),
+    (Flags::UPSTREAM_RESET, "UR", "UpstreamRemoteReset"),
+    (Flags::CONNECT_FAILURE, "UF", "UpstreamConnectionFailure"),
+    (Flags::UPSTREAM_CLOSED, "UC", "UpstreamConnectionTermination"),
+    (Flags::OVERFLOW, "UO", "UpstreamOverflow"),
+    (Flags::NO_ROUTE, "NR", "NoRouteFound"),
+    (Flags::DELAY_INJECTED, "DI", "DelayInjected"),
+    (Flags::FAULT_INJECTED, "FI", "FaultInjected"),
+    (Flags::CLIENT_CLOSED, "DC", "DownstreamConnectionTermination"),
+    (Flags::RETRY_LIMIT, "URX", "UpstreamRetryLimitExceeded"),
+    (Flags::CLIENT_PROTOCOL, "DPE", "DownstreamProtocolError"),
+    (Flags::NO_CLUSTER, "NC", "NoClusterFound"),
+    (Flags::UPSTREAM_PROTOCOL, "UPE", "UpstreamProtocolError"),
+    (Flags::REFUSED_BY_OWNER, "UAEX", "UnauthorizedExternalService"),
 ];
 
 impl Flags {
@@ -75,19 +75,31 @@ impl Flags {
 
     /// The letters, comma-separated, `-` for none.
     pub fn letters(self) -> String {
-        if self.is_empty() {
-            return "-".to_owned();
+        let mut out = Vec::new();
+        self.write_letters(&mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Appends the letters.
+    pub(crate) fn write_letters(self, out: &mut Vec<u8>) {
+        self.write(out, |(_, letters, _)| letters);
+    }
+
+    /// Appends the names, as Envoy spells them out.
+    pub(crate) fn write_names(self, out: &mut Vec<u8>) {
+        self.write(out, |(_, _, name)| name);
+    }
+
+    fn write(self, out: &mut Vec<u8>, which: fn(&(Self, &'static str, &'static str)) -> &'static str) {
+        let mut separator: &[u8] = b"";
+        for flag in NAMES.iter().filter(|n| self.has(n.0)) {
+            out.extend_from_slice(separator);
+            out.extend_from_slice(which(flag).as_bytes());
+            separator = b",";
         }
-        let mut out = String::new();
-        for (flag, name) in NAMES {
-            if self.has(flag) {
-                if !out.is_empty() {
-                    out.push(',');
-                }
-                out.push_str(name);
-            }
+        if separator.is_empty() {
+            out.push(b'-');
         }
-        out
     }
 }
 
@@ -100,7 +112,11 @@ mod tests {
         assert_eq!(Flags::NONE.letters(), "-");
         assert_eq!(Flags::FAULT_INJECTED.with(Flags::DELAY_INJECTED).letters(), "DI,FI");
         assert_eq!(Flags::CONNECT_FAILURE.with(Flags::RETRY_LIMIT).letters(), "UF,URX");
-        let all = NAMES.iter().fold(Flags::NONE, |a, (f, _)| a.with(*f));
+        let all = NAMES.iter().fold(Flags::NONE, |a, (f, ..)| a.with(*f));
+        let mut names = Vec::new();
+        all.write_names(&mut names);
+        let distinct: std::collections::HashSet<_> = names.split(|b| *b == b',').collect();
+        assert_eq!(distinct.len(), NAMES.len());
         assert_eq!(all.0.count_ones() as usize, NAMES.len());
     }
 }

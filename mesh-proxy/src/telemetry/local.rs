@@ -15,11 +15,11 @@ use mesh_core::{Cluster, WorkloadEntry};
 use prometheus::local::{LocalHistogram, LocalIntCounter};
 
 use super::{
-    access_log::Entry,
+    access_log::{AccessLog, Entry},
     flags::Flags,
     istio::{Call, Reporter, RequestProtocol, RequestSeries, Security, TcpSeries, Telemetry},
     peer::{Destination, Peer},
-    rules::{MetricRules, RuleTable},
+    rules::{MetricRules, RuleTable, Side, TraceRules},
 };
 
 /// Most series that one worker keeps at hand.
@@ -95,6 +95,13 @@ struct Cached<T> {
     _parties: Parties,
 }
 
+/// What holds for the traces of one workload.
+struct Traced {
+    rules: Rc<TraceRules>,
+    /// Keeps the key's address taken.
+    _workload: Option<Rc<Held<WorkloadEntry>>>,
+}
+
 /// What a worker counts of one kind of request, until it is added to what all workers count.
 pub(crate) struct LocalRequests {
     total: LocalIntCounter,
@@ -140,6 +147,8 @@ pub(crate) struct Local {
     dirty: RefCell<Vec<Rc<LocalRequests>>>,
     /// Telemetry resources; none = there are none.
     rules: RefCell<Option<RuleTable>>,
+    /// What they say about the traces of a workload, by its address.
+    traces: RefCell<HashMap<usize, Traced>>,
     /// Something waits to be flushed.
     pub(crate) changed: tokio::sync::Notify,
 }
@@ -152,6 +161,7 @@ impl Local {
             tcp: RefCell::default(),
             dirty: RefCell::default(),
             rules: RefCell::default(),
+            traces: RefCell::default(),
             changed: tokio::sync::Notify::new(),
         }
     }
@@ -193,6 +203,7 @@ impl Local {
         self.flush();
         self.requests.borrow_mut().clear();
         self.tcp.borrow_mut().clear();
+        self.traces.borrow_mut().clear();
     }
 
     /// Follows other Telemetry resources.
@@ -201,14 +212,41 @@ impl Local {
         self.forget();
     }
 
-    /// Whether Telemetry resources let a caller's call be logged.
-    pub(crate) fn logs(&self, source: Option<&WorkloadEntry>, entry: &Entry) -> bool {
-        self.rules.borrow().as_ref().is_none_or(|rules| rules.logs(source, entry))
+    /// Whether Telemetry resources ask for this log, which may be off by default.
+    pub(crate) fn asks_for(&self, log: &AccessLog) -> bool {
+        self.rules.borrow().as_ref().is_some_and(|rules| rules.asks_for_log(log.provider()))
+    }
+
+    /// Whether a caller's call is logged, as Telemetry resources say.
+    pub(crate) fn logs(&self, source: Option<&WorkloadEntry>, log: &AccessLog, entry: &Entry) -> bool {
+        match &*self.rules.borrow() {
+            None => log.by_default(),
+            Some(rules) => rules.logs(source, Side::Client, (log, entry)),
+        }
+    }
+
+    /// What holds for the traces of a caller, for the collector of that name.
+    pub(crate) fn traces(&self, source: Option<&Rc<Held<WorkloadEntry>>>, provider: &str) -> Rc<TraceRules> {
+        let key = source.map_or(0, |s| Arc::as_ptr(s) as usize);
+        let mut cache = self.traces.borrow_mut();
+        if let Some(hit) = cache.get(&key) {
+            return Rc::clone(&hit.rules);
+        }
+        let rules = match &*self.rules.borrow() {
+            None => TraceRules::default(),
+            Some(rules) => rules.traces(source.map(|s| s.get()), Side::Client, provider),
+        };
+        let rules = Rc::new(rules);
+        if cache.len() >= CAPACITY {
+            cache.clear();
+        }
+        cache.insert(key, Traced { rules: Rc::clone(&rules), _workload: source.cloned() });
+        rules
     }
 
     fn metric_rules(&self, parties: &Parties) -> MetricRules {
         let source = parties.source.as_ref().map(|s| s.get());
-        self.rules.borrow().as_ref().map(|rules| rules.metrics(source)).unwrap_or_default()
+        self.rules.borrow().as_ref().map(|rules| rules.metrics(source, Side::Client)).unwrap_or_default()
     }
 
     fn requests_of(

@@ -400,6 +400,9 @@ impl Log {
         entry.sent = moved.received.get();
         entry.duration = self.began.elapsed();
         entry.upstream = upstream;
-        worker.shared.access_log.write(&entry);
+        let source = session.plane.worker.tables().workload(session.key.client.ip().to_canonical()).cloned();
+        if worker.telemetry.logs(source.as_deref(), &worker.shared.access_log, &entry) {
+            worker.shared.access_log.write(&entry);
+        }
     }
 }

@@ -146,7 +146,7 @@ async fn the_access_log_has_a_line_for_each_call() {
     for format in [Format::Text, Format::Json] {
         let upstream = Upstream::start("v1").await;
         let sink = Sink::default();
-        let config = AccessLogConfig { format, sample: 1.0 };
+        let config = AccessLogConfig { format, ..AccessLogConfig::default() };
         let world = World::start(
             vec![
                 ruled(

@@ -12,6 +12,7 @@ use crate::telemetry::{
     Flags, RequestProtocol,
     access_log::Entry,
     local::{Measured, Parties, RequestEnd},
+    trace::{OpenSpan, Reporter},
 };
 
 /// Collects over the life of a request; counts when it is dropped, so that a cancelled request counts too.
@@ -28,8 +29,10 @@ pub(crate) struct Record {
     pub(crate) sent: u64,
     /// The response went out whole.
     pub(crate) complete: bool,
-    /// Only while the access log is on.
+    /// Only while the access log is on, or for a sampled trace.
     pub(crate) entry: Option<Box<Entry>>,
+    /// Only of a sampled trace.
+    pub(crate) span: Option<Box<OpenSpan>>,
     dice: f64,
 }
 
@@ -52,6 +55,7 @@ impl Record {
             sent: 0,
             complete: false,
             entry: logged.then(Box::default),
+            span: None,
             dice,
         }
     }
@@ -75,6 +79,21 @@ impl Record {
         }
     }
 
+    /// Keeps of the response's head what the access log says.
+    pub(crate) fn see_head(&mut self, headers: &HeaderMap) {
+        if let Some(http) = self.entry.as_mut().and_then(|e| e.http.as_mut()) {
+            self.conn.connection.worker.shared.access_log.see_response(http, headers);
+        }
+    }
+
+    /// Takes out of trailers what metrics and the access log say.
+    pub(crate) fn see_trailers(&mut self, headers: &HeaderMap) {
+        self.see_grpc(headers);
+        if let Some(http) = self.entry.as_mut().and_then(|e| e.http.as_mut()) {
+            self.conn.connection.worker.shared.access_log.see_trailers(http, headers);
+        }
+    }
+
     fn finish(&mut self) {
         if !self.complete {
             self.flags = self.flags.with(Flags::CLIENT_CLOSED);
@@ -90,18 +109,31 @@ impl Record {
         let trust_domain = || worker.trust_domain();
         let measured = Measured { elapsed, received: self.received.bytes.get(), sent: self.sent };
         worker.telemetry.request(&self.parties, end, measured, trust_domain);
-        if let Some(mut entry) = self.entry.take()
-            && worker.shared.access_log.wants(self.dice, self.code, self.flags)
-        {
-            entry.status = self.code;
-            entry.flags = self.flags;
-            entry.details = self.details;
-            entry.received = self.received.bytes.get();
-            entry.sent = self.sent;
-            entry.duration = elapsed;
-            if worker.telemetry.logs(self.parties.source.as_ref().map(|s| s.get()), &entry) {
-                worker.shared.access_log.write(&entry);
-            }
+        if let Some(entry) = self.entry.take() {
+            self.say(entry, elapsed);
+        }
+    }
+
+    /// The line of the access log, and the span.
+    fn say(&mut self, mut entry: Box<Entry>, elapsed: Duration) {
+        let worker = &self.conn.connection.worker;
+        entry.status = self.code;
+        entry.grpc_status = self.grpc_status.filter(|_| self.grpc);
+        entry.flags = self.flags;
+        entry.details = self.details;
+        entry.received = self.received.bytes.get();
+        entry.sent = self.sent;
+        entry.duration = elapsed;
+        entry.trace = self.span.as_ref().map(|s| s.ids());
+        let source = self.parties.source.as_ref().map(|s| s.get());
+        let log = &worker.shared.access_log;
+        if log.wants(self.dice, self.code, self.flags) && worker.telemetry.logs(source, log, &entry) {
+            log.write(&entry);
+        }
+        if let (Some(span), Some(tracer)) = (self.span.take(), &worker.shared.tracer) {
+            let reporter = Reporter::of(source);
+            let cluster = self.parties.cluster.as_ref().map(|c| c.get());
+            span.end(tracer, reporter, (&mut entry, cluster), &worker.shared.node);
         }
     }
 }

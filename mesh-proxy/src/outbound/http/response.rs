@@ -164,7 +164,7 @@ fn poll_upstream(
     if let Some(data) = frame.data_ref() {
         open.record.sent += data.len() as u64;
     } else if let Some(trailers) = frame.trailers_ref() {
-        open.record.see_grpc(trailers);
+        open.record.see_trailers(trailers);
     }
     // The HTTP library does not ask again after the last frame when it knows that it was the last.
     if (frame.is_trailers() || body.is_end_stream())

@@ -70,6 +70,7 @@ where
                 note(&mut record, &upstreams, lease.endpoint().addr);
                 record.code = response.status().as_u16();
                 record.details = "via_upstream";
+                record.see_head(response.headers());
                 if record.grpc {
                     record.see_grpc(response.headers());
                 }
@@ -129,6 +130,7 @@ fn note(record: &mut Record, upstreams: &Upstreams, addr: std::net::SocketAddr) 
         entry.upstream = Some(addr);
         entry.upstream_time = elapsed;
         entry.cluster = cluster_name(&state.cluster);
+        entry.attempts = u32::try_from(upstreams.tried.len()).unwrap_or(u32::MAX);
     }
 }
 

@@ -6,14 +6,15 @@ use std::{
     time::SystemTime,
 };
 
-use http::{Request, header};
+use http::Request;
 use hyper::body::Incoming;
 use tower::Service;
 
 use super::{
-    super::{HttpConnection, record::Record, reply, view},
+    super::{HttpConnection, record::Record, reply},
     exchange::Call,
 };
+use crate::telemetry::{access_log::Entry, trace::OpenSpan};
 
 /// Begins the record of each request; it counts when it is dropped.
 #[derive(Clone)]
@@ -48,23 +49,33 @@ fn begin(conn: &Rc<HttpConnection>, request: &Request<Incoming>) -> Box<Record> 
     let mut record = Box::new(Record::new(Rc::clone(conn)));
     record.grpc = reply::is_grpc(request.headers());
     if let Some(entry) = &mut record.entry {
-        let text = |name: header::HeaderName| {
-            request.headers().get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
-        };
-        entry.start = Some(SystemTime::now());
-        entry.method = request.method().to_string();
-        entry.path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-        entry.protocol = match request.version() {
-            http::Version::HTTP_10 => "HTTP/1.0",
-            http::Version::HTTP_2 => "HTTP/2",
-            _ => "HTTP/1.1",
-        };
-        entry.authority = view::authority(request.uri(), request.headers()).to_owned();
-        entry.agent = text(header::USER_AGENT).unwrap_or_default();
-        entry.forwarded_for = text(header::HeaderName::from_static("x-forwarded-for")).unwrap_or_default();
-        entry.request_id = text(header::HeaderName::from_static("x-request-id")).unwrap_or_default();
-        entry.destination = conn.connection.target.addr;
-        entry.client = Some(conn.connection.client);
+        describe(entry, conn, request);
     }
     record
+}
+
+/// What a line says of the request's head.
+fn describe(entry: &mut Entry, conn: &HttpConnection, request: &Request<Incoming>) {
+    entry.start = Some(SystemTime::now());
+    entry.http = conn.connection.worker.shared.access_log.http(request);
+    entry.protocol = match request.version() {
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    };
+    entry.destination = conn.connection.target.addr;
+    entry.client = Some(conn.connection.client);
+}
+
+/// Decides whether the request belongs to a trace, once it is known who calls.
+pub(super) fn trace(conn: &HttpConnection, record: &mut Record, request: &mut Request<Incoming>) {
+    let worker = &conn.connection.worker;
+    let Some(tracer) = &worker.shared.tracer else { return };
+    let rules = worker.telemetry.traces(record.parties.source.as_ref(), &tracer.config().provider);
+    record.span = OpenSpan::begin(tracer, rules, || worker.roll(), request);
+    if record.span.is_some() && record.entry.is_none() {
+        let mut entry = Box::default();
+        describe(&mut entry, conn, request);
+        record.entry = Some(entry);
+    }
 }

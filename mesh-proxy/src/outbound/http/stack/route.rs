@@ -19,7 +19,7 @@ use super::{
         view::View,
     },
     exchange::{Call, Exchange, Routed},
-    gateway,
+    gateway, record,
     step::{Answer, Boxed, Done},
 };
 
@@ -49,16 +49,17 @@ pub(super) fn route<S>(mut next: S, call: Call) -> impl Future<Output = Done<Ans
 where
     S: for<'t> Service<Exchange<'t>, Response = Answer, Error = Infallible>,
 {
-    let Call { conn, mut record, mut request } = call;
+    let Call { conn, record: mut recorded, mut request } = call;
     async move {
         let worker = &conn.connection.worker;
         let target = match target_of(&conn, &request).await {
             Ok(target) => target,
-            Err(class) => return Ok(reply::failed(class, record)),
+            Err(class) => return Ok(reply::failed(class, recorded)),
         };
         let tables = worker.tables();
         let source = conn.connection.source(&tables);
-        record.parties.source = conn.connection.party(source.as_ref());
+        recorded.parties.source = conn.connection.party(source.as_ref());
+        record::trace(&conn, &mut recorded, &mut request);
         let caller = conn.connection.caller(source.as_ref().map(|s| s.get()));
         let found = target.find(&tables, &caller);
         let vip = found.vip();
@@ -73,12 +74,13 @@ where
                 gateway::route(binding, &tables, &servers, port, &View::of(&request), &mut dice)
             }
         };
-        if let (Some(entry), Some(rule)) = (&mut record.entry, decision.rule) {
+        if let (Some(entry), Some(rule)) = (&mut recorded.entry, decision.rule) {
             entry.route = rule.name.to_string();
         }
         let source = source.as_ref();
         let routed = Routed { tables: &tables, source, caller, target: &target, found, port, decision };
         let cors = CorsOutcome::None;
+        let record = recorded;
         next.call(Exchange { conn: &conn, routed: &routed, record, request, cors, set_cookie: None }).await
     }
 }
