@@ -59,6 +59,9 @@ pub struct CaptureOptions {
     pub mark: u32,
     /// Send all DNS queries of pods here, whatever their resolver is.
     pub pod_dns: Option<SocketAddr>,
+    /// Addresses that are not captured, whoever has them: the name servers that we ask ourselves. What the node's own
+    /// programs ask them, the controller's name before all, must not depend on what the mesh remembers.
+    pub spared: Vec<IpAddr>,
 }
 
 impl CaptureOptions {
@@ -73,6 +76,7 @@ impl CaptureOptions {
             udp_v6: None,
             mark: mesh_net::connect::DEFAULT_MARK,
             pod_dns: None,
+            spared: Vec::new(),
         }
     }
 }

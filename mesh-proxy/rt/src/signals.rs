@@ -12,13 +12,15 @@ pub fn handle_signals(tasks: &Tasks) -> io::Result<()> {
     let mut int = signal(SignalKind::interrupt())?;
     let drain: Drain = tasks.drain().clone();
     tasks.spawn("signals", async move {
+        // A drain that began for another reason, such as a hot restart, is not cut short by the first signal.
+        let mut asked = false;
         loop {
             let name = tokio::select! {
                 received = term.recv() => received.map(|()| "SIGTERM"),
                 received = int.recv() => received.map(|()| "SIGINT"),
             };
             let Some(name) = name else { return };
-            if drain.has_begun() {
+            if std::mem::replace(&mut asked, true) {
                 tracing::warn!(signal = name, "second request to stop: not waiting for connections");
                 drain.force();
             } else {

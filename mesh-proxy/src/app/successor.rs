@@ -14,6 +14,8 @@ use crate::capture::Capture;
 /// How long the running process gets to hand its sockets over.
 const WAIT: Duration = Duration::from_secs(5);
 const SOCKET: &str = "handover.sock";
+/// Why a process ends whose successor serves.
+pub(super) const REPLACED: Reason = Reason::Requested("hot restart: another process serves");
 
 /// The sockets of a process that runs with the same state directory, if there is one.
 pub(super) fn take_over(state_dir: &Path) -> (Vec<Inherited>, Option<Successor>) {
@@ -49,7 +51,7 @@ pub(super) fn offer(
                 if let Some(capture) = capture {
                     capture.keep();
                 }
-                drain.begin(Reason::Requested("hot restart: another process serves"));
+                drain.begin(REPLACED);
             }
             Err(error) if drain.has_begun() => tracing::debug!(%error, "hand-over ended"),
             Err(error) => tracing::warn!(%error, "no hot restart: cannot offer the listeners"),

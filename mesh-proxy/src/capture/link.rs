@@ -42,7 +42,11 @@ pub struct LinkAddress {
 /// where the kernel has no dummy links.
 pub async fn ensure_address(address: IpAddr) -> Result<LinkAddress, LinkError> {
     if is_local(address) {
-        return Ok(LinkAddress { address, added_to: None });
+        // The process before us may have added it, and has left it to us.
+        let text = address.to_string();
+        let shown = ip(address, &["-o", "address", "show", "dev", LINK, "to", &text]).await;
+        let ours = shown.is_ok_and(|lines| !lines.is_empty());
+        return Ok(LinkAddress { address, added_to: ours.then_some(LINK) });
     }
     // Left from an earlier run is as good as new.
     let _exists_or_unknown = ip(address, &["link", "add", LINK, "type", "dummy"]).await;
@@ -88,10 +92,11 @@ async fn add(address: IpAddr, link: &str) -> Result<(), LinkError> {
         // Or it cannot be bound until the kernel has looked for another owner.
         arguments.push("nodad");
     }
-    ip(address, &arguments).await
+    ip(address, &arguments).await.map(drop)
 }
 
-async fn ip(address: IpAddr, arguments: &[&str]) -> Result<(), LinkError> {
+/// Runs `ip`, and gives what it prints.
+async fn ip(address: IpAddr, arguments: &[&str]) -> Result<Vec<u8>, LinkError> {
     let mut command = Command::new("ip");
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let late = || io::Error::from(io::ErrorKind::TimedOut);
@@ -100,7 +105,7 @@ async fn ip(address: IpAddr, arguments: &[&str]) -> Result<(), LinkError> {
         Err(_) => return Err(LinkError::Run(late())),
     };
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(200).collect();
     Err(LinkError::Refused { address, message })

@@ -31,14 +31,14 @@ impl Vips {
         options: &CaptureOptions,
     ) -> Self {
         let mut vips = Self::default();
-        for (ip, port) in udp.filter(|(ip, _)| may_capture(*ip)) {
+        for (ip, port) in udp.filter(|(ip, _)| may_capture(*ip) && !options.spared.contains(ip)) {
             match ip {
                 IpAddr::V4(ip) if options.udp_v4.is_some() => _ = vips.udp4.insert((ip, port)),
                 IpAddr::V6(ip) if options.udp_v6.is_some() => _ = vips.udp6.insert((ip, port)),
                 _ => {}
             }
         }
-        for ip in all.filter(|ip| may_capture(*ip)) {
+        for ip in all.filter(|ip| may_capture(*ip) && !options.spared.contains(ip)) {
             match ip {
                 IpAddr::V4(ip) if options.port_v4.is_some() => _ = vips.v4.insert(ip),
                 IpAddr::V6(ip) if options.port_v6.is_some() => _ = vips.v6.insert(ip),
@@ -292,6 +292,11 @@ mod tests {
             vips(&["127.0.0.1", "0.0.0.0", "::1", "::", "224.0.0.1", "10.96.0.1"]),
             vips(&["10.96.0.1"])
         );
+        let spared = CaptureOptions { spared: vec!["10.96.0.10".parse().unwrap()], ..options() };
+        let udp = ["10.96.0.10:53", "10.96.0.1:53"].map(|a| a.parse::<std::net::SocketAddr>().unwrap());
+        let all = ["10.96.0.10", "10.96.0.1"].map(|ip| ip.parse().unwrap());
+        let left = Vips::of(all.into_iter(), udp.into_iter().map(|a| (a.ip(), a.port())), &spared);
+        assert_eq!(left, with_udp(&["10.96.0.1"], &["10.96.0.1:53"]), "our own name server is not captured");
         let v4_only = CaptureOptions::new("0.0.0.0:15001".parse().unwrap());
         let both = ["10.96.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
         assert_eq!(Vips::of(both.into_iter(), std::iter::empty(), &v4_only), vips(&["10.96.0.1"]));
