@@ -16,6 +16,7 @@
   "webhookListen" "0.0.0.0:15017"
   "webhookConfiguration" "selvage-validator"
   "webhookService" (printf "%s/mesh-webhook" .Release.Namespace)
+  "gatewayApi" .Values.gatewayApi.enabled
   "writeStatus" .Values.controller.writeStatus
   "leaseNamespace" .Release.Namespace
   "trustDomain" .Values.mesh.trustDomain
@@ -37,6 +38,7 @@
   "trustDomain" .root.Values.mesh.trustDomain
   "identity" (dict "serviceAccountTokenFile" "/var/run/selvage/token" "caFile" "/var/run/selvage/ca.crt")
   "drainSeconds" $v.drainSeconds
+  "stayAfterHandover" true
   "logFormat" $v.logFormat
   "logLevel" $v.logLevel
   "capture" (dict "enabled" $v.capture.enabled "podDns" $v.capture.podDns)

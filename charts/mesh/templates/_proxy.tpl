@@ -27,6 +27,8 @@ spec:
   # For that no port is declared: two pods with a port of the host would not share a node.
   updateStrategy:
     {{- toYaml $v.updateStrategy | nindent 4 }}
+  # Until the new process has taken over, the old one answers the new pod's probes: they share the node's ports.
+  minReadySeconds: 5
   selector:
     matchLabels:
       {{- include "mesh.selector" (dict "name" "mesh-proxy") | nindent 6 }}

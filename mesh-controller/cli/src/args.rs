@@ -48,6 +48,8 @@ pub enum Command {
     Crds(Crds),
     /// Print the webhook configuration by which a cluster asks the controller for admission.
     Webhook(Webhook),
+    /// Turn the settings of another mesh into values of charts/mesh.
+    Migrate(Migrate),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
     Completion {
@@ -380,6 +382,40 @@ pub struct Crds {
     /// Write one file for each kind into this directory instead of printing.
     #[arg(long, value_name = "DIR")]
     pub write: Option<PathBuf>,
+}
+
+/// `meshctl migrate`
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Migrate {
+    /// From what.
+    #[command(subcommand)]
+    pub what: MigrateWhat,
+}
+
+/// From what to migrate.
+#[derive(Debug, Clone, Subcommand)]
+pub enum MigrateWhat {
+    /// Values of EdgeMesh's charts, or its ConfigMaps: prints values for charts/mesh, and says what became of each setting.
+    EdgemeshValues(EdgemeshValues),
+}
+
+/// `meshctl migrate edgemesh-values`
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "\
+The values are on standard output, what was taken over and what not, and why, on standard error; with -o json or yaml all of
+it is one document on standard output.
+
+Examples:
+  meshctl migrate edgemesh-values -f edgemesh.yaml > mesh.yaml && helm install mesh charts/mesh -f mesh.yaml
+  helm get values edgemesh -n kubeedge | meshctl migrate edgemesh-values -f -
+  kubectl get configmap edgemesh-agent-cfg -n kubeedge -o yaml | meshctl migrate edgemesh-values -f - -o json")]
+pub struct EdgemeshValues {
+    /// Values or ConfigMaps.
+    #[command(flatten)]
+    pub files: Files,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `meshctl webhook`

@@ -6,6 +6,7 @@ pub mod args;
 mod crds;
 mod doctor;
 mod input;
+mod migrate;
 mod output;
 mod paths;
 mod proxy;
@@ -47,6 +48,7 @@ pub fn run(args: &args::Args) -> ExitCode {
         Command::Proxy(a) => proxy::run(a),
         Command::Crds(a) => crds::run(a),
         Command::Webhook(a) => webhook::run(a),
+        Command::Migrate(a) => migrate::run(a),
         Command::Completion { shell } => {
             let mut command = args::Args::command();
             clap_complete::generate(*shell, &mut command, "meshctl", &mut std::io::stdout());

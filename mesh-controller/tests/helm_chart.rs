@@ -1,0 +1,226 @@
+//! charts/mesh by the real helm: it is well formed, every value has the effect that it should have, and a value that is
+//! not known or cannot be meant is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[path = "helm/chart.rs"]
+mod chart;
+#[path = "helm/reference.rs"]
+mod reference;
+#[path = "helm/values.rs"]
+mod values;
+
+use std::{
+    collections::BTreeSet,
+    process::{Command, Stdio},
+};
+
+use chart::{defaults, leaves, merged, name, nested, objects, run, schema, template};
+use serde_json::{Value, json};
+
+/// All that can be switched on.
+fn everything() -> Value {
+    json!({
+        "relay": { "enabled": true, "addresses": ["/dns4/relay.example.com/tcp/15008"] },
+        "gateway": { "enabled": true },
+        "controller": { "externalAddresses": ["mesh.example.com:15012"], "service": { "type": "LoadBalancer" } },
+        "monitoring": { "podMonitor": { "enabled": true }, "serviceMonitor": { "enabled": true } },
+    })
+}
+
+#[test]
+fn helm_finds_nothing_to_complain_about() {
+    let chart = chart::chart();
+    for values in [json!({}), everything(), json!({ "proxy": { "enabled": false } })] {
+        let args = ["lint", "--strict", chart.to_str().unwrap(), "--values", "-"];
+        let out = run(&args, &values);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && !text.contains("[WARNING]"), "{text}");
+    }
+}
+
+#[test]
+fn every_value_has_the_effect_that_is_meant() {
+    values::check_all();
+}
+
+#[test]
+fn what_is_not_known_or_cannot_be_meant_is_refused() {
+    // A typo anywhere: in each map of the schema that is not free.
+    let mut maps = BTreeSet::from([String::new()]);
+    for (path, _) in leaves(&schema()) {
+        let mut path = path.as_str();
+        while let Some((map, _)) = path.rsplit_once('.') {
+            maps.insert(map.to_owned());
+            path = map;
+        }
+    }
+    maps.remove("global");
+    assert!(maps.len() > 25, "{maps:?}");
+    for map in &maps {
+        let path = if map.is_empty() { "tpyo".to_owned() } else { format!("{map}.tpyo") };
+        refused(&nested(&path, json!(1)), "tpyo");
+    }
+    for (path, wrong) in [
+        ("controller.replicas", json!(-1)),
+        ("controller.replicas", json!("2")),
+        ("controller.antiAffinity", json!("sometimes")),
+        ("controller.externalAddresses", json!(["no-port"])),
+        ("controller.externalAddresses", json!("a:1")),
+        ("controller.webhook.failurePolicy", json!("ignore")),
+        ("controller.webhook.timeoutSeconds", json!(31)),
+        ("controller.service.nodePort", json!(80)),
+        ("controller.service.loadBalancerSourceRanges", json!(["10.0.0.1"])),
+        ("controller.podDisruptionBudget.maxUnavailable", json!("many")),
+        ("controller.resources.limits", json!({ "memory": "1 GB" })),
+        ("proxy.stateDir", json!("relative/path")),
+        ("proxy.dns.address", json!("169.254.96")),
+        ("proxy.drainSeconds", json!(3601)),
+        ("proxy.updateStrategy.type", json!("Recreate")),
+        ("proxy.edge.nodeLabel", json!("a label")),
+        ("proxy.tolerations", json!(["all"])),
+        ("proxy.capture.podDns", json!("yes")),
+        ("mesh.trustDomain", json!("Not_DNS")),
+        ("mesh.outbound", json!("ALLOW_ANY")),
+        ("image.pullPolicy", json!("always")),
+        ("image.pullSecrets", json!([{ "name": "regcred" }])),
+        ("preflight.ignore", json!(["kernal"])),
+        ("gateway.ports", json!([{ "name": "http", "port": 80, "targetPort": 80 }])),
+        ("gateway.ports", json!([])),
+        ("relay.addresses", json!(["relay.example.com:15008"])),
+        ("networkPolicy.apiServerCidrs", json!(["everywhere"])),
+        ("monitoring.interval", json!("15")),
+        ("monitoring.rules.kind", json!("Rule")),
+    ] {
+        refused(&nested(path, wrong), path.rsplit('.').next().unwrap());
+    }
+}
+
+/// Helm names the value in its refusal.
+fn refused(values: &Value, named: &str) {
+    match template(values, &["--set", "crds.install=false"]) {
+        Ok(_) => panic!("accepted: {values}"),
+        Err(said) => assert!(said.contains(named), "{named} is not named for {values}: {said}"),
+    }
+}
+
+#[test]
+fn the_schema_describes_every_value_and_nothing_else() {
+    fn walk(path: &str, part: &Value) {
+        assert!(part["description"].as_str().is_some_and(|d| d.len() > 4), "{path} is not described");
+        let Some(properties) = part["properties"].as_object() else { return };
+        assert_eq!(part["additionalProperties"], false, "{path} takes anything");
+        properties.iter().for_each(|(key, part)| walk(&format!("{path}.{key}"), part));
+    }
+    let schema = schema();
+    walk("values", &schema);
+    let defaults = defaults();
+    for (path, _) in leaves(&schema) {
+        assert!(
+            path == "global" || chart::at(&defaults, &path).is_some(),
+            "{path} has no default in values.yaml"
+        );
+    }
+}
+
+#[test]
+fn the_reference_of_values_is_current() {
+    reference::check();
+}
+
+/// What the chart writes for the programs is what they take.
+#[test]
+fn the_programs_accept_their_configuration() {
+    let proxy = mesh_testkit::bins::find("mesh-proxy").unwrap();
+    let mut seen = BTreeSet::new();
+    for values in [json!({}), everything()] {
+        for object in objects(&values).unwrap() {
+            let Some(text) = object.pointer("/data/config.yaml").and_then(Value::as_str) else { continue };
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let name = name(&object);
+            let program = if name == "ConfigMap/mesh-controller" {
+                env!("CARGO_BIN_EXE_mesh-controller").into()
+            } else {
+                proxy.clone()
+            };
+            let mut command = Command::new(program);
+            command.arg("--config").arg(file.path()).arg("--print-config").env("MESH_PROXY_NODE", "a");
+            let out = command.stdin(Stdio::null()).output().unwrap();
+            assert!(out.status.success(), "{name}: {}\n{text}", String::from_utf8_lossy(&out.stderr));
+            seen.insert(name);
+        }
+    }
+    let all = ["controller", "gateway", "proxy", "proxy-edge", "relay"];
+    assert_eq!(seen, all.map(|n| format!("ConfigMap/mesh-{n}")).into());
+}
+
+/// What holds for every pod of the chart, whatever the values.
+#[test]
+fn no_pod_has_more_power_than_it_needs() {
+    let mut pods = 0;
+    for object in objects(&everything()).unwrap() {
+        let Some(pod) = object.pointer("/spec/template/spec") else { continue };
+        let name = name(&object);
+        pods += 1;
+        assert_eq!(pod["enableServiceLinks"], false, "{name}");
+        assert_eq!(
+            pod.pointer("/securityContext/seccompProfile/type"),
+            Some(&json!("RuntimeDefault")),
+            "{name}"
+        );
+        let on_node = name.starts_with("DaemonSet/");
+        assert_eq!(pod.get("hostNetwork").is_some(), on_node, "{name}");
+        for container in pod["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(context["capabilities"]["drop"], json!(["ALL"]), "{name}");
+            assert_eq!(context.get("privileged"), None, "{name}");
+            let added = json!(["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"]);
+            assert_eq!(context["capabilities"].get("add"), on_node.then_some(&added), "{name}");
+            assert_eq!(context["runAsNonRoot"] == true, !on_node, "{name}");
+            // Two pods of a DaemonSet share a node while it is upgraded: not with a declared port.
+            assert!(!on_node || container.get("ports").is_none(), "{name}");
+        }
+        // Only what talks to the API server has its token.
+        let talks = ["Deployment/mesh-controller", "Job/mesh-preflight"].contains(&name.as_str());
+        assert_eq!(pod.get("automountServiceAccountToken") == Some(&json!(false)), !talks, "{name}");
+    }
+    assert_eq!(pods, 6);
+}
+
+/// A change of configuration rolls the pods that read it, and no others.
+#[test]
+fn pods_roll_when_their_configuration_changes() {
+    let sums = |values: &Value| -> Vec<(String, String)> {
+        let all = objects(values).unwrap();
+        let sum =
+            |o: &Value| Some(o.pointer("/spec/template/metadata/annotations/checksum~1config")?.to_string());
+        all.iter().filter_map(|o| Some((name(o), sum(o)?))).collect()
+    };
+    let before = sums(&everything());
+    let changed = |value: Value| -> Vec<String> {
+        let after = sums(&merged(&everything(), &value));
+        before.iter().zip(&after).filter(|(b, a)| b != a).map(|(b, _)| b.0.clone()).collect()
+    };
+    assert_eq!(changed(nested("proxy.edge.config.workers", json!(1))), ["DaemonSet/mesh-proxy-edge"]);
+    assert_eq!(changed(nested("controller.logLevel", json!("debug"))), ["Deployment/mesh-controller"]);
+    assert_eq!(changed(nested("controller.replicas", json!(3))), [""; 0]);
+}
+
+/// Definitions are upgraded with the chart, and stay when it goes.
+#[test]
+fn definitions_are_templates_that_are_kept() {
+    let files = std::fs::read_dir(chart::root().join("charts/crds")).unwrap().count();
+    let crds = |values: &Value| -> Vec<Value> {
+        let all = chart::parse(&template(values, &[]).unwrap());
+        all.into_iter().filter(|o| o["kind"] == "CustomResourceDefinition").collect()
+    };
+    let kept =
+        |c: &Value| c.pointer("/metadata/annotations/helm.sh~1resource-policy") == Some(&json!("keep"));
+    let all = crds(&json!({}));
+    assert_eq!((all.len(), all.iter().all(kept)), (files, true));
+    let loose = crds(&json!({ "crds": { "keep": false } }));
+    assert_eq!((loose.len(), loose.iter().any(kept)), (files, false));
+    assert!(crds(&json!({ "crds": { "install": false } })).is_empty());
+}
