@@ -9,6 +9,8 @@ export CARGO_TERM_COLOR ?= auto
 
 # What worlds of network namespaces are made of.
 LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc
+# What calls services while rules change.
+LOAD_TOOLS := h2load=nghttp2-client wrk=wrk
 PROGRAMS := -p mesh-proxy -p mesh-controller -p meshctl -p mesh-testkit
 
 .PHONY: help
@@ -35,7 +37,7 @@ lab: ## a world of network namespaces to play with (ARGS="down" ends it)
 
 .PHONY: test
 test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when CONFORMANCE_VECTORS is set
-	@$(NEED) $(LAB_TOOLS)
+	@$(NEED) $(LAB_TOOLS) $(LOAD_TOOLS)
 	@mkdir -p $(LOGS)
 	@echo "test: the Kubernetes programs (built once, then cached)"
 	@mesh-proxy/testkit/kube/build.sh
@@ -67,12 +69,12 @@ conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
 	CONFORMANCE_STRICT=1 $(CARGO) test --locked --workspace --no-fail-fast --test 'conformance*' -- --nocapture --test-threads=1
 
 .PHONY: kube-test
-kube-test: ## the mesh on a real kube-apiserver, with kubectl and real EndpointSlices
-	@$(NEED) $(LAB_TOOLS)
+kube-test: ## the mesh on a real kube-apiserver, and Gateway API's own suite (SUITE=0: without it; SUITE=HTTPRouteWeight: that test)
+	@$(NEED) $(LAB_TOOLS) $(LOAD_TOOLS)
 	@mkdir -p $(LOGS)
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
+	rc=0; export SELVAGE_GATEWAY_CONFORMANCE=$(or $(SUITE),1) SELVAGE_BIN_DIR=$(CURDIR)/target/debug; $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
 
 .PHONY: lint
 lint: ## format, clippy, dependency arrows, licences, stale generated files

@@ -76,11 +76,23 @@ impl Mesh {
         let mut command = Command::new(bins::find("mesh-controller").unwrap());
         command
             .args(["--source", "kube", "--state-dir"])
-            .arg(self.world.folder("controller").unwrap())
+            .arg(self.state_dir())
+            // For the API server, which asks the webhook by address.
+            .args(["--set", &format!("names=[{}]", self.world.node("cloud").unwrap().address())])
             .env("KUBECONFIG", &self.kubeconfig);
         self.controller = Some(self.world.node("cloud").unwrap().spawn("mesh-controller", &command).unwrap());
         let health = "http://127.0.0.1:15014/healthz/ready";
         self.wait_for("cloud", health);
+    }
+
+    /// The controller's folder.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.world.folder("controller").unwrap()
+    }
+
+    /// Keeps a process for as long as the mesh.
+    pub(crate) fn keep(&mut self, process: Proc) {
+        self.processes.push(process);
     }
 
     fn start_proxy(&mut self, node: &str, gateway: Option<Value>) {

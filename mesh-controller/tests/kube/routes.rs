@@ -1,13 +1,5 @@
-//! Gateway API on a real Kubernetes: routes that a user applies steer calls between pods on two edge nodes and from
-//! outside, and their status says so. The CRDs come after the controller has started, which must not mind.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-#[allow(dead_code, reason = "each test uses its part")]
-#[path = "kube/manifests.rs"]
-mod manifests;
-#[allow(dead_code, reason = "each test uses its part")]
-#[path = "kube/mesh.rs"]
-mod mesh;
+//! Routes of Gateway API that a user applies steer calls between pods on two edge nodes and from outside, and their
+//! status says so. The CRDs come after the controller has started, which must not mind.
 
 use std::{
     path::PathBuf,
@@ -15,9 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh::{Mesh, Report};
 use mesh_testkit::kube::eventually;
 use serde_json::{Value, json};
+
+use crate::{
+    manifests,
+    mesh::{Mesh, Report},
+};
 
 /// Generous: the machine that runs this is slow and busy.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,24 +73,19 @@ fn until_status(mesh: &Mesh, kind: &str, name: &str, check: impl Fn(&Value) -> b
     .unwrap_or_else(|(waited, status)| panic!("status of {kind} {name} after {waited:?}: {status:#}"));
 }
 
-#[test]
-fn routes_of_gateway_api_steer_the_bookshop() {
-    let rbac = manifests::root().join("mesh-controller/tests/kube/gateway-api-rbac.yaml");
-    let label = "gateway.networking.k8s.io/gateway-name";
-    let mesh = Mesh::start_with(&[rbac], |node| {
-        (node == "edge-b").then(|| json!({ "labels": { label: "front" }, "namespace": "default" }))
-    });
+/// Installs Gateway API, which the controller has run without, and goes through its examples.
+pub(crate) fn steer_the_bookshop(mesh: &Mesh) {
     let crds = crds();
     mesh.cluster.kubectl(&["apply", "--server-side", "-f", crds.to_str().unwrap()]).unwrap();
     mesh.cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]).unwrap();
-    apply(&mesh, "services.yaml");
+    apply(mesh, "services.yaml");
 
-    in_the_mesh(&mesh);
-    what_does_not_exist(&mesh);
-    grpc_beside_http(&mesh);
-    from_outside(&mesh);
+    in_the_mesh(mesh);
+    what_does_not_exist(mesh);
+    grpc_beside_http(mesh);
+    from_outside(mesh);
 
-    delete(&mesh, "mesh.yaml");
+    delete(mesh, "mesh.yaml");
     until("delete mesh.yaml", || only(mesh.call("reviews", Some("jason"), 40), &["v1", "v2", "v3"]));
 }
 
