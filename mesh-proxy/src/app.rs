@@ -379,6 +379,10 @@ impl Running {
         };
         let report = drain.run(stages, readiness, tasks).await;
         self.store.close().await;
+        if matches!(report.reason, Reason::Requested(_)) {
+            // The process that goes on uses the same ports of the router.
+            self.tunnel.keep_ports();
+        }
         self.tunnel.close().await;
         let workers = self.workers;
         let stuck_threads = tokio::task::spawn_blocking(move || workers.join(CANCEL_FOR)).await.unwrap_or(0);

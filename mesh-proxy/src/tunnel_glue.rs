@@ -50,8 +50,14 @@ fn both_transports(ip: IpAddr, port: u16) -> [String; 2] {
 const MAX_REPORTED: usize = 16;
 
 /// The addresses that this node reports: those set by the operator, else what the tunnel listens on without the ones
-/// that lead nowhere from elsewhere. Best first.
-pub fn reported(listening: &[String], advertise: &[IpAddr], port: u16, further: &[String]) -> Vec<String> {
+/// that lead nowhere from elsewhere. Best first; those that packets to elsewhere leave with (`leaves`) before those of
+/// bridges to this node's own pods.
+pub fn reported(
+    listening: &[String],
+    (advertise, leaves): (&[IpAddr], &[IpAddr]),
+    port: u16,
+    further: &[String],
+) -> Vec<String> {
     let mut addresses: Vec<String> = if advertise.is_empty() {
         let distinct: BTreeSet<&String> = listening.iter().filter(|a| reachable(a)).collect();
         distinct.into_iter().cloned().collect()
@@ -59,7 +65,11 @@ pub fn reported(listening: &[String], advertise: &[IpAddr], port: u16, further: 
         advertised(advertise, port)
     };
     addresses.extend(further.iter().cloned());
-    addresses.sort_by_key(|a| (a.ends_with("/ws") || a.ends_with("/wss"), a.contains("/quic")));
+    let is_inner = |a: &String| {
+        let ip = a.split('/').nth(2).and_then(|ip| ip.parse::<IpAddr>().ok());
+        advertise.is_empty() && ip.is_some_and(|ip| !leaves.contains(&ip))
+    };
+    addresses.sort_by_key(|a| (a.ends_with("/ws") || a.ends_with("/wss"), a.contains("/quic"), is_inner(a)));
     addresses.truncate(MAX_REPORTED);
     addresses
 }
@@ -254,13 +264,18 @@ mod tests {
         ]
         .map(str::to_owned);
         assert_eq!(
-            reported(&listening, &[], 15008, &[]),
+            reported(&listening, (&[], &["2001:db8::1".parse().unwrap()]), 15008, &[]),
+            ["/ip6/2001:db8::1/tcp/15008", "/ip4/10.0.0.4/tcp/15008", "/ip4/10.0.0.4/udp/15008/quic-v1"],
+            "the way out comes before a bridge of pods"
+        );
+        assert_eq!(
+            reported(&listening, (&[], &[]), 15008, &[]),
             ["/ip4/10.0.0.4/tcp/15008", "/ip6/2001:db8::1/tcp/15008", "/ip4/10.0.0.4/udp/15008/quic-v1"]
         );
         assert_eq!(
             reported(
                 &listening,
-                &["203.0.113.7".parse().unwrap()],
+                (&["203.0.113.7".parse().unwrap()], &[]),
                 15008,
                 &["/dns4/edge.example/tcp/443/wss".to_owned()]
             ),

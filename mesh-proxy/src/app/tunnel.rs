@@ -107,7 +107,8 @@ pub(super) fn follow(shared: &Arc<Shared>, tunnel: &Tunnel, tasks: &Tasks) -> wa
     let (advertise, port) = (shared.config.advertise.clone(), shared.config.listen.tunnel.port());
     let further = shared.config.tunnel.further(&advertise);
     let reach = move |listening: &mut watch::Receiver<Vec<String>>, nat: &mut watch::Receiver<NatReport>| {
-        let straight = tunnel_glue::reported(&listening.borrow_and_update(), &advertise, port, &further);
+        let own = (advertise.as_slice(), &*mesh_tunnel::nat::outward());
+        let straight = tunnel_glue::reported(&listening.borrow_and_update(), own, port, &further);
         Reach::new(straight, &nat.borrow_and_update())
     };
     let (say, addresses) = watch::channel(reach(&mut listening, &mut nat));

@@ -132,8 +132,14 @@ impl Driver {
                         let _gone = done.send(self.listen(address));
                     }
                     Some(Command::StopListening) => self.stop_listening(),
-                    Some(Command::Close(done)) => return self.close(Some(done)),
-                    None => return self.close(None),
+                    Some(Command::Close(done)) => {
+                        self.nat.leave().await;
+                        return self.close(Some(done));
+                    }
+                    None => {
+                        self.nat.leave().await;
+                        return self.close(None);
+                    }
                 },
                 event = self.swarm.select_next_some() => self.on_event(event),
                 () = timer => self.start_due_groups(),

@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 /// Domain separation: a signature made for joining says nothing anywhere else.
 const JOIN_CONTEXT: &[u8] = b"selvage-join-v1:";
 
+/// The same for what is told to routers.
+const PORT_CONTEXT: &[u8] = b"selvage-ports-v1:";
+
 /// Why bytes are not a key, or a signature does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -59,6 +62,14 @@ impl NodeKey {
     /// Proves to the controller that the one who asks for a certificate holds this key.
     pub fn sign_join(&self, csr_der: &[u8]) -> Result<Vec<u8>, KeyError> {
         self.0.sign(&join_message(csr_der)).map_err(|e| KeyError::Sign(e.to_string()))
+    }
+
+    /// Proves to a router, after a restart too, that a port was opened for this node. Says nothing about the key.
+    pub(crate) fn port_secret(&self) -> Result<[u8; 32], KeyError> {
+        let mut hash = Sha256::new();
+        hash.update(PORT_CONTEXT);
+        hash.update(self.to_protobuf()?);
+        Ok(hash.finalize().into())
     }
 
     pub(crate) fn keypair(&self) -> &Keypair {

@@ -5,7 +5,7 @@
 //! - `ports`: streams of the small protocols below, on every connection. `wire`: their messages.
 //! - `relay`: serves circuits. `reserve`: chooses relays and holds reservations.
 //! - `punch`: turns a relayed connection into a direct one. `candidates`: where two peers may meet.
-//! - `probe`: measures the NAT with two relays. `discover`: peers on the LAN, and where others have seen a peer.
+//! - `mapping`: has the router open ports. `probe`: measures the NAT with two relays. `discover`: peers on the LAN, and where others have seen a peer.
 //! - [`kind`]: what NAT a node is behind. [`knowledge`]: what status output says about all of it.
 
 mod candidates;
@@ -14,6 +14,7 @@ mod engine;
 pub mod kind;
 pub mod knowledge;
 mod locals;
+mod mapping;
 mod metrics;
 mod ports;
 mod probe;
@@ -30,9 +31,9 @@ use libp2p::{
     kad::{self, store::MemoryStore},
     mdns,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
-    upnp,
 };
 
+pub use self::engine::outward;
 use self::settings::NatConfig;
 pub(crate) use self::{engine::Engine, locals::Locals, metrics::Metrics, ports::Ports};
 use crate::tunnel::Shared;
@@ -41,7 +42,6 @@ use crate::tunnel::Shared;
 #[derive(NetworkBehaviour)]
 pub(crate) struct Parts {
     pub(crate) ports: Ports,
-    pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(crate) kad: Toggle<kad::Behaviour<MemoryStore>>,
     pub(crate) autonat: Toggle<autonat::v2::client::Behaviour>,
@@ -57,7 +57,6 @@ impl Parts {
         let serves = config.autonat && config.relay.enabled;
         Self {
             ports: Ports::new(shared),
-            upnp: Toggle::from(config.upnp.then(upnp::tokio::Behaviour::default)),
             mdns: Toggle::from(mdns),
             kad: Toggle::from(config.kad.then(|| discover::kad(own))),
             autonat: Toggle::from((config.autonat && !serves).then(autonat::v2::client::Behaviour::default)),
@@ -77,4 +76,6 @@ pub struct NatReport {
     pub reservations: Vec<String>,
     /// Addresses that its router has opened to everybody.
     pub addresses: Vec<String>,
+    /// Whether other nodes get in from outside, by AutoNAT; none: nobody has tried.
+    pub reached: Option<bool>,
 }

@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) knowledge: Knowledge,
     own: PeerId,
     draining: AtomicBool,
+    keeps_ports: AtomicBool,
     queues: Vec<mpsc::Sender<Incoming>>,
 }
 
@@ -83,6 +84,11 @@ impl Shared {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether what the router has opened is left open at the end.
+    pub(crate) fn keeps_ports(&self) -> bool {
+        self.keeps_ports.load(Ordering::Relaxed)
     }
 
     /// The accept queue of a worker.
@@ -207,6 +213,7 @@ impl Tunnel {
             knowledge: Knowledge::new(&config.nat.node),
             own,
             draining: AtomicBool::new(false),
+            keeps_ports: AtomicBool::new(false),
             queues,
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
@@ -232,7 +239,8 @@ impl Tunnel {
             listeners.push((listener, address));
         }
         let nat_metrics = nat::Metrics::new(registry).map_err(StartError::Metrics)?;
-        let mut engine = nat::Engine::new(shared.clone(), own, config.nat.clone(), nat_metrics);
+        let secret = config.key.port_secret().map_err(|e| StartError::Certificate(e.to_string()))?;
+        let mut engine = nat::Engine::new(shared.clone(), own, config.nat.clone(), (nat_metrics, secret));
         let report = engine.report();
         let addresses = driver::listening(&mut swarm, listeners.len(), LISTEN_WAIT, &mut engine).await;
         let (address_sender, address_receiver) = watch::channel(addresses);
@@ -316,7 +324,12 @@ impl Tunnel {
         answer.await.map_err(|_| closed())?.map_err(refused)
     }
 
-    /// Closes every connection and the listeners.
+    /// Leaves open at the end what the router has opened: another process of this node goes on with it.
+    pub fn keep_ports(&self) {
+        self.shared.keeps_ports.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes every connection, the listeners, and what the router has opened.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.commands.send(Command::Close(done)).await.is_ok() {

@@ -11,6 +11,7 @@
 mod common;
 mod nat {
     mod crowd;
+    mod mapping;
     mod node;
     mod relay;
     mod world;

@@ -14,7 +14,7 @@ use super::{
     Kind, LabError, Spec, World, edge,
     enter::{Enter, enter_main, run_main},
     keeper::{keep_main, world_main},
-    nat, relay, socket, state,
+    mapping, nat, relay, socket, state,
     world::Options,
 };
 
@@ -144,6 +144,8 @@ enum Verb {
     ConnectProxy { listen: std::net::SocketAddr },
     #[command(name = "__flap", hide = true)]
     Flap { family: String, device: String, up_ms: u64, down_ms: u64 },
+    #[command(name = "__mapping", hide = true)]
+    Mapping { settings: String },
     #[command(name = "__socket", hide = true)]
     Socket { kind: String, port: u16 },
     #[command(name = "__run", hide = true)]
@@ -189,6 +191,7 @@ fn run(cli: Cli) -> Result<i32, LabError> {
             let ms = std::time::Duration::from_millis;
             edge::flap_main(&family, &device, ms(up_ms), ms(down_ms)).map(|()| 0)
         }
+        Verb::Mapping { settings } => mapping::mapping_main(&settings).map(|()| 0),
         Verb::Socket { kind, port } => socket::socket_main(&kind, port).map(|()| 0),
         Verb::Run { dir, at, keeper, command } => run_main(&dir, &at, keeper, &command),
         Verb::Completion { shell } => {

@@ -206,12 +206,18 @@ fn configure(files: &Files, plan: &Plan, handles: &BTreeMap<String, File>) -> Re
     Ok(())
 }
 
+/// Tells a program of the lab where its files go.
+pub(super) const LOGS: &str = "LAB_LOGS";
+
 /// Starts a program of the lab in the namespace that is entered, and waits until it is ready. It ends with the world.
 fn start(log: &Path, args: &[String]) -> Result<(), LabError> {
     let exe = std::env::current_exe().map_err(LabError::file("find", Path::new("/proc/self/exe")))?;
     let err = File::create(log).map_err(LabError::file("create", log))?;
     let mut command = Command::new(&exe);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(err);
+    if let Some(logs) = log.parent() {
+        command.env(LOGS, logs);
+    }
     let mut child = command.spawn().map_err(LabError::file("run", &exe))?;
     let mut line = String::new();
     if let Some(out) = child.stdout.take() {

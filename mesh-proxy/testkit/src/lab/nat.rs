@@ -55,8 +55,6 @@ pub(crate) struct Config {
     pub(crate) forward: BTreeMap<u16, SocketAddrV4>,
     /// Where outer ports are drawn from.
     pub(crate) seed: u64,
-    /// Whether NAT-PMP and PCP requests are answered.
-    pub(crate) port_mapping: bool,
 }
 
 /// How much of a remote endpoint counts.

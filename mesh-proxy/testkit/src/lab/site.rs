@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::mapping::PortMapping;
+
 /// A network behind a router.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,8 +106,8 @@ pub struct NatSpec {
     pub tcp_timeout_ms: u32,
     /// Whether the outer port is the inner one where that is free; absent: as is usual for the kind.
     pub keep_ports: Option<bool>,
-    /// The router answers NAT-PMP and PCP requests for port mappings.
-    pub port_mapping: bool,
+    /// How the router is asked to open ports.
+    pub port_mapping: PortMapping,
 }
 
 /// RFC 4787 asks for two minutes at least.
@@ -121,7 +123,7 @@ impl From<Nat> for NatSpec {
             udp_timeout_ms: UDP_TIMEOUT_MS,
             tcp_timeout_ms: TCP_TIMEOUT_MS,
             keep_ports: None,
-            port_mapping: false,
+            port_mapping: PortMapping::Off,
         }
     }
 }
@@ -147,10 +149,10 @@ impl NatSpec {
         self
     }
 
-    /// With a router that maps ports when asked.
+    /// With a router that opens ports when asked so.
     #[must_use]
-    pub fn port_mapping(mut self) -> Self {
-        self.port_mapping = true;
+    pub fn port_mapping(mut self, how: PortMapping) -> Self {
+        self.port_mapping = how;
         self
     }
 }
@@ -172,7 +174,7 @@ struct Long {
     #[serde(default)]
     keep_ports: Option<bool>,
     #[serde(default)]
-    port_mapping: bool,
+    port_mapping: PortMapping,
 }
 
 impl<'de> Deserialize<'de> for NatSpec {

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     LabError,
+    mapping::PortMapping,
     site::{Ipv6, NAT_KEYS, Nat, NatSpec, SiteSpec},
 };
 
@@ -212,10 +213,15 @@ impl Spec {
             if site.nat.kind != Nat::None && is_public {
                 say("lan", "a site behind NAT has a private prefix".to_owned());
             }
-            let needs_program = site.nat.hairpin || site.nat.keep_ports.is_some() || site.nat.port_mapping;
+            let needs_program = site.nat.hairpin || site.nat.keep_ports.is_some();
             if needs_program && !site.nat.kind.by_program() {
                 let kind = site.nat.kind.as_str();
-                say("nat", format!("{kind} has no hairpin, keep_ports or port_mapping: choose another kind"));
+                say("nat", format!("{kind} has no hairpin or keep_ports: choose another kind"));
+            }
+            if site.nat.port_mapping != PortMapping::Off
+                && (site.nat.kind == Nat::None || site.behind.is_some())
+            {
+                say("nat", "port_mapping needs a router that translates to a public address".to_owned());
             }
             if site.flap.is_some_and(|f| f.up_ms < 50 || f.down_ms < 50) {
                 say("flap", "less than 50 ms is no time for a link".to_owned());

@@ -17,9 +17,10 @@ pub(crate) fn path(tool: &str) -> Option<String> {
     FOLDERS.iter().map(|f| format!("{f}/{tool}")).find(|p| Path::new(p).exists())
 }
 
-/// Makes sure that all tools are there; root on a Debian machine gets them installed.
-pub(crate) fn ensure() -> Result<(), LabError> {
-    for (tool, package) in NEEDED {
+/// Makes sure that all tools are there, with what this world needs beyond the usual; root on a Debian machine gets them
+/// installed.
+pub(crate) fn ensure(more: &[(&'static str, &'static str)]) -> Result<(), LabError> {
+    for (tool, package) in NEEDED.iter().chain(more).copied() {
         if path(tool).is_some() {
             continue;
         }

@@ -16,6 +16,7 @@ use std::{
 use super::{
     Kind, LabError, PlaceInfo, Proc, Spec,
     keeper::check_devices,
+    mapping::{self, PortMapping},
     process::Output,
     state::{self, Files},
     tools,
@@ -60,7 +61,8 @@ impl World {
     /// As [`World::up`].
     pub fn up_with(spec: &Spec, options: Options) -> Result<Self, LabError> {
         spec.check()?;
-        tools::ensure()?;
+        let maps = spec.sites.values().any(|s| s.nat.port_mapping != PortMapping::Off);
+        tools::ensure(if maps { &[mapping::TOOL] } else { &[] })?;
         state::janitor();
         let name = if options.detached {
             spec.name.clone()

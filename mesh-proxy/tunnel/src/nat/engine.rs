@@ -3,11 +3,12 @@
 //!
 //! - `circuits`: requests of others to this relay, reservations of this node at relays.
 //! - `finding`: peers without the registry, the router, measurements of the NAT.
-//! - `punching`: talks about punches, and the dials that follow.
+//! - `punching`: talks about punches, and the dials that follow. `router`: ports that the router opens.
 
 mod circuits;
 mod finding;
 mod punching;
+mod router;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,12 +26,14 @@ use libp2p::{
 };
 use tokio::sync::watch;
 
-use self::punching::Attempt;
+pub use self::router::outward;
+use self::{punching::Attempt, router::Router};
 use super::{
     NatReport, PartsEvent,
     candidates::{self, Carrier, socket_of},
     discover::Found,
     kind::{Detector, NatKind},
+    mapping::Mapping,
     metrics::Metrics,
     ports::{self, Ticket, is_relayed},
     probe::Measured,
@@ -117,8 +120,9 @@ pub(crate) struct Engine {
     /// Where each connection's peer saw this node, for connections from the listen port.
     seen: HashMap<ConnectionId, (Carrier, SocketAddr)>,
     listening: BTreeSet<Multiaddr>,
-    /// Addresses that the operator or the router gave.
+    /// Addresses that the operator gave.
     given: BTreeSet<Multiaddr>,
+    router: Router,
     view: Arc<View>,
     report: watch::Sender<NatReport>,
     /// Candidates that peers were told last; others start punches anew.
@@ -135,10 +139,16 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, own: PeerId, config: NatConfig, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        own: PeerId,
+        config: NatConfig,
+        (metrics, secret): (Metrics, [u8; 32]),
+    ) -> Self {
         let external: BTreeSet<Multiaddr> = config.external.iter().filter_map(|a| a.parse().ok()).collect();
         let server = Server::new(config.relay.clone(), metrics.clone());
         let now = Instant::now();
+        let mapping = config.upnp.then(|| Mapping::start(shared.placement.control(), secret));
         Self {
             reservations: Reservations::new(own, 0, config.measured_relays),
             schedule: Schedule::new(config.punch_backoff, config.punch_backoff_max),
@@ -151,6 +161,7 @@ impl Engine {
             seen: HashMap::new(),
             listening: BTreeSet::new(),
             given: external,
+            router: Router::new(mapping),
             view: Arc::default(),
             report: watch::Sender::new(NatReport { relay: config.relay.enabled, ..NatReport::default() }),
             told: Vec::new(),
@@ -176,6 +187,7 @@ impl Engine {
     /// Takes addresses that the swarm listens on since before the loop began.
     pub(crate) fn listens(&mut self, address: &Multiaddr) {
         if !is_relayed(address) && self.listening.insert(address.clone()) {
+            self.look_soon();
             let ips: BTreeSet<_> =
                 self.listening.iter().filter_map(|a| socket_of(a).map(|(_, at)| at.ip())).collect();
             // Both: a network that changed voids what was seen of either.
@@ -240,6 +252,7 @@ impl Engine {
         // Relays are reached by everybody. What else an operator advertises may hold on its LAN only.
         let given_back = self.reservations.set_want(if self.serves { 0 } else { self.config.reservations });
         self.execute(given_back, swarm, now);
+        self.look_outward(now);
         let view = self.shared.view();
         if !Arc::ptr_eq(&view, &self.view) {
             self.on_view(view, swarm, now);
@@ -247,6 +260,7 @@ impl Engine {
         self.step_reservations(swarm, now);
         self.start_punches(swarm, now);
         self.start_measurement(swarm, now);
+        self.follow_router(swarm);
         self.publish(now);
     }
 
@@ -288,7 +302,8 @@ impl Engine {
             nat: own.as_str().to_owned(),
             relay: self.serves,
             reservations: reservations.collect(),
-            addresses: self.given.iter().map(ToString::to_string).collect(),
+            addresses: self.given.iter().chain(self.router.told()).map(ToString::to_string).collect(),
+            reached: self.router.verdict(),
         };
         self.report.send_if_modified(|old| {
             let changed = *old != report;
@@ -316,17 +331,12 @@ impl Engine {
                 seen.extend(outer(carrier, detector));
             }
         }
-        candidates::own(seen, self.given.iter().cloned(), self.listening.iter().cloned(), self.loopback())
+        let given = self.given.iter().chain(self.router.opened()).cloned();
+        candidates::own(seen, given, self.in_order(), self.loopback())
     }
 
     fn listens_on(&self, carrier: Carrier) -> bool {
         self.listening.iter().any(|a| socket_of(a).is_some_and(|(c, _)| c == carrier))
-    }
-
-    /// Whether this node is on the loopback interface only: then, and only then, others on it are met there.
-    fn loopback(&self) -> bool {
-        let mut ips = self.listening.iter().filter_map(|a| socket_of(a).map(|(_, at)| at.ip()));
-        ips.all(|ip| ip.is_loopback())
     }
 
     // === events ===
@@ -348,6 +358,7 @@ impl Engine {
             SwarmEvent::NewListenAddr { address, .. } => self.listens(address),
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.listening.remove(address);
+                self.look_soon();
             }
             SwarmEvent::ListenerClosed { listener_id, .. } => {
                 self.on_listener_closed(*listener_id, swarm, now)
@@ -397,10 +408,9 @@ impl Engine {
                     (Some(Awaited::Punch { ask: true, .. } | Awaited::Probe { .. }) | None, _) => {}
                 }
             }
-            PartsEvent::Upnp(event) => self.on_upnp(event),
             PartsEvent::Mdns(event) => self.on_mdns(event),
             PartsEvent::Kad(event) => self.on_kad(event),
-            PartsEvent::Autonat(event) => self.on_autonat(&event),
+            PartsEvent::Autonat(event) => self.on_autonat(event),
             PartsEvent::AutonatServer(event) => {
                 tracing::debug!(peer = %event.client, result = ?event.result, "AutoNAT for another node");
             }

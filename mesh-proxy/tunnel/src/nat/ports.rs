@@ -117,6 +117,11 @@ impl Ports {
         }
     }
 
+    /// Has AutoNAT find out whether others get in at an address.
+    pub(crate) fn check_address(&mut self, address: Multiaddr) {
+        self.push(ToSwarm::NewExternalAddrCandidate(address));
+    }
+
     /// A connection to `peer` that is not relayed, the oldest one.
     pub(crate) fn direct(&self, peer: &PeerId) -> Option<ConnectionId> {
         let direct = self.links.iter().filter(|(_, l)| l.peer == *peer && l.established && !l.relayed);

@@ -36,12 +36,15 @@ pub(crate) struct Agreed {
     pub(crate) start: Instant,
     /// This side led.
     pub(crate) leads: bool,
+    /// The sides take the other roles of a TCP connection.
+    pub(crate) swaps: bool,
 }
 
 /// Leads the talk: both sides start when half a round trip has passed after the last word.
 pub(crate) async fn lead(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     mine: Hello,
+    swaps: bool,
 ) -> io::Result<Option<Agreed>> {
     let began = Instant::now();
     wire::write(&mut stream, &mine).await?;
@@ -51,11 +54,11 @@ pub(crate) async fn lead(
     }
     let theirs: Hello = wire::read(&mut stream).await?;
     let round_trip = began.elapsed();
-    wire::write(&mut stream, &Go { delay: 0 }).await?;
+    wire::write(&mut stream, &Go { delay: 0, swaps }).await?;
     let start = Instant::now() + (round_trip / 2).min(MAX_DELAY);
     // The word is on its way; an orderly end would only cost time.
     let _ended = stream.close().await;
-    Ok(Some(Agreed { theirs, start, leads: true }))
+    Ok(Some(Agreed { theirs, start, leads: true, swaps }))
 }
 
 /// Follows. None: the peer only asks for a punch to be led from here.
@@ -71,7 +74,7 @@ pub(crate) async fn follow(
     let go: Go = wire::read(&mut stream).await?;
     let start = Instant::now() + Duration::from_micros(go.delay).min(MAX_DELAY);
     let _ended = stream.close().await;
-    Ok(Some(Agreed { theirs, start, leads: false }))
+    Ok(Some(Agreed { theirs, start, leads: false, swaps: go.swaps }))
 }
 
 #[cfg(test)]
@@ -107,12 +110,12 @@ mod tests {
         let ((ar, aw), (br, bw)) = (tokio::io::split(a_far), tokio::io::split(b_far));
         let runtime = tokio::runtime::Handle::current();
         let relays = [runtime.spawn(relay(ar, bw)), runtime.spawn(relay(br, aw))];
-        let (one, two) = tokio::join!(lead(a.compat(), hello(1)), follow(b.compat(), hello(2)));
+        let (one, two) = tokio::join!(lead(a.compat(), hello(1), true), follow(b.compat(), hello(2)));
         let (one, two) = (one.unwrap().unwrap(), two.unwrap().unwrap());
         assert_eq!((one.theirs, two.theirs), (hello(2), hello(1)));
         let apart = if one.start > two.start { one.start - two.start } else { two.start - one.start };
         assert!(apart < Duration::from_millis(5), "{apart:?}");
-        assert!(one.leads && !two.leads);
+        assert!(one.leads && !two.leads && one.swaps && two.swaps);
         for relay in relays {
             relay.abort();
         }
@@ -122,7 +125,7 @@ mod tests {
     async fn who_only_asks_is_not_punched() {
         let (a, b) = tokio::io::duplex(4096);
         let ask = Hello { ask: true, ..hello(1) };
-        let (one, two) = tokio::join!(lead(a.compat(), ask), follow(b.compat(), hello(2)));
+        let (one, two) = tokio::join!(lead(a.compat(), ask, false), follow(b.compat(), hello(2)));
         assert!(one.unwrap().is_none() && two.unwrap().is_none());
     }
 
@@ -133,7 +136,7 @@ mod tests {
         let far = async {
             wire::write(&mut a, &hello(1)).await.unwrap();
             let _: Hello = wire::read(&mut a).await.unwrap();
-            wire::write(&mut a, &Go { delay: u64::MAX }).await.unwrap();
+            wire::write(&mut a, &Go { delay: u64::MAX, swaps: false }).await.unwrap();
         };
         let (two, ()) = tokio::join!(follow(b.compat(), hello(2)), far);
         assert!(two.unwrap().unwrap().start <= Instant::now() + MAX_DELAY);

@@ -96,6 +96,9 @@ pub(crate) struct Go {
     /// Microseconds that the receiver waits before it dials.
     #[prost(uint64, tag = "1")]
     pub(crate) delay: u64,
+    /// The leader is not the client of a TCP connection but the server, where the NATs leave a choice.
+    #[prost(bool, tag = "2")]
+    pub(crate) swaps: bool,
 }
 
 /// Asks a relay for a part of a measurement.

@@ -77,6 +77,21 @@ pub(crate) fn calls(registry: &Path, node: &str) -> BTreeMap<String, Call> {
     text.lines().filter_map(line).collect()
 }
 
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Said {
+    pub(crate) peer: Peer,
+    /// Addresses that its router opened.
+    pub(crate) given: Vec<String>,
+    /// Whether others get in.
+    pub(crate) reached: Option<bool>,
+}
+
+/// What a node says of itself.
+pub(crate) fn peer(registry: &Path, node: &str) -> Option<Said> {
+    read_all(&registry.join(node))
+}
+
 /// Whether a node holds reservations.
 pub(crate) fn is_reserved(registry: &Path, node: &str, count: usize) -> bool {
     read(&registry.join(node)).is_some_and(|p| {
@@ -90,15 +105,18 @@ pub(crate) fn nat(registry: &Path, node: &str) -> String {
     read(&registry.join(node)).map_or_else(String::new, |p| p.nat)
 }
 
-fn write(registry: &Path, peer: &Peer) {
+fn write(registry: &Path, said: &Said) {
+    let peer = &said.peer;
     let text = format!(
-        "{}|{}|{}|{}|{}|{}",
+        "{}|{}|{}|{}|{}|{}|{}|{}",
         peer.node,
         peer.peer_id,
         peer.relay,
         peer.nat,
         peer.addresses.join(","),
-        peer.reservations.join(",")
+        peer.reservations.join(","),
+        said.given.join(","),
+        said.reached.map_or("", |r| if r { "yes" } else { "no" }),
     );
     let draft = registry.join(format!("{}.new", peer.node));
     fs::write(&draft, text).unwrap();
@@ -106,17 +124,23 @@ fn write(registry: &Path, peer: &Peer) {
 }
 
 fn read(path: &Path) -> Option<Peer> {
+    read_all(path).map(|said| said.peer)
+}
+
+fn read_all(path: &Path) -> Option<Said> {
     let text = fs::read_to_string(path).ok()?;
     let f: Vec<&str> = text.split('|').collect();
     let list = |s: &str| s.split(',').filter(|a| !a.is_empty()).map(str::to_owned).collect();
-    Some(Peer {
+    let peer = Peer {
         node: f.first()?.to_string(),
         peer_id: f.get(1)?.to_string(),
         relay: *f.get(2)? == "true",
         nat: f.get(3)?.to_string(),
         addresses: list(f.get(4)?),
         reservations: list(f.get(5)?),
-    })
+    };
+    let reached = f.get(7).filter(|r| !r.is_empty()).map(|r| *r == "yes");
+    Some(Said { peer, given: list(f.get(6)?), reached })
 }
 
 fn peers(registry: &Path) -> Vec<Peer> {
@@ -145,12 +169,13 @@ async fn run(name: String) {
     config.nat.node.clone_from(&name);
     let dark = !var("NODE_DARK").is_empty();
     config.nat.mdns = dark;
+    (config.nat.upnp, config.nat.autonat) = (!dark, !dark);
     let relay = config.nat.relay.enabled;
     let metrics = prometheus::Registry::new();
     let (tunnel, mut acceptors) = Tunnel::start(config, Executors::current(), &metrics).await.unwrap();
     let server = serve(acceptors.pop().unwrap(), echo);
     let mut known = Vec::new();
-    let mut own = Peer::default();
+    let mut own = Said::default();
     let calls: Vec<String> =
         var("NODE_CALLS").split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
     let caller = tokio::runtime::Handle::current().spawn(call_all(
@@ -161,9 +186,10 @@ async fn run(name: String) {
     ));
     loop {
         let report = tunnel.nat().borrow().clone();
-        let addresses =
+        let mut addresses: Vec<String> =
             tunnel.addresses().borrow().iter().filter(|a| !a.contains("127.0.0.1")).cloned().collect();
-        let now = Peer {
+        addresses.extend(report.addresses.iter().cloned());
+        let peer = Peer {
             node: name.clone(),
             peer_id: tunnel.peer_id(),
             addresses,
@@ -171,6 +197,7 @@ async fn run(name: String) {
             reservations: report.reservations,
             nat: report.nat,
         };
+        let now = Said { peer, given: report.addresses, reached: report.reached };
         if now != own {
             write(&registry, &now);
             own = now;
@@ -190,6 +217,7 @@ async fn run(name: String) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     caller.abort();
+    tunnel.close().await;
     server.abort();
 }
 

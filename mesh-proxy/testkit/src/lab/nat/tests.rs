@@ -20,7 +20,6 @@ fn router(kind: Nat, change: impl FnOnce(&mut Config)) -> (Router, Instant) {
         keep_ports: kind != Nat::Symmetric,
         forward: BTreeMap::new(),
         seed: 7,
-        port_mapping: false,
     };
     change(&mut config);
     let now = Instant::now();

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddrV4};
 use super::{Kind, Plan, Pool, first_host, full};
 use crate::lab::{
     LabError, Nat, Spec,
+    mapping::{self, PortMapping},
     nat::{Config, DEVICE},
     site::{Egress, Ipv6, PROXY_PORT, SiteSpec},
 };
@@ -124,6 +125,9 @@ impl Plan {
             let forward: BTreeMap<u16, SocketAddrV4> = (site.forward.iter())
                 .filter_map(|f| Some((f.port, SocketAddrV4::new(to(&f.to)?, f.port))))
                 .collect();
+            if site.nat.port_mapping != PortMapping::Off {
+                self.open_ports(name, site)?;
+            }
             if site.translated_by_program() {
                 self.translate(name, site, forward)?;
             } else {
@@ -139,6 +143,21 @@ impl Plan {
                 }
                 self.setup(name).nft.push_str(&text);
             }
+        }
+        Ok(())
+    }
+
+    /// A daemon that opens ports.
+    fn open_ports(&mut self, name: &str, site: &SiteSpec) -> Result<(), LabError> {
+        let inside = first_host(&site.lan);
+        let settings = mapping::Settings { offer: site.nat.port_mapping, lan: site.lan, inside };
+        let text = serde_json::to_string(&settings)
+            .map_err(|e| LabError::Invalid(vec![format!("sites.{name}.nat: {e}")]))?;
+        let setup = self.setup(name);
+        setup.nft.push_str(mapping::RULES);
+        setup.programs.push(vec!["__mapping".to_owned(), text]);
+        if site.translated_by_program() {
+            setup.late.push(mapping::PAST.to_owned());
         }
         Ok(())
     }
@@ -163,7 +182,6 @@ impl Plan {
             seed: name
                 .bytes()
                 .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)),
-            port_mapping: site.nat.port_mapping,
         };
         let text = serde_json::to_string(&config)
             .map_err(|e| LabError::Invalid(vec![format!("sites.{name}.nat: {e}")]))?;

@@ -1,5 +1,4 @@
-//! Peers that are found without the registry, what the router and other nodes say about this one, and measurements of
-//! the NAT.
+//! Peers that are found without the registry, what other nodes say about this one, and measurements of the NAT.
 
 use std::{
     io,
@@ -7,11 +6,10 @@ use std::{
 };
 
 use libp2p::{
-    Multiaddr, PeerId, Stream, Swarm, autonat, identify,
+    Multiaddr, PeerId, Stream, Swarm, identify,
     kad::{self, GetClosestPeersOk, QueryResult},
     mdns,
     swarm::{ConnectionId, behaviour::toggle::Toggle},
-    upnp,
 };
 
 use super::{Awaited, Done, Engine};
@@ -42,6 +40,8 @@ impl Engine {
     /// A peer with the addresses that were found for it.
     pub(crate) fn with_found(&self, known: &Known) -> Known {
         let mut known = known.clone();
+        // Sites use the same prefixes: a peer there may have this host's own address.
+        known.addresses.retain(|a| !self.listening.contains(a));
         for address in self.found.of(&known.id) {
             if !known.addresses.contains(address) {
                 known.addresses.push(address.clone());
@@ -163,28 +163,6 @@ impl Engine {
         tracing::debug!(%peer, %seen, "this node is seen");
         self.detector(carrier).observe(observer, seen, now);
         self.seen.insert(id, (carrier, observer));
-    }
-
-    pub(super) fn on_upnp(&mut self, event: upnp::Event) {
-        match event {
-            upnp::Event::NewExternalAddr { external_addr, .. } => {
-                tracing::info!(address = %external_addr, "the router has opened a port");
-                self.given.insert(external_addr);
-            }
-            upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
-                self.given.remove(&external_addr);
-            }
-            upnp::Event::GatewayNotFound => tracing::debug!("no router that speaks UPnP"),
-            upnp::Event::NonRoutableGateway => {
-                tracing::debug!("the router's own address is a private one: its ports lead nowhere");
-            }
-        }
-    }
-
-    pub(super) fn on_autonat(&mut self, event: &autonat::v2::client::Event) {
-        let reached = event.result.is_ok();
-        tracing::debug!(address = %event.tested_addr, by = %event.server, reached, "AutoNAT");
-        self.metrics.autonat(if reached { "reached" } else { "not_reached" });
     }
 
     /// Measures the NAT with two relays when that is due.

@@ -27,10 +27,12 @@ use crate::{
 
 /// The side that does not lead waits this long before it asks for a punch.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Pause before a dial that failed at once is repeated.
+/// Pause before a dial that failed at once is repeated; it doubles.
 const AGAIN: Duration = Duration::from_millis(60);
+/// How often it doubles.
+const DOUBLINGS: u32 = 4;
 /// Dials of one attempt, repeats included.
-const MAX_SHOTS: usize = 40;
+const MAX_SHOTS: usize = 64;
 
 /// A punch under way.
 #[derive(Debug)]
@@ -93,8 +95,9 @@ impl Engine {
     /// Talks with a peer on a stream that this node opened.
     pub(super) fn talk(&mut self, peer: PeerId, ask: bool, stream: Stream) {
         let mine = self.hello(ask);
+        let swaps = self.schedule.tries(&peer) % 2 == 1;
         self.task(TALK * 2, async move {
-            let talk = tokio::time::timeout(TALK, punch::lead(stream, mine)).await;
+            let talk = tokio::time::timeout(TALK, punch::lead(stream, mine, swaps)).await;
             let result = talk.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             if ask { Done::Nothing } else { Done::Talk { peer, result } }
         });
@@ -169,7 +172,7 @@ impl Engine {
         let mine = Side { udp: self.udp.kind(), tcp: self.tcp.kind(), candidates: own };
         let remote = if theirs.udp == NatKind::Unknown { theirs.tcp } else { theirs.udp };
         self.shared.knowledge.set_peer_nat(peer, remote);
-        let shots = plan(&mine, &theirs, agreed.leads);
+        let shots = plan(&mine, &theirs, agreed.leads, agreed.swaps);
         if shots.is_empty() {
             self.schedule.failed(&peer, false, now);
             return self.ended(peer, PunchOutcome::NoCandidates, self.schedule.tries(&peer));
@@ -262,10 +265,11 @@ impl Engine {
         tracing::debug!(%peer, %error, "shot");
         let Some(attempt) = self.attempts.get_mut(&peer) else { return };
         let Some(at) = attempt.flying.iter().position(|(flying, _)| *flying == id) else { return };
-        let (_, shot) = attempt.flying.swap_remove(at);
-        let now = Instant::now();
-        if attempt.fired < MAX_SHOTS && now + AGAIN < attempt.end {
-            attempt.shots.push((now + AGAIN, shot));
+        let (_, mut shot) = attempt.flying.swap_remove(at);
+        let next = Instant::now() + AGAIN * (1 << shot.round.min(DOUBLINGS));
+        shot.round += 1;
+        if attempt.fired < MAX_SHOTS && next < attempt.end {
+            attempt.shots.push((next, shot));
         }
     }
 

@@ -36,19 +36,25 @@ pub(crate) struct Shot {
     pub(crate) to: Vec<SocketAddr>,
     /// Dialled again when it fails at once: the other side's NAT may answer with a reset before it is open.
     pub(crate) again: bool,
+    /// How often it was dialled before.
+    pub(crate) round: u32,
 }
 
 /// Head start of the side whose packet must come first.
 const LATER: Duration = Duration::from_millis(120);
-/// The server of a TCP connection starts this much after its client.
-const SERVER_LATER: Duration = Duration::from_millis(40);
+/// The server of a TCP connection starts this much after its client: more than what busy machines are late by. Were it
+/// first, its SYN could meet the client's listener instead of its socket, and both ends would be servers.
+const SERVER_LATER: Duration = Duration::from_millis(100);
 /// A handshake whose first packet was lost is not waited for: QUIC repeats it after a second.
 const REPEATS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(350), Duration::from_millis(1_200)];
 
-/// The dials of one side, in the order of their start.
-pub(crate) fn plan(mine: &Side, theirs: &Side, leads: bool) -> Vec<Shot> {
+/// The dials of one side, in the order of their start. `swaps` gives the sides of a TCP connection the other roles where
+/// the NATs leave a choice: what one order of packets cannot open, the other may.
+pub(crate) fn plan(mine: &Side, theirs: &Side, leads: bool, swaps: bool) -> Vec<Shot> {
     let to = |carrier| {
+        // An address that both sides have is this host's own: two sites use the same prefix.
         let all = theirs.candidates.iter().filter(move |(c, _)| *c == carrier);
+        let all = all.filter(|candidate| !mine.candidates.contains(candidate));
         let both = |at: &SocketAddr| mine.candidates.iter().any(|(_, own)| own.is_ipv4() == at.is_ipv4());
         all.map(|(_, at)| *at).filter(both).collect::<Vec<_>>()
     };
@@ -59,14 +65,14 @@ pub(crate) fn plan(mine: &Side, theirs: &Side, leads: bool) -> Vec<Shot> {
         for repeat in REPEATS {
             let to = udp.clone();
             let after = wait + repeat;
-            shots.push(Shot { after, carrier: Carrier::Udp, role: Role::Client, to, again: false });
+            shots.push(Shot { after, carrier: Carrier::Udp, role: Role::Client, to, again: false, round: 0 });
         }
     }
     let tcp = to(Carrier::Tcp);
     if !tcp.is_empty() {
         let role = if is_last(mine.tcp, theirs.tcp) {
             Role::Client
-        } else if is_last(theirs.tcp, mine.tcp) || !leads {
+        } else if is_last(theirs.tcp, mine.tcp) || leads == swaps {
             Role::Server
         } else {
             Role::Client
@@ -76,7 +82,9 @@ pub(crate) fn plan(mine: &Side, theirs: &Side, leads: bool) -> Vec<Shot> {
             Role::Server if !is_last(theirs.tcp, mine.tcp) => SERVER_LATER,
             _ => Duration::ZERO,
         };
-        shots.push(Shot { after, carrier: Carrier::Tcp, role, to: tcp, again: true });
+        // One by one: an address that leads nowhere must not keep the others from being dialled again.
+        let one = |at| Shot { after, carrier: Carrier::Tcp, role, to: vec![at], again: true, round: 0 };
+        shots.extend(tcp.into_iter().map(one));
     }
     shots.sort_by_key(|s| s.after);
     shots
@@ -109,10 +117,19 @@ mod tests {
     fn one_side_is_client_and_starts_first_whatever_the_nats() {
         for mine in NatKind::ALL {
             for theirs in NatKind::ALL {
-                let (a, b) = two(mine, theirs);
-                let (a, b) = (plan(&a, &b, true), plan(&b, &a, false));
+                let (near, far) = two(mine, theirs);
+                let (a, b) = (plan(&near, &far, true, false), plan(&far, &near, false, false));
                 let (ta, tb) = (first(&a, Carrier::Tcp), first(&b, Carrier::Tcp));
                 assert_ne!(ta.1, tb.1, "{mine:?} {theirs:?}");
+                let again = [plan(&near, &far, true, true), plan(&far, &near, false, true)];
+                let again = again.map(|side| first(&side, Carrier::Tcp));
+                let fixed = (mine == NatKind::Symmetric) != (theirs == NatKind::Symmetric);
+                assert_eq!(
+                    again == [ta, tb],
+                    fixed,
+                    "other roles where there is a choice: {mine:?} {theirs:?}"
+                );
+                assert_eq!(again == [tb, ta], !fixed);
                 let (client, server) = if ta.1 == Role::Client { (ta.0, tb.0) } else { (tb.0, ta.0) };
                 match (mine, theirs) {
                     (NatKind::Symmetric, NatKind::Symmetric) => {}
@@ -139,6 +156,16 @@ mod tests {
             NatKind::None,
             &[(Carrier::Udp, "[2001:db8::1]:1"), (Carrier::Tcp, "[2001:db8::1]:1")],
         );
-        assert_eq!(plan(&mine, &theirs, true), []);
+        assert_eq!(plan(&mine, &theirs, true, false), []);
+    }
+
+    #[test]
+    fn this_hosts_own_address_is_not_dialled_and_each_other_one_is_a_dial_of_its_own() {
+        let own = (Carrier::Tcp, "192.168.1.10:15008");
+        let mine = side(NatKind::Unknown, NatKind::Unknown, &[(Carrier::Tcp, "203.0.113.1:15008"), own]);
+        let theirs = [(Carrier::Tcp, "203.0.113.2:15008"), own, (Carrier::Tcp, "10.0.0.7:15008")];
+        let shots = plan(&mine, &side(NatKind::Unknown, NatKind::Unknown, &theirs), true, false);
+        let dialled: Vec<_> = shots.iter().map(|s| (s.to.len(), s.to[0].to_string())).collect();
+        assert_eq!(dialled, [(1, "203.0.113.2:15008".to_owned()), (1, "10.0.0.7:15008".to_owned())]);
     }
 }
