@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use mesh_tunnel::Tunnel;
 use node_rt::{
-    AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, json_response,
+    AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, Tasks, json_response,
     text_response,
 };
 use serde_json::json;
@@ -23,6 +23,8 @@ GET  /paths              the path to each peer, and why it is not a better one (
 GET  /config             the configuration, without secrets
 GET  /ready              200 when ready, else 503 with what is pending
 GET  /stats/prometheus   metrics
+GET  /logging            log levels by target (?format=json)
+POST /logging?level=L    all to one level; ?target=T&level=L or ?T=L one, ?paths=T:L,T:L some, &for=10m for a time, ?reset
 GET  /log                the log filter
 POST /log?level=FILTER   another one
 POST /drain              let connections end, then stop
@@ -38,6 +40,8 @@ pub struct Admin {
     pub drain: Drain,
     /// The log filter; none in tests that have no log.
     pub log: Option<LogControl>,
+    /// What ends with the process.
+    pub tasks: Tasks,
     /// The tunnel, if there is one.
     pub tunnel: Option<Tunnel>,
 }
@@ -50,7 +54,11 @@ impl Admin {
             let this = this.clone();
             move |request: AdminRequest| std::future::ready(f(&this, &request))
         };
-        AdminServer::new()
+        let mut server = AdminServer::new();
+        if let Some(log) = &this.log {
+            server = server.logging(log.clone(), this.tasks.clone());
+        }
+        server
             .route("GET", "/", page(|_, _| text_response(StatusCode::OK, HELP)))
             .route(
                 "GET",

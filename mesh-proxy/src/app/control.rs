@@ -26,6 +26,7 @@ pub(super) async fn start(
     let config = shared.config.clone();
     let addresses = tunnel::follow(&shared, tunnel, tasks);
     let tls = keeper.tls();
+    let discovery = discovery.with_doubts(keeper.doubts());
     tasks.spawn_critical("identity", keeper.run());
     let stop = tasks.drain().clone();
     tasks.spawn_critical("discovery", async move {
@@ -48,6 +49,7 @@ pub(super) async fn start(
         readiness: readiness.clone(),
         drain: tasks.drain().clone(),
         log,
+        tasks: tasks.clone(),
         tunnel: Some(tunnel.clone()),
     };
     pages.server().serve("admin", to_tokio(sockets.admin)?, tasks);
@@ -73,6 +75,7 @@ fn capture_options(shared: &Shared) -> CaptureOptions {
     if let Some(mark) = config.outbound.mark {
         options.mark = mark;
     }
+    options.spared = super::outside_servers(config)().iter().map(SocketAddr::ip).collect();
     options
 }
 
