@@ -149,7 +149,7 @@ impl Cases {
             json!(false),
             [
                 Config("mesh-controller", "/gatewayApi", json!(false)),
-                Lacks(role, "/rules/5".to_owned()),
+                Lacks(role, "/rules/6".to_owned()),
                 Lacks("ValidatingWebhookConfiguration/selvage-validator", "/webhooks/0/rules/4".to_owned()),
             ],
         );
