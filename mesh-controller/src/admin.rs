@@ -36,6 +36,7 @@ impl Pages {
     pub(crate) fn serve(self, listener: TcpListener, readiness: Readiness, tasks: &Tasks) {
         let (state, resources, remove) = (self.clone(), self.clone(), self);
         AdminServer::new()
+            .process_logging(tasks)
             .health(readiness)
             .route("GET", "/state", move |_request| {
                 let pages = state.clone();
@@ -83,7 +84,11 @@ impl Pages {
         let removed = tokio::task::spawn_blocking(move || registry.remove(&name)).await;
         self.shared.sessions.revoke(&node);
         match removed {
-            Ok(Ok(true)) => json_response(StatusCode::OK, &json!({"removed": node})),
+            Ok(Ok(true)) => {
+                tracing::info!(node, "node was removed by an operator");
+                self.shared.metrics.left.with_label_values(&["operator"]).inc();
+                json_response(StatusCode::OK, &json!({"removed": node}))
+            }
             Ok(Ok(false)) => json_response(StatusCode::NOT_FOUND, &json!({"error": "no such node"})),
             Ok(Err(error)) => {
                 json_response(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": error.to_string()}))

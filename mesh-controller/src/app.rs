@@ -1,30 +1,36 @@
 //! Starts the parts in order and says where they listen.
 
+mod own;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use mesh_ca::{StateDir, TrustDomain};
+use mesh_ca::TrustDomain;
 use mesh_index::Options;
-use mesh_net::tls::{ClientAuth, Credentials, Expect, NodeTls};
+use mesh_net::tls::{ClientAuth, Expect, NodeTls};
 use node_rt::{AdminServer, Readiness, Tasks};
 use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     admin,
     config::Config,
-    distribute::{self, Shared, agent, store::Store},
+    distribute::{self, Shared, agent, copies, store::Store},
     engine::{Engine, SharedOverview},
+    enrol::Reviewer,
+    members::{self, Members},
     metrics::Metrics,
     registry::Registry,
     source::{self, Health, SourceKind},
+    state::{self, KubeState},
     status::{self, Desk, StatusMetrics},
     webhook,
 };
 
 /// Batches between source and engine: a source that is faster waits.
 const OPERATIONS: usize = 256;
-/// The controller's own certificate; renewed at a third of it.
-const OWN_CERTIFICATE_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// How long the store of the state is waited for at start.
+const STORE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// A running controller.
 #[derive(Debug, Clone, Copy)]
@@ -39,27 +45,38 @@ pub struct Running {
 
 /// Starts everything; what runs is owned by `tasks`.
 pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> anyhow::Result<Running> {
-    let trust_domain = TrustDomain::new(&config.trust_domain)?;
-    let state = StateDir::new(config.state_path());
-    let authority = state.authority(&trust_domain, agent::now()).context("certificate authority")?;
-    let tokens = state.tokens().context("join tokens")?;
+    let client = match &config.source {
+        SourceKind::Dir(_) => None,
+        SourceKind::Kube => Some(source::kube::client(config.kubeconfig.clone()).await?),
+    };
+    let (opened, place) = open_state(config, client.clone()).await?;
     let registered = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::new(&registered)?);
 
     let (sender, operations) = mpsc::channel(OPERATIONS);
-    let registry = Registry::open(state.nodes(), sender.clone()).context("node registry")?;
+    let (nodes, changes) = (opened.nodes, sender.clone());
+    let (registry, moved) = tokio::task::spawn_blocking(move || Registry::open(nodes, changes))
+        .await?
+        .context("node registry")?;
     let (store, overview, health) = (Arc::new(Store::new()), SharedOverview::default(), Health::default());
     let guard = readiness.wait_for("source");
     let status_metrics = StatusMetrics::new(&registered)?;
     let desk = Desk::default();
+    let members = Members::default().with_pods_of(config.pod_namespaces());
     Engine::new(options(config), store.clone(), metrics.clone(), overview.clone(), desk.clone(), guard)
+        .with_members(members.clone())
         .start(operations, tasks);
     sender.send(registry.all()).await.ok();
 
-    let tls = own_tls(&authority, config)?;
+    let tls = own::tls(&opened.authority, config)?;
     let accept_tls = tls.server_config(ClientAuth::Optional(Expect::AnyNode), &[b"h2"]).context("TLS")?;
-    let issuer = agent::Issuer { authority, tokens, ttl: config.node_ttl() };
-    let shared = Arc::new(Shared::new(store, registry, issuer, metrics, tasks.clone()));
+    let reviewer = client.clone().map(|client| Reviewer::new(client, config.accounts()));
+    let (authority, tokens) = (opened.authority, opened.tokens);
+    let issuer = agent::Issuer { authority, tokens, ttl: config.node_ttl(), reviewer };
+    let mut shared = Shared::new(store, registry, issuer, metrics, tasks.clone());
+    (shared.members, shared.handover) = (members, config.handover());
+    let shared = Arc::new(shared);
+    copies::follow(&shared, moved);
 
     let listener = bind("listen", config.listen).await?;
     let metrics_listener = bind("metrics_listen", config.metrics_listen).await?;
@@ -77,23 +94,35 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     let pages = admin::Pages { shared: shared.clone(), overview, health: health.clone() };
     pages.serve(admin_listener, readiness.clone(), tasks);
 
+    let shares_dir = place.is_none();
     let mut writing = None;
-    match &config.source {
-        SourceKind::Dir(path) => source::dir::start(folder(path, config, &health), sender, tasks),
-        SourceKind::Kube => {
-            let client = source::kube::client(config.kubeconfig.clone()).await?;
-            source::kube::start_with(client.clone(), sender, health.clone(), tasks);
+    match (&config.source, client) {
+        (SourceKind::Dir(path), _) => source::dir::start(folder(path, config, &health), sender, tasks),
+        (SourceKind::Kube, None) => {}
+        (SourceKind::Kube, Some(client)) => {
+            let kinds = source::kube::kinds(config.gateway_api);
+            source::kube::start_with(client.clone(), kinds, sender.clone(), health.clone(), tasks);
             serve_webhook(config, &tls, status_metrics.reviews.clone(), tasks).await?;
-            let (name, ca) =
-                (config.webhook_configuration.clone(), shared.issuer.authority.certificate_pem());
-            webhook::keep_bundle(client.clone(), name, ca.to_owned(), tasks);
-            writing = config.write_status.then(|| status_writing(config, client));
+            let ca = shared.issuer.authority.certificate_pem().to_owned();
+            webhook::keep_bundle(client.clone(), config.webhook_configuration.clone(), ca.clone(), tasks);
+            let identity = identity();
+            writing = config.write_status.then(|| status_writing(config, client.clone(), identity.clone()));
+            let lease_place = place.clone().unwrap_or_else(|| state::Place {
+                client,
+                namespace: config.lease_namespace.clone(),
+                owner: None,
+            });
+            members::keep(&shared, lease_place, identity);
+            if let Some(place) = place {
+                state::follow(&place, shared.clone(), sender, health.clone());
+                state::keep_ca(place, ca, tasks);
+            }
         }
     }
     status::start(desk, status_metrics, writing, tasks);
     // Proxies keep what they have until this controller knows all of it.
     serve_when_ready(shared.clone(), listener, accept_tls, config.max_connections, readiness);
-    keep_current(shared, tls, config.clone(), health);
+    own::keep_current(shared, tls, config.clone(), health, shares_dir);
     Ok(running)
 }
 
@@ -105,9 +134,9 @@ fn options(config: &Config) -> Options {
         trust_domain: config.trust_domain.clone(),
         root_namespace: config.root_namespace.clone(),
         outbound: config.outbound.into(),
+        gateway_controller: config.gateway_controller.clone(),
         derive_endpoints: is_folder,
         allocate_vips: is_folder,
-        ..Options::default()
     }
 }
 
@@ -134,26 +163,46 @@ async fn serve_webhook(
     Ok(())
 }
 
-fn status_writing(config: &Config, client: kube::Client) -> status::Writing {
-    // Pods are told apart by their host names; the number tells a restarted one from the one before.
+/// Pods are told apart by their host names; the number tells a restarted one from the one before.
+fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let identity = format!("{}-{:08x}", host.trim(), rand::random::<u32>());
+    format!("{}-{:08x}", host.trim(), rand::random::<u32>())
+}
+
+fn status_writing(config: &Config, client: kube::Client, identity: String) -> status::Writing {
     status::Writing { client, namespace: config.lease_namespace.clone(), identity }
 }
 
-fn credentials(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<Credentials> {
-    let issued =
-        authority.issue_controller(&config.certificate_names(), OWN_CERTIFICATE_TTL, agent::now())?;
-    Ok(Credentials {
-        chain: issued.chain,
-        key: issued.key.into(),
-        roots: vec![authority.certificate().clone()],
-    })
-}
-
-fn own_tls(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<NodeTls> {
-    NodeTls::new(&config.trust_domain, credentials(authority, config)?)
-        .context("the controller's own certificate")
+/// The state, and where it is if that is a cluster. An API server that is away for a moment is waited for.
+async fn open_state(
+    config: &Config,
+    client: Option<kube::Client>,
+) -> anyhow::Result<(state::Opened, Option<state::Place>)> {
+    let trust_domain = TrustDomain::new(&config.trust_domain)?;
+    let Some(client) = client.filter(|_| config.state_in_cluster()) else {
+        return Ok((
+            state::open(state::in_dir(config.state_path()), trust_domain, agent::now()).await?,
+            None,
+        ));
+    };
+    let started = tokio::time::Instant::now();
+    loop {
+        let attempt = async {
+            let namespace = config.own_namespace();
+            let state = KubeState::new(client.clone(), &namespace, &config.state_owner).await?;
+            let place = state.place().clone();
+            let opened = state::open(Arc::new(state), trust_domain.clone(), agent::now()).await?;
+            anyhow::Ok((opened, Some(place)))
+        };
+        match attempt.await {
+            Ok(opened) => return Ok(opened),
+            Err(error) if started.elapsed() >= STORE => return Err(error.context("state in the cluster")),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), retry_in = ?AGAIN, "the cluster's state is not to be had");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
 }
 
 fn serve_when_ready(
@@ -167,40 +216,5 @@ fn serve_when_ready(
     tasks.clone().spawn("serve", async move {
         readiness.ready().await;
         distribute::serve(shared, listener, tls, max_connections);
-    });
-}
-
-/// Nodes that joined, moved or were removed at another controller on the same state directory.
-async fn share_registry(shared: &Shared) {
-    let registry = shared.registry.clone();
-    match tokio::task::spawn_blocking(move || registry.refresh()).await {
-        Ok(Ok(removed)) => removed.iter().for_each(|node| shared.sessions.revoke(node)),
-        Ok(Err(error)) => tracing::warn!(%error, "look at the node registry"),
-        Err(_interrupted) => {}
-    }
-}
-
-/// Slow things: the own certificate, and gauges that are read rather than counted.
-fn keep_current(shared: Arc<Shared>, tls: NodeTls, config: Config, health: Health) {
-    let tasks = shared.tasks.clone();
-    tasks.spawn_critical("upkeep", async move {
-        let mut renewed = tokio::time::Instant::now();
-        let mut errors = 0;
-        loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            share_registry(&shared).await;
-            shared.metrics.connected.set(shared.sessions.count() as i64);
-            let state = health.snapshot();
-            shared.metrics.source_healthy.set(i64::from(state.problems.is_empty()));
-            shared.metrics.source_errors.inc_by(state.errors - errors);
-            errors = state.errors;
-            if renewed.elapsed() > OWN_CERTIFICATE_TTL / 3 {
-                let new = credentials(&shared.issuer.authority, &config);
-                match new.and_then(|c| Ok(tls.replace(c)?)) {
-                    Ok(()) => renewed = tokio::time::Instant::now(),
-                    Err(error) => tracing::error!(error = format!("{error:#}"), "renew own certificate"),
-                }
-            }
-        }
     });
 }

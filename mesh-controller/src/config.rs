@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cli::{Cli, Invocation, run_cli};
 
-use crate::source::SourceKind;
+use crate::{enrol::Accounts, source::SourceKind};
 
 /// Prefix of environment variables: `MESH_CONTROLLER_STATE_DIR`.
 pub const ENV_PREFIX: &str = "MESH_CONTROLLER_";
@@ -63,6 +63,10 @@ pub struct Config {
     pub webhook_service: String,
     /// For source `kube`: whether conditions are written into the status of rules.
     pub write_status: bool,
+    /// For source `kube`: whether the objects of Gateway API are read, and with them all ConfigMaps, if it is installed.
+    pub gateway_api: bool,
+    /// The `controllerName` of the GatewayClasses that this mesh serves.
+    pub gateway_controller: String,
     /// Namespace of the Lease by which one of several controllers writes status.
     pub lease_namespace: String,
     /// DNS names and addresses in the controller's certificate. Proxies check its identity, not these.
@@ -143,6 +147,8 @@ impl Default for Config {
             webhook_configuration: "selvage-validator".to_owned(),
             webhook_service: "selvage-system/mesh-controller".to_owned(),
             write_status: true,
+            gateway_api: true,
+            gateway_controller: "istio.io/gateway-controller".to_owned(),
             lease_namespace: "selvage-system".to_owned(),
             names: Vec::new(),
             trust_domain: "cluster.local".to_owned(),
@@ -200,6 +206,32 @@ impl Config {
         of_pod.unwrap_or_else(|| self.lease_namespace.clone())
     }
 
+    /// Which service accounts let a node join.
+    pub(crate) fn accounts(&self) -> Accounts {
+        let mut of_nodes = self.enrol_service_accounts.clone();
+        if of_nodes.is_empty() {
+            of_nodes.push(format!("{}/mesh-proxy", self.own_namespace()));
+        }
+        let (audience, of_pods) = (self.enrol_audience.clone(), self.enrol_pod_service_accounts.clone());
+        Accounts { audience, of_nodes, of_pods }
+    }
+
+    /// Namespaces of pods that may join under their own names.
+    pub(crate) fn pod_namespaces(&self) -> Vec<String> {
+        let accounts = self.enrol_pod_service_accounts.iter();
+        accounts.filter_map(|a| a.split_once('/')).map(|(namespace, _)| namespace.to_owned()).collect()
+    }
+
+    /// How long the controller's own certificate holds.
+    pub fn controller_ttl(&self) -> Duration {
+        Duration::from_secs(self.controller_certificate_ttl)
+    }
+
+    /// Time in which nodes are told that this controller stops.
+    pub fn handover(&self) -> Duration {
+        Duration::from_secs(self.handover_seconds)
+    }
+
     /// How long node certificates hold.
     pub fn node_ttl(&self) -> Duration {
         Duration::from_secs(self.node_certificate_ttl)
@@ -213,6 +245,17 @@ impl Validate for Config {
             if TrustDomain::new(value).is_err() {
                 out.push(ConfigProblem::new(key, value, "is not a lower-case DNS name"));
             }
+        }
+        let is_controller = |n: &str| {
+            n.split_once('/')
+                .is_some_and(|(domain, path)| TrustDomain::new(domain).is_ok() && !path.is_empty())
+        };
+        if !is_controller(&self.gateway_controller) {
+            out.push(ConfigProblem::new(
+                "gatewayController",
+                &self.gateway_controller,
+                "must be `domain/path`",
+            ));
         }
         if !self.admin_listen.ip().is_loopback() {
             out.push(ConfigProblem::new("adminListen", self.admin_listen, "must be a loopback address"));

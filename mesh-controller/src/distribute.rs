@@ -4,6 +4,7 @@
 //! shared state and owns only names.
 
 pub(crate) mod agent;
+pub(crate) mod copies;
 pub(crate) mod peer;
 mod service;
 mod session;
@@ -19,7 +20,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use crate::{metrics::Metrics, registry::Registry};
+use crate::{members::Members, metrics::Metrics, registry::Registry};
 
 /// Joins at a time: each signs a certificate and writes to disk.
 const CONCURRENT_JOINS: usize = 32;
@@ -33,6 +34,10 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: Tasks,
     pub(crate) joins: Semaphore,
+    /// Names that the cluster knows.
+    pub(crate) members: Members,
+    /// Time in which nodes are told that this controller stops.
+    pub(crate) handover: Duration,
 }
 
 impl Shared {
@@ -43,8 +48,17 @@ impl Shared {
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Self {
-        let joins = Semaphore::new(CONCURRENT_JOINS);
-        Self { store, sessions: sessions::Sessions::default(), registry, issuer, metrics, tasks, joins }
+        Self {
+            store,
+            sessions: sessions::Sessions::default(),
+            registry,
+            issuer,
+            metrics,
+            tasks,
+            joins: Semaphore::new(CONCURRENT_JOINS),
+            members: Members::default(),
+            handover: Duration::ZERO,
+        }
     }
 }
 

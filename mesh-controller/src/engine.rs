@@ -12,7 +12,7 @@ use node_rt::{ReadyGuard, Tasks};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::{distribute::store::Store, metrics::Metrics, source::Op, status::Desk};
+use crate::{distribute::store::Store, members::Members, metrics::Metrics, source::Op, status::Desk};
 
 /// Operations that come within this time of the first are compiled together.
 const BATCH_TIME: Duration = Duration::from_millis(10);
@@ -61,6 +61,7 @@ pub(crate) struct Engine {
     metrics: Arc<Metrics>,
     overview: SharedOverview,
     desk: Desk,
+    members: Members,
     counted: CompileStats,
     synced: bool,
     /// Given back when the source has delivered everything once.
@@ -82,10 +83,17 @@ impl Engine {
             metrics,
             overview,
             desk,
+            members: Members::default(),
             counted: CompileStats::default(),
             synced: false,
             readiness: Some(readiness),
         }
+    }
+
+    /// Tells who belongs to the cluster.
+    pub(crate) fn with_members(mut self, members: Members) -> Self {
+        self.members = members;
+        self
     }
 
     /// Works until all senders are gone or the drain cancels.
@@ -162,6 +170,7 @@ impl Engine {
                 let before = key.as_ref().map(|k| self.findings_of(k)).unwrap_or_default();
                 self.index.apply(&object);
                 if let Some(key) = key {
+                    self.members.applied(&key);
                     self.log_findings(&key, &before);
                     if Desk::wants(&key) {
                         self.desk.applied(&key, object);
@@ -169,20 +178,27 @@ impl Engine {
                 }
             }
             Op::Delete(key) => {
-                self.index.delete(&key);
-                self.desk.deleted(&key);
+                self.forget(&key);
             }
             Op::Retain(kind, keys) => self.retain(kind, &keys),
             Op::Register(node, registration) => self.index.register(&node, registration),
-            Op::Synced => self.synced = true,
+            Op::Synced => {
+                self.synced = true;
+                self.members.synced();
+            }
         }
     }
 
     fn retain(&mut self, kind: Kind, keys: &HashSet<ObjectKey>) {
         for gone in self.index.keys(kind).into_iter().filter(|k| !keys.contains(k)) {
-            self.index.delete(&gone);
-            self.desk.deleted(&gone);
+            self.forget(&gone);
         }
+    }
+
+    fn forget(&mut self, key: &ObjectKey) {
+        self.index.delete(key);
+        self.desk.deleted(key);
+        self.members.deleted(key);
     }
 
     fn findings_of(&self, key: &ObjectKey) -> Vec<Finding> {

@@ -3,7 +3,8 @@
 //! - [`source`]: objects from Kubernetes or from a folder, as operations.
 //! - `engine`: the one writer; keeps the index, publishes what comes out of it.
 //! - `distribute`: delta discovery to proxies over mutual TLS; Join and Report.
-//! - `registry`: which nodes have joined, and where they can be reached.
+//! - `registry`: which nodes have joined, and where they can be reached. `members`: who of them belongs to the cluster.
+//! - [`state`]: where CA, join tokens and registry are kept. `enrol`: joining as a pod.
 //! - `webhook`: admission. `status`: conditions on objects, counts of what has no effect.
 //! - [`preflight`]: whether a cluster can run the mesh.
 //! - [`app`]: starts the parts. [`config`]: what can be set.
@@ -13,11 +14,14 @@ pub mod app;
 pub mod config;
 mod distribute;
 mod engine;
+mod enrol;
+mod members;
 mod metrics;
 pub mod peer_id;
 pub mod preflight;
 mod registry;
 pub mod source;
+pub mod state;
 mod status;
 mod webhook;
 

@@ -40,8 +40,11 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     node_rt::handle_signals(&tasks).context("signal handlers")?;
     let running = app::start(&config, &tasks, &readiness).await?;
     tracing::info!(listen = %running.listen, metrics = %running.metrics, admin = %running.admin, "started");
-    let limits =
-        DrainConfig { drain_for: Duration::from_secs(config.drain_seconds), ..DrainConfig::default() };
+    let limits = DrainConfig {
+        not_ready_for: config.handover(),
+        drain_for: Duration::from_secs(config.drain_seconds),
+        ..DrainConfig::default()
+    };
     let report = drain.run(limits, &readiness, &tasks).await;
     tracing::info!(reason = %report.reason, cut_off = report.cut_off, "stopped");
     Ok(ExitCode::from(report.reason.exit_code()))

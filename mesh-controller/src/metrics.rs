@@ -16,6 +16,13 @@ pub(crate) struct Metrics {
     pub(crate) stale_answers: IntCounter,
     pub(crate) identity_mismatches: IntCounter,
     pub(crate) joins: IntCounterVec,
+    pub(crate) enrolments: IntCounterVec,
+    pub(crate) left: IntCounterVec,
+    pub(crate) copies: IntCounter,
+    pub(crate) nodes: IntGauge,
+    pub(crate) leader: IntGauge,
+    pub(crate) certificate_expires: IntGauge,
+    pub(crate) ca_expires: IntGauge,
     pub(crate) failed_handshakes: IntCounter,
     pub(crate) refused_connections: IntCounter,
     pub(crate) compiled: IntCounterVec,
@@ -45,6 +52,23 @@ impl Metrics {
                 "Streams that claimed another node than the certificate.",
             )?,
             joins: r.counters("joins_total", "Join requests.", "outcome")?,
+            enrolments: r.counters2(
+                "enrolments_total",
+                "Certificates asked for, by how the node proved itself and what became of it.",
+                ["method", "outcome"],
+            )?,
+            left: r.counters("nodes_left_total", "Nodes that were removed, by whom.", "by")?,
+            copies: r.counter(
+                "copied_nodes_total",
+                "Nodes refused because another machine with the same key was connected.",
+            )?,
+            nodes: r.gauge("registered_nodes", "Nodes that have joined.")?,
+            leader: r.gauge("leader", "1 when this replica cleans up the node registry.")?,
+            certificate_expires: r.gauge(
+                "certificate_expires_seconds",
+                "End of the controller's certificate, seconds since 1970.",
+            )?,
+            ca_expires: r.gauge("ca_expires_seconds", "End of the CA's certificate, seconds since 1970.")?,
             failed_handshakes: r.counter("failed_handshakes_total", "TLS handshakes that failed.")?,
             refused_connections: r.counter("refused_connections_total", "Connections beyond the limit.")?,
             compiled: r.counters("compiled_resources_total", "Resources compiled.", "type")?,
@@ -96,6 +120,15 @@ impl Registrar<'_> {
 
     fn counters(&self, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
         self.add(IntCounterVec::new(Self::opts(name, help), &[label])?)
+    }
+
+    fn counters2(
+        &self,
+        name: &str,
+        help: &str,
+        labels: [&str; 2],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.add(IntCounterVec::new(Self::opts(name, help), &labels)?)
     }
 
     fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {

@@ -8,5 +8,6 @@ mod metrics;
 mod writer;
 
 pub(crate) use desk::Desk;
+pub(crate) use lease::{STEP, Seat};
 pub(crate) use metrics::StatusMetrics;
 pub(crate) use writer::{Writing, now, start};

@@ -18,6 +18,10 @@ const ADS: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaA
 const JOIN: &str = "/selvage.mesh.v1.NodeAgent/Join";
 const REPORT: &str = "/selvage.mesh.v1.NodeAgent/Report";
 
+/// Header in which a proxy says on which machine it runs.
+const MACHINE: &str = "selvage-machine";
+const MAX_MACHINE: usize = 256;
+
 /// A reconnecting proxy says which versions it has: some 80 bytes for each of up to 200,000 resources.
 const MAX_DISCOVERY_REQUEST: usize = 16 << 20;
 /// Join and Report carry a certificate request or a few addresses.
@@ -56,7 +60,9 @@ impl Service<http::Request<Body>> for Routes {
                         let shared = shared.clone();
                         async move {
                             let (peer, node) = authenticated(&r)?;
-                            Ok::<_, Status>(Response::new(stream::open(shared, peer, node, r.into_inner())?))
+                            agent::known(&shared, &node).await?;
+                            let said = (machine(&r), r.into_inner());
+                            Ok::<_, Status>(Response::new(stream::open(shared, peer, node, said)?))
                         }
                     });
                     grpc.streaming(call, request).await
@@ -93,6 +99,12 @@ impl Service<http::Request<Body>> for Routes {
 
 fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
     request.extensions().get::<Peer>().cloned().ok_or_else(|| Status::internal("connection without a peer"))
+}
+
+/// The machine that the caller says it is; what is no text of a sane length is nothing.
+fn machine<T>(request: &Request<T>) -> Arc<str> {
+    let said = request.metadata().get(MACHINE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if said.len() <= MAX_MACHINE { said.into() } else { "".into() }
 }
 
 /// The node that the peer's certificate names; joining is the only call that works without one.

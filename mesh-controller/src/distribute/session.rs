@@ -239,6 +239,13 @@ impl Session {
         Some((kind, response))
     }
 
+    /// Owes the proxy an answer to nothing, which it acknowledges as any other: a sign of life.
+    pub(crate) fn probe(&mut self) {
+        if let Some(subscription) = self.subscriptions.iter_mut().flatten().next() {
+            subscription.owes_first = true;
+        }
+    }
+
     /// Responses without an answer.
     pub(crate) fn unanswered(&self) -> usize {
         self.in_flight.len()

@@ -1,14 +1,16 @@
-//! Who is connected and how it fares: for status, metrics, and for ending the sessions of removed nodes.
+//! Who is connected and how it fares: for status, metrics, for ending the sessions of removed nodes, and for asking a
+//! stream whether somebody is still there.
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use mesh_api::ResourceType;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// What is known of one stream.
 #[derive(Debug, Clone, Serialize)]
@@ -19,6 +21,8 @@ pub(crate) struct SessionInfo {
     pub peer: SocketAddr,
     /// What it says it runs.
     pub agent: String,
+    /// The machine on which it runs, as it says; empty when it says nothing.
+    pub machine: Arc<str>,
     /// Responses sent.
     pub pushes: u64,
     /// Responses taken.
@@ -31,11 +35,32 @@ pub(crate) struct SessionInfo {
     pub last_nack: BTreeMap<&'static str, String>,
     #[serde(skip)]
     identified: bool,
+    /// When it said something last.
+    #[serde(skip)]
+    heard: Option<Instant>,
+}
+
+/// Why we end a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The node was removed.
+    Removed,
+    /// Another machine with the same key is connected; how that is told.
+    Copied(String),
+    /// Nobody is at the other end any more.
+    Dead,
+}
+
+#[derive(Debug)]
+struct Entry {
+    info: SessionInfo,
+    end: watch::Sender<Option<End>>,
+    probe: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    sessions: HashMap<u64, (SessionInfo, watch::Sender<bool>)>,
+    sessions: HashMap<u64, Entry>,
     per_node: HashMap<Arc<str>, usize>,
     next: u64,
 }
@@ -53,19 +78,22 @@ impl Sessions {
     }
 
     /// `None` when the node has too many already.
-    pub(crate) fn open(&self, node: &Arc<str>, peer: SocketAddr) -> Option<SessionHandle> {
+    pub(crate) fn open(&self, node: &Arc<str>, peer: SocketAddr, machine: Arc<str>) -> Option<SessionHandle> {
         let info = SessionInfo {
             node: node.clone(),
             peer,
             agent: String::new(),
+            machine,
             pushes: 0,
             acks: 0,
             nacks: 0,
             unanswered: 0,
             last_nack: BTreeMap::new(),
             identified: false,
+            heard: None,
         };
-        let (sender, revoked) = watch::channel(false);
+        let (sender, ended) = watch::channel(None);
+        let probe = Arc::new(Notify::new());
         let mut inner = self.lock();
         let open = inner.per_node.entry(node.clone()).or_default();
         if *open >= STREAMS_PER_NODE {
@@ -74,14 +102,14 @@ impl Sessions {
         *open += 1;
         inner.next += 1;
         let id = inner.next;
-        inner.sessions.insert(id, (info, sender));
+        inner.sessions.insert(id, Entry { info, end: sender, probe: probe.clone() });
         drop(inner);
-        Some(SessionHandle { sessions: self.clone(), id, revoked })
+        Some(SessionHandle { sessions: self.clone(), id, ended, probe })
     }
 
     /// All streams by node.
     pub(crate) fn list(&self) -> Vec<SessionInfo> {
-        let mut all: Vec<_> = self.lock().sessions.values().map(|(info, _)| info.clone()).collect();
+        let mut all: Vec<_> = self.lock().sessions.values().map(|entry| entry.info.clone()).collect();
         all.sort_by(|a, b| (&a.node, a.peer).cmp(&(&b.node, b.peer)));
         all
     }
@@ -92,11 +120,46 @@ impl Sessions {
 
     /// Ends the streams of a node that was removed.
     pub(crate) fn revoke(&self, node: &str) {
-        for (info, revoke) in self.lock().sessions.values() {
-            if &*info.node == node {
-                revoke.send_replace(true);
+        for entry in self.lock().sessions.values() {
+            if &*entry.info.node == node {
+                entry.end.send_replace(Some(End::Removed));
             }
         }
+    }
+
+    /// Streams of a node, with their numbers.
+    pub(crate) fn of(&self, node: &str) -> Vec<(u64, SessionInfo)> {
+        let inner = self.lock();
+        if !inner.per_node.contains_key(node) {
+            return Vec::new();
+        }
+        let of_node = inner.sessions.iter().filter(|(_, entry)| &*entry.info.node == node);
+        let mut all: Vec<_> = of_node.map(|(id, entry)| (*id, entry.info.clone())).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Ends one stream.
+    pub(crate) fn end(&self, id: u64, why: End) {
+        if let Some(entry) = self.lock().sessions.get(&id) {
+            entry.end.send_replace(Some(why));
+        }
+    }
+
+    /// Makes a stream send something that the node answers.
+    pub(crate) fn probe(&self, id: u64) {
+        if let Some(entry) = self.lock().sessions.get(&id) {
+            entry.probe.notify_one();
+        }
+    }
+
+    /// Whether a stream has said something since.
+    pub(crate) fn heard_since(&self, id: u64, since: Instant) -> bool {
+        self.lock().sessions.get(&id).is_some_and(|e| e.info.heard.is_some_and(|at| at > since))
+    }
+
+    pub(crate) fn is_open(&self, id: u64) -> bool {
+        self.lock().sessions.contains_key(&id)
     }
 }
 
@@ -105,12 +168,28 @@ impl Sessions {
 pub(crate) struct SessionHandle {
     sessions: Sessions,
     id: u64,
-    revoked: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<End>>,
+    probe: Arc<Notify>,
 }
 
 impl SessionHandle {
     fn update<T>(&self, change: impl FnOnce(&mut SessionInfo) -> T) -> Option<T> {
-        self.sessions.lock().sessions.get_mut(&self.id).map(|(info, _)| change(info))
+        self.sessions.lock().sessions.get_mut(&self.id).map(|entry| change(&mut entry.info))
+    }
+
+    /// The stream's number.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The node has said something.
+    pub(crate) fn heard(&self) {
+        self.update(|info| info.heard = Some(Instant::now()));
+    }
+
+    /// Notified when somebody wants to know whether the node is still there.
+    pub(crate) fn probes(&self) -> Arc<Notify> {
+        self.probe.clone()
     }
 
     pub(crate) fn is_identified(&self) -> bool {
@@ -141,10 +220,12 @@ impl SessionHandle {
         });
     }
 
-    /// Resolves when the node was removed.
-    pub(crate) async fn revoked(&mut self) {
-        if self.revoked.wait_for(|revoked| *revoked).await.is_err() {
-            std::future::pending::<()>().await;
+    /// Resolves when we end the stream.
+    pub(crate) async fn ended(&mut self) -> End {
+        match self.ended.wait_for(Option::is_some).await.map(|end| end.clone()) {
+            Ok(Some(end)) => end,
+            // The sender lives as long as this handle.
+            Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }
@@ -152,7 +233,7 @@ impl SessionHandle {
 impl Drop for SessionHandle {
     fn drop(&mut self) {
         let mut inner = self.sessions.lock();
-        let Some((info, _)) = inner.sessions.remove(&self.id) else { return };
+        let Some(Entry { info, .. }) = inner.sessions.remove(&self.id) else { return };
         if let Some(open) = inner.per_node.get_mut(&info.node) {
             *open -= 1;
             if *open == 0 {

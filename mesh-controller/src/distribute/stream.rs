@@ -12,13 +12,21 @@ use tonic::{Status, Streaming};
 
 use super::{
     Shared,
+    agent::REMOVED,
+    copies,
     peer::Peer,
     session::{Answered, Refusal, Session},
-    sessions::SessionHandle,
+    sessions::{End, SessionHandle},
 };
 
 /// Responses between us and the socket; more wait as names in the session.
 const QUEUE: usize = 2;
+
+/// What a node is told whose controller stops: it goes on with another one at once.
+const STOPPING: &str = "controller is stopping; go on with another one";
+/// Nodes begin to be told so after this part of the time that there is for it: first the cluster has to lead new
+/// connections elsewhere.
+const HANDOVER_FROM: f64 = 0.3;
 
 type Responses = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
@@ -27,23 +35,31 @@ pub(crate) fn open(
     shared: Arc<Shared>,
     peer: Peer,
     node: Arc<str>,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    (machine, requests): (Arc<str>, Streaming<DeltaDiscoveryRequest>),
 ) -> Result<Responses, Status> {
     if shared.tasks.drain().has_begun() {
-        return Err(Status::unavailable("controller is stopping"));
+        return Err(Status::unavailable(STOPPING));
     }
     let (sender, receiver) = mpsc::channel(QUEUE);
     let handle = shared
         .sessions
-        .open(&node, peer.address)
+        .open(&node, peer.address, machine.clone())
         .ok_or_else(|| Status::resource_exhausted("too many streams of this node are open"))?;
     let tasks = shared.tasks.clone();
+    copies::opened(&shared, &node, handle.id(), machine, peer.address);
     tasks.spawn("session", async move {
         let session = Session::of(node.clone());
         let stream = Stream { shared, node, handle, requests, sender, session };
         stream.run(peer.expires).await;
     });
     Ok(ReceiverStream::new(receiver))
+}
+
+/// Resolves some time after the controller was told to stop: not all nodes go at once.
+async fn handover(shared: &Shared) {
+    shared.tasks.drain().begun().await;
+    let share = rand::random_range(HANDOVER_FROM..1.0);
+    tokio::time::sleep(shared.handover.mul_f64(share)).await;
 }
 
 struct Stream {
@@ -77,6 +93,9 @@ impl Stream {
         let expiry = tokio::time::sleep(valid_for.min(Duration::from_secs(366 * 86_400)));
         tokio::pin!(expiry);
         let drain = shared.tasks.drain().clone();
+        let probes = self.handle.probes();
+        let handover = handover(&shared);
+        tokio::pin!(handover);
         loop {
             tokio::select! {
                 request = self.requests.message() => match request? {
@@ -101,13 +120,20 @@ impl Stream {
                         .map_err(|_| Status::aborted(Refusal::TooFarBehind.to_string()))?;
                 }
                 () = &mut expiry => return Err(Status::unauthenticated("node certificate has expired; renew it")),
-                () = drain.stop_accepting() => return Err(Status::unavailable("controller is stopping")),
-                () = self.handle.revoked() => return Err(Status::permission_denied("node was removed from the mesh")),
+                () = &mut handover => return Err(Status::unavailable(STOPPING)),
+                () = drain.stop_accepting() => return Err(Status::unavailable(STOPPING)),
+                () = probes.notified() => self.session.probe(),
+                end = self.handle.ended() => return Err(match end {
+                    End::Removed => Status::permission_denied(REMOVED),
+                    End::Copied(how) => Status::failed_precondition(how),
+                    End::Dead => Status::cancelled("no sign of life, and the node has come from elsewhere"),
+                }),
             }
         }
     }
 
     fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        self.handle.heard();
         // Only the first request has to carry the node; whichever carries it must be honest.
         if let Some(claimed) = request.node.as_ref().map(|n| n.id.as_str())
             && claimed != &*self.node

@@ -21,6 +21,7 @@ use node_rt::Tasks;
 use tokio::sync::mpsc;
 
 use super::{Health, Op};
+pub(crate) use pauses::Pauses;
 
 /// Bookmarks come every minute; a watch that says nothing for longer than this sits on a dead connection.
 const SILENCE: Duration = Duration::from_secs(150);
@@ -40,10 +41,22 @@ pub(crate) async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client
     Client::try_from(config).context("Kubernetes client")
 }
 
+/// The kinds to follow. ConfigMaps are read for policies of Gateway API only.
+pub(crate) fn kinds(gateway_api: bool) -> Vec<Kind> {
+    let wanted = |kind: &Kind| gateway_api || !matches!(kind, Kind::GatewayApi(_) | Kind::ConfigMap);
+    Kind::ALL.into_iter().filter(wanted).collect()
+}
+
 /// Starts one watch for each kind.
-pub(crate) fn start_with(client: Client, sender: mpsc::Sender<Vec<Op>>, health: Health, tasks: &Tasks) {
-    let pending = Arc::new(Mutex::new(Kind::ALL.into_iter().collect()));
-    for kind in Kind::ALL {
+pub(crate) fn start_with(
+    client: Client,
+    kinds: Vec<Kind>,
+    sender: mpsc::Sender<Vec<Op>>,
+    health: Health,
+    tasks: &Tasks,
+) {
+    let pending = Arc::new(Mutex::new(kinds.iter().copied().collect()));
+    for kind in kinds {
         let sync = Sync { pending: pending.clone(), sender: sender.clone() };
         let follower = watch::Follower { kind, client: client.clone(), sync, health: health.clone() };
         tasks.spawn_critical("kube source", follower.run());

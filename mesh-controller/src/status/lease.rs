@@ -16,14 +16,15 @@ use kube::{
 /// A holder that renews nothing for this long is gone.
 const PERIOD: Duration = Duration::from_secs(9);
 /// How often to renew, and to look.
-pub(super) const STEP: Duration = Duration::from_secs(2);
+pub(crate) const STEP: Duration = Duration::from_secs(2);
 /// A holder that could not renew for this long stops writing, before anybody else begins.
 const VALID: Duration = Duration::from_secs(6);
 const NAME: &str = "selvage-status-writer";
 
 /// Our side of the lease.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     api: Api<Lease>,
+    name: &'static str,
     me: String,
     held: Option<Instant>,
     watch: Watch,
@@ -52,19 +53,24 @@ impl Watch {
 
 impl Seat {
     pub(super) fn new(client: Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, held: None, watch: Watch::default() }
+        Self::named(client, namespace, NAME, me)
+    }
+
+    /// Our side of another lease.
+    pub(crate) fn named(client: Client, namespace: &str, name: &'static str, me: String) -> Self {
+        Self { api: Api::namespaced(client, namespace), name, me, held: None, watch: Watch::default() }
     }
 
     /// Whether this replica may write now.
-    pub(super) fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.held.is_some_and(|at| at.elapsed() < VALID)
     }
 
     /// Takes or renews the lease, if it can be had.
-    pub(super) async fn step(&mut self) -> Result<(), kube::Error> {
+    pub(crate) async fn step(&mut self) -> Result<(), kube::Error> {
         let started = Instant::now();
-        let Some(lease) = self.api.get_opt(NAME).await? else {
-            let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
+        let Some(lease) = self.api.get_opt(self.name).await? else {
+            let metadata = ObjectMeta { name: Some(self.name.to_owned()), ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(self.spec(0)) };
             return self.won(self.api.create(&PostParams::default(), &lease).await, started);
         };
@@ -81,7 +87,7 @@ impl Seat {
         }
         // The version makes sure that of several who try, one succeeds.
         let taken = Lease { metadata: lease.metadata, spec: Some(self.spec(turns)) };
-        self.won(self.api.replace(NAME, &PostParams::default(), &taken).await, started)
+        self.won(self.api.replace(self.name, &PostParams::default(), &taken).await, started)
     }
 
     fn won(&mut self, result: Result<Lease, kube::Error>, started: Instant) -> Result<(), kube::Error> {
@@ -100,18 +106,18 @@ impl Seat {
     }
 
     /// Gives the lease back, so that another replica need not wait for it to run out.
-    pub(super) async fn release(&mut self) {
+    pub(crate) async fn release(&mut self) {
         if !self.is_ours() {
             return;
         }
         self.lost();
-        let Ok(Some(lease)) = self.api.get_opt(NAME).await else { return };
+        let Ok(Some(lease)) = self.api.get_opt(self.name).await else { return };
         let turns = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or_default();
         if lease.spec.as_ref().and_then(|s| s.holder_identity.as_ref()) == Some(&self.me) {
             let spec = LeaseSpec { holder_identity: None, ..self.spec(turns) };
             let free = Lease { metadata: lease.metadata, spec: Some(spec) };
             // Whoever comes next waits a few seconds if this fails.
-            self.api.replace(NAME, &PostParams::default(), &free).await.ok();
+            self.api.replace(self.name, &PostParams::default(), &free).await.ok();
         }
     }
 

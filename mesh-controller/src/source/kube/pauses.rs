@@ -6,7 +6,7 @@ use kube::runtime::utils::Backoff;
 
 /// Doubling pauses with jitter, up to 5 s. kube's default goes to 30 s, which is how long a rule would wait after the API
 /// server is back; a handful of controllers may knock more often than that.
-pub(super) struct Pauses {
+pub(crate) struct Pauses {
     next: Duration,
     random: fn() -> f64,
 }
@@ -16,7 +16,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 impl Pauses {
     /// `random` gives numbers in `[0, 1)`.
-    pub(super) fn new(random: fn() -> f64) -> Self {
+    pub(crate) fn new(random: fn() -> f64) -> Self {
         Self { next: FIRST, random }
     }
 }

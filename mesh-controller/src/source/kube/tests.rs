@@ -21,6 +21,10 @@ struct State {
     /// Watches end when this is notified, so that the client lists again.
     cut: Notify,
     failing: Mutex<bool>,
+    /// Lists that are answered with 403.
+    forbidden: Mutex<Option<&'static str>>,
+    /// The group of Gateway API is served, without any kind.
+    gateway_api: Mutex<bool>,
     requests: Mutex<Vec<String>>,
 }
 
@@ -49,8 +53,15 @@ impl Server {
         if *self.0.failing.lock().unwrap() {
             return status(500, "InternalError");
         }
+        if *self.0.gateway_api.lock().unwrap() && path == "/apis/gateway.networking.k8s.io" {
+            let group = json!({"kind": "APIGroup", "apiVersion": "v1", "name": "gateway.networking.k8s.io", "versions": []});
+            return json_body(StatusCode::OK, &group);
+        }
         if let Some(answer) = self.discovery(&path) {
             return answer;
+        }
+        if self.0.forbidden.lock().unwrap().is_some_and(|f| path == f) {
+            return status(403, "Forbidden");
         }
         if query.contains("watch=true") {
             // A watch without events; "expired" makes the client list again.
@@ -125,7 +136,7 @@ impl Running {
     fn start(server: Server) -> Self {
         let (sender, operations) = mpsc::channel(64);
         let (health, drain) = (Health::default(), Drain::new());
-        start_with(server.client(), sender, health.clone(), &Tasks::new(drain.clone()));
+        start_with(server.client(), kinds(true), sender, health.clone(), &Tasks::new(drain.clone()));
         Self { server, health, operations, drain }
     }
 
@@ -214,6 +225,17 @@ async fn a_crd_that_is_not_there_is_waited_for_and_its_oldest_version_is_good_en
     );
     assert!(!r.server.requested("/v1/virtualservices"));
     assert!(!r.health.snapshot().waiting.contains("VirtualService"));
+}
+
+#[tokio::test]
+async fn without_the_right_to_read_config_maps_the_rest_goes_on_and_it_is_said() {
+    let server = Server::default();
+    *server.0.gateway_api.lock().unwrap() = true;
+    *server.0.forbidden.lock().unwrap() = Some("/api/v1/configmaps");
+    let mut r = Running::start(server);
+    r.until(|op| matches!(op, Op::Synced)).await;
+    let problems = r.health.snapshot().problems;
+    assert!(problems.keys().eq(["ConfigMap"]), "{problems:?}");
 }
 
 #[tokio::test]

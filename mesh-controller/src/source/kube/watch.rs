@@ -122,7 +122,7 @@ impl Follower {
                 }
             };
             let mut ops = Vec::with_capacity(chunk.len());
-            let mut complete = false;
+            let (mut complete, mut said) = (false, false);
             for event in chunk {
                 match event {
                     Ok(event) => complete |= self.take(event, resource, &mut listed, &mut ops),
@@ -130,6 +130,10 @@ impl Follower {
                         if is_gone(&error) {
                             return End::NotServed;
                         }
+                        // Without the right to read them everything but the CA certificates in them works: it is said,
+                        // and nobody waits for it.
+                        complete |= self.kind == Kind::ConfigMap && is_forbidden(&error);
+                        said = true;
                         self.health.problem(self.kind.label(), crate::chain(&error));
                         failed = true;
                     }
@@ -139,7 +143,9 @@ impl Follower {
                 return End::Gone;
             }
             if complete {
-                self.health.fine(self.kind.label());
+                if !said {
+                    self.health.fine(self.kind.label());
+                }
                 if self.sync.complete(self.kind).await.is_err() {
                     return End::Gone;
                 }
@@ -202,6 +208,17 @@ fn manifest(object: DynamicObject, resource: &ApiResource) -> Value {
 
 fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether the account lacks the right to list or watch the kind.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
 }
 
 /// Whether the kind itself is not served: a list never answers 404 otherwise.
