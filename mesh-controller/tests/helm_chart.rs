@@ -56,10 +56,13 @@ fn what_is_not_known_or_cannot_be_meant_is_refused() {
     }
     maps.remove("global");
     assert!(maps.len() > 25, "{maps:?}");
-    for map in &maps {
-        let path = if map.is_empty() { "tpyo".to_owned() } else { format!("{map}.tpyo") };
-        refused(&nested(&path, json!(1)), "tpyo");
-    }
+    // Helm names them all at once.
+    let typo = |i: usize, map: &str| format!("{map}{}tpyo{i}x", if map.is_empty() { "" } else { "." });
+    let all = maps.iter().enumerate().map(|(i, map)| nested(&typo(i, map), json!(1)));
+    let all = all.reduce(|a, b| merged(&a, &b)).unwrap();
+    let said = template(&all, &["--set", "crds.install=false"]).unwrap_err();
+    let missing: Vec<usize> = (0..maps.len()).filter(|i| !said.contains(&format!("tpyo{i}x"))).collect();
+    assert!(missing.is_empty(), "{missing:?} of {maps:?} are not named: {said}");
     for (path, wrong) in [
         ("controller.replicas", json!(-1)),
         ("controller.replicas", json!("2")),
@@ -223,4 +226,54 @@ fn definitions_are_templates_that_are_kept() {
     let loose = crds(&json!({ "crds": { "keep": false } }));
     assert_eq!((loose.len(), loose.iter().any(kept)), (files, false));
     assert!(crds(&json!({ "crds": { "install": false } })).is_empty());
+}
+
+/// The settings of an EdgeMesh become values that the chart takes, and nothing of them is passed over in silence.
+#[test]
+fn settings_of_edgemesh_become_values() {
+    let settings = include_str!("helm/edgemesh.yaml");
+    let program = mesh_testkit::bins::find("meshctl").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), settings).unwrap();
+    let migrate = |format: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["migrate", "edgemesh-values", "-f"]).arg(file.path()).args(format);
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        out
+    };
+    // What a user does: the values of one command are the file of the next.
+    let out = migrate(&[]);
+    let values = chart::parse(std::str::from_utf8(&out.stdout).unwrap()).remove(0);
+    let all = objects(&values).unwrap_or_else(|e| panic!("{e}: {values}"));
+    let find = |wanted: &str| all.iter().find(|o| name(o) == wanted).unwrap();
+    let config = |name: &str| find(name).pointer("/data/config.yaml").unwrap().as_str().unwrap().to_owned();
+    assert!(config("ConfigMap/mesh-proxy-edge").contains("controller: 203.0.113.7:31512,mesh-controller."));
+    assert!(config("ConfigMap/mesh-proxy").contains("192.0.2.53:53"));
+    let limits = find("DaemonSet/mesh-proxy").pointer("/spec/template/spec/containers/0/resources/limits");
+    assert_eq!(limits, Some(&json!({ "cpu": 1, "memory": "256Mi" })));
+    assert_eq!(find("Service/mesh-controller").pointer("/spec/ports/0/nodePort"), Some(&json!(31512)));
+
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    for part in [
+        "kubectl label node k8s-master selvage.io/relay=true",
+        "kubectl annotate node k8s-master selvage.io/addresses=203.0.113.7",
+        "agent.psk: every node has a random key",
+        "agent.modules.edgeCNI.enable: no pod network is made",
+        "agent.modules.edgeProxy.serviceFilterMode: the label service.edgemesh",
+        "agent.favouriteColour: not in the values",
+    ] {
+        assert!(said.contains(part), "{part:?} is not said: {said}");
+    }
+    // Each leaf of the file has its answer.
+    let document: Value = serde_json::from_slice(&migrate(&["-o", "json"]).stdout).unwrap();
+    let answered: BTreeSet<&str> =
+        document["settings"].as_array().unwrap().iter().map(|l| l["setting"].as_str().unwrap()).collect();
+    let given = chart::parse(settings).remove(0);
+    let agent = given["agent"].as_object().unwrap();
+    for key in agent.keys() {
+        let path = format!("agent.{key}");
+        let below = format!("{path}.");
+        assert!(answered.iter().any(|a| *a == path || a.starts_with(&below)), "{path} has no answer");
+    }
 }
