@@ -11,9 +11,11 @@ mod peers;
 mod process;
 mod rate;
 mod report;
+mod shaped;
 mod stats;
 mod subject;
 mod suite;
+mod udp;
 mod world;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -30,7 +32,7 @@ const SETTLE: Duration = Duration::from_secs(12);
 /// Measures the mesh beside direct calls, a bare relay, haproxy, nginx and Envoy.
 #[derive(Parser)]
 struct Args {
-    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control, hollow.
+    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control, hollow, shaped, udp.
     #[arg(long, env = "BENCH")]
     suite: Option<String>,
     /// Only scenarios whose name contains this.
@@ -70,6 +72,13 @@ enum Internal {
     },
     #[command(hide = true)]
     Relay { addresses: Vec<SocketAddr> },
+    /// Sends as many bytes as it is asked for.
+    #[command(hide = true)]
+    Source { at: SocketAddr },
+    #[command(hide = true)]
+    Fetch { from: SocketAddr, bytes: u64 },
+    #[command(hide = true)]
+    Sessions { to: SocketAddr, count: usize, first: usize },
 }
 
 fn main() -> Result<()> {
@@ -78,6 +87,9 @@ fn main() -> Result<()> {
         Some(Internal::Backend { http, bulk }) => serve(http, bulk),
         Some(Internal::Hollow { nodes, ref dir, ready }) => hollow::run(nodes, dir, ready),
         Some(Internal::Relay { ref addresses }) => relay(addresses),
+        Some(Internal::Source { at }) => shaped::source(at),
+        Some(Internal::Fetch { from, bytes }) => shaped::fetch(from, bytes),
+        Some(Internal::Sessions { to, count, first }) => udp::run(to, count, first),
         None if !world::inside() => world::enter(),
         None => measure(&args),
     }
@@ -117,7 +129,10 @@ fn measure(args: &Args) -> Result<()> {
     };
     effort.rounds = args.rounds.unwrap_or(effort.rounds);
     let mut report = Report::default();
-    let mut world = world::World::build(&args.subjects)?;
+    // Suites that make their own world need none of the subjects.
+    let alone = args.suite.as_deref().is_some_and(|s| ["control", "hollow", "shaped", "udp"].contains(&s));
+    let nobody = ["-".to_owned()];
+    let mut world = world::World::build(if alone { &nobody } else { &args.subjects })?;
     if wanted("binary") && args.scenario.is_none() {
         for group in &world.groups {
             if let Some(binary) = &group.binary {
@@ -153,6 +168,13 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("hollow") && args.scenario.is_none() {
         hollow::measure(world.dir.path(), args.quick, &mut report)?;
+    }
+    if wanted("shaped") {
+        let named = |line: &str| args.scenario.as_deref().is_none_or(|s| line.contains(s));
+        shaped::measure(args.quick.then_some(2).or(args.rounds), named, &mut report)?;
+    }
+    if wanted("udp") && args.scenario.is_none() {
+        udp::measure(args.quick, &mut report)?;
     }
     world.stop();
     println!("{}{}", report.tables(), budget::check(&report));

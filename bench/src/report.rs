@@ -52,6 +52,12 @@ pub(crate) const COMPILE: Metric = Metric("compile_ms", "ms");
 pub(crate) const WIRE: Metric = Metric("change_to_wire_ms", "ms");
 pub(crate) const NODE_RSS: Metric = Metric("rss_kib_per_node", "KiB");
 pub(crate) const NODE_CPU: Metric = Metric("cpu_ms_per_node", "ms");
+pub(crate) const FILES: Metric = Metric("open_files", "");
+pub(crate) const STREAMS: Metric = Metric("tunnel_streams", "");
+pub(crate) const SESSIONS: Metric = Metric("udp_sessions", "");
+pub(crate) const TRANSFER: Metric = Metric("transfer_ms", "ms");
+pub(crate) const RATE: Metric = Metric("mbit_s", "Mbit/s");
+pub(crate) const SHARE: Metric = Metric("of_line_percent", "%");
 pub(crate) const REACHED: Metric = Metric("all_reached_s", "s");
 
 /// One line of `latest.json`; other programs read this form.

@@ -42,8 +42,19 @@ pub(crate) const SCENARIOS: [Scenario; 6] = [
 ];
 
 /// Names of all suites.
-pub(crate) const SUITES: [&str; 9] =
-    ["http", "latency", "connections", "bulk", "memory", "binary", "apply", "control", "hollow"];
+pub(crate) const SUITES: [&str; 11] = [
+    "http",
+    "latency",
+    "connections",
+    "bulk",
+    "memory",
+    "binary",
+    "apply",
+    "control",
+    "hollow",
+    "shaped",
+    "udp",
+];
 
 /// One subject with the processes that it costs.
 struct Entry<'a> {

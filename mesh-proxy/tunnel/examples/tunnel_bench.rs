@@ -6,7 +6,9 @@
 //! ```
 //! CPU is that of the worker and control threads alone, from their schedstat. Usage:
 //! `cargo run --profile bench-release -p mesh-tunnel --example tunnel_bench -- [SECONDS] [CONNECTIONS] [WORKERS]`
-//! and `… -- bulk [SECONDS] [ROUNDS]` for one stream over each kind of path beside the same transport without a tunnel.
+//! and `… -- bulk [SECONDS] [ROUNDS] [ONLY]` for one stream over each kind of path beside the same transport without a
+//! tunnel: "of rate" compares what arrived, "of CPU" what it cost, and "of core" what the busiest party would do with a
+//! core to itself, which is the figure to read where cores are shared.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measuring program: a failure ends it")]
 
 #[path = "parts/bulk.rs"]
@@ -55,6 +57,19 @@ fn worker(name: &str) -> (Handle, tokio::sync::mpsc::Sender<Job>) {
 }
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// Keeps a worker on one core.
+fn pin(worker: &(Handle, tokio::sync::mpsc::Sender<Job>), core: usize) {
+    let stay = move || {
+        let mut set = nix::sched::CpuSet::new();
+        let this = nix::unistd::Pid::from_raw(0);
+        if let Err(error) = set.set(core).and_then(|()| nix::sched::sched_setaffinity(this, &set)) {
+            eprintln!("not pinned to core {core}: {error}");
+        }
+    };
+    worker.1.try_send(Box::new(stay)).ok().unwrap();
+}
+
 type WorkerPool = Vec<(Handle, tokio::sync::mpsc::Sender<Job>)>;
 
 /// CPU seconds of threads whose name begins so.
@@ -263,8 +278,13 @@ fn main() {
         Builder::new_multi_thread().worker_threads(2).thread_name("load").enable_all().build().unwrap();
     if std::env::args().any(|a| a == "bulk") {
         let relay = pool("wr");
-        let rounds = args.get(1).copied().unwrap_or(3);
-        return control.block_on(bulk::table(&a, &b, &relay, rounds, time));
+        let rounds = args.get(1).copied().unwrap_or(5);
+        // Sender and receiver have a core each, as far as there are two.
+        for (core, pool) in [&a, &b].into_iter().enumerate() {
+            pool.iter().for_each(|worker| pin(worker, core));
+        }
+        let only = std::env::args().skip(2).find(|a| a.parse::<usize>().is_err());
+        return control.block_on(bulk::table([&a, &b, &relay], (rounds, time), only));
     }
     load.block_on(async {
         let pod = echo().await;

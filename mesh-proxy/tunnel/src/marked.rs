@@ -14,6 +14,9 @@ use tokio::io::ReadBuf;
 
 /// Largest chunk that is written; any length is read.
 const MAX_CHUNK: usize = 32 * 1024;
+/// A chunk of this size goes to the transport from where the caller has it; a smaller one is put behind its length, so
+/// that both are one write.
+const DIRECT: usize = 4 * 1024;
 /// Writes wait while this much is not yet taken by the transport.
 const MAX_PENDING: usize = 64 * 1024;
 
@@ -54,7 +57,9 @@ impl Head {
                 }
                 Self::Body(left) => {
                     let n = usize::from(left).min(bytes.len() - from);
-                    bytes.copy_within(from..from + n, to);
+                    if from != to {
+                        bytes.copy_within(from..from + n, to);
+                    }
                     (from, to) = (from + n, to + n);
                     // `n` is at most `left`, so it fits.
                     let left = left - n as u16;
@@ -68,8 +73,11 @@ impl Head {
     }
 }
 
+/// Bytes of a length.
+const LENGTH: usize = 2;
+
 /// What precedes a chunk of `len` bytes, which is not more than 65,535.
-pub(crate) fn head(len: usize) -> [u8; 2] {
+pub(crate) fn head(len: usize) -> [u8; LENGTH] {
     (len as u16).to_be_bytes()
 }
 
@@ -98,6 +106,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Marked<S> {
             }
             let space = buf.initialize_unfilled();
             let n = if this.early.is_empty() {
+                // Of what follows the chunk only the next length, which then need not be cut out of the middle.
+                let most = match this.head {
+                    Head::Body(left) => space.len().min(usize::from(left) + LENGTH),
+                    _ => space.len(),
+                };
+                let space = &mut space[..most];
                 match ready!(Pin::new(&mut this.inner).poll_read(cx, space))? {
                     0 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                     n => n,
@@ -124,18 +138,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Marked<S> {
         if this.end_sent {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if this.out.len() - this.taken >= MAX_PENDING {
+        let chunk = &buf[..buf.len().min(MAX_CHUNK)];
+        if chunk.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if chunk.len() >= DIRECT || this.out.len() - this.taken >= MAX_PENDING {
             ready!(this.poll_drain(cx))?;
         }
-        let n = buf.len().min(MAX_CHUNK);
-        if n > 0 {
-            this.out.extend_from_slice(&(n as u16).to_be_bytes());
-            this.out.extend_from_slice(&buf[..n]);
+        if chunk.len() >= DIRECT {
+            this.write_direct(cx, chunk)?;
+        } else {
+            this.out.extend_from_slice(&head(chunk.len()));
+            this.out.extend_from_slice(chunk);
             if let Poll::Ready(Err(e)) = this.poll_drain(cx) {
                 return Poll::Ready(Err(e));
             }
         }
-        Poll::Ready(Ok(n))
+        Poll::Ready(Ok(chunk.len()))
+    }
+
+    /// Hands a chunk to the transport; what the transport has no room for is kept, because its length is already said.
+    fn write_direct(&mut self, cx: &mut Context<'_>, chunk: &[u8]) -> io::Result<()> {
+        for part in [&head(chunk.len())[..], chunk] {
+            let mut taken = 0;
+            while taken < part.len() && self.out.is_empty() {
+                match Pin::new(&mut self.inner).poll_write(cx, &part[taken..])? {
+                    Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(n) => taken += n,
+                    Poll::Pending => break,
+                }
+            }
+            self.out.extend_from_slice(&part[taken..]);
+        }
+        Ok(())
     }
 
     pub(crate) fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,10 +6,12 @@
 //! for each chunk. Here a stream writes its frame straight into the connection's buffer, the connection sends what
 //! gathered in one go, windows start small and grow with the measured round trip, and an abort is an abort.
 //!
+//! - [`buffer`]: received bytes that wait for their reader.
 //! - [`frame`]: eight bytes before each frame.
 //! - [`state`]: the state machine of one connection: no I/O, `now` is an argument.
 //! - [`substream`]: one stream.
 
+mod buffer;
 mod frame;
 mod state;
 mod substream;
@@ -157,6 +159,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if let Some(room) = self.connection.room() {
+            return self.read_piece(cx, room);
+        }
         SCRATCH.with_borrow_mut(|scratch| match Pin::new(&mut self.io).poll_read(cx, scratch) {
             Poll::Ready(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
             Poll::Ready(Ok(n)) => {
@@ -166,6 +171,25 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
             Poll::Ready(Err(e)) => Err(e),
             Poll::Pending => Ok(false),
         })
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
+    /// Bulk goes straight to where its reader finds it.
+    fn read_piece(&mut self, cx: &mut Context<'_>, room: usize) -> io::Result<bool> {
+        let mut piece = buffer::take();
+        match Pin::new(&mut self.io).poll_read(cx, &mut piece[..room]) {
+            Poll::Ready(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Poll::Ready(Ok(n)) => {
+                self.connection.receive_piece(piece, n, Instant::now())?;
+                Ok(true)
+            }
+            Poll::Ready(Err(e)) => Err(e),
+            Poll::Pending => {
+                buffer::give(piece);
+                Ok(false)
+            }
+        }
     }
 }
 

@@ -150,7 +150,9 @@ async fn bare_quinn(a: &WorkerPool, b: &WorkerPool) -> Transfer {
 
 /// A tunnel whose connections run on the workers of a pool.
 async fn node(pool: &WorkerPool, listen: &[&str], relay: bool) -> (Tunnel, Vec<Acceptor>) {
-    let executors = Executors { control: Handle::current(), workers: vec![pool[0].0.clone()] };
+    // A relay has all its threads, so that its two legs can run side by side.
+    let workers = pool.iter().take(if relay { pool.len() } else { 1 }).map(|w| w.0.clone()).collect();
+    let executors = Executors { control: Handle::current(), workers };
     let mut config = TunnelConfig::new(NodeKey::generate(), 0);
     config.listen = listen.iter().map(ToString::to_string).collect();
     config.nat.relay.enabled = relay;
@@ -212,42 +214,109 @@ async fn tunnelled(
     (meter, tunnels)
 }
 
-/// MiB a second and CPU-s a GiB of the ends.
-async fn measured(meter: &Transfer, time: Duration) -> (f64, f64) {
-    const ENDS: [&str; 3] = ["wa", "wb", "ctl"];
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let (before, began, spent) = (meter.bytes.load(Ordering::Relaxed), Instant::now(), cpu(&ENDS));
-    tokio::time::sleep(time).await;
-    let gib = (meter.bytes.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 30);
-    let result = (gib * 1024.0 / began.elapsed().as_secs_f64(), (cpu(&ENDS) - spent) / gib);
-    meter.stop.store(true, Ordering::Relaxed);
-    result
+/// What one transfer showed in one round.
+#[derive(Clone, Copy)]
+struct Figures {
+    /// MiB a second.
+    rate: f64,
+    /// CPU-s a GiB of sender, receiver and the relay's threads; control threads count for sender and receiver.
+    parties: [f64; 4],
 }
 
-/// Prints a table; the share is of the bare copy with the same transport.
-pub(super) async fn table(a: &WorkerPool, b: &WorkerPool, relay: &WorkerPool, rounds: usize, time: Duration) {
+impl Figures {
+    fn cpu(&self) -> f64 {
+        self.parties.iter().sum()
+    }
+
+    /// MiB a second that the busiest party could do if it had a core to itself.
+    fn core(&self) -> f64 {
+        1024.0 / self.parties.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+fn spent() -> [f64; 4] {
+    let control = cpu(&["ctl"]) / 2.0;
+    [cpu(&["wa"]) + control, cpu(&["wb"]) + control, cpu(&["wr-0"]), cpu(&["wr-1"])]
+}
+
+async fn measured(meter: &Transfer, time: Duration) -> Figures {
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let (before, began, used) = (meter.bytes.load(Ordering::Relaxed), Instant::now(), spent());
+    tokio::time::sleep(time).await;
+    let gib = (meter.bytes.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 30);
+    let seconds = began.elapsed().as_secs_f64();
+    let now = spent();
+    meter.stop.store(true, Ordering::Relaxed);
+    let parties = [0, 1, 2, 3].map(|i| (now[i] - used[i]) / gib);
+    Figures { rate: gib * 1024.0 / seconds, parties }
+}
+
+/// What is measured, and the index of what it is compared with.
+const SUBJECTS: [(&str, usize); 7] = [
+    ("bare TLS on TCP", 0),
+    ("bare quinn", 1),
+    ("tunnel tcp", 0),
+    ("tunnel quic", 1),
+    ("tunnel ws", 0),
+    ("relayed, tcp legs", 2),
+    ("relayed, quic legs", 3),
+];
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = values.collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs all subjects in turns, those whose name contains `only`, and what they are compared with. A share is of the bare
+/// copy with the same transport; for a relayed path of one leg, which is the tunnel without a relay.
+pub(super) async fn table(
+    [a, b, relay]: [&WorkerPool; 3],
+    (rounds, time): (usize, Duration),
+    only: Option<String>,
+) {
+    let mut all: Vec<[Option<Figures>; SUBJECTS.len()]> = Vec::new();
+    let asked = |name: &str| only.as_ref().is_none_or(|o| name.contains(o.as_str()));
+    let wanted = |i: usize| SUBJECTS.iter().enumerate().any(|(j, s)| asked(s.0) && (j == i || s.1 == i));
     for round in 0..rounds {
-        println!("bulk, round {round}: one stream, one core at each end");
-        let tls = measured(&bare_tls(a, b).await, time).await;
-        let quinn = measured(&bare_quinn(a, b).await, time).await;
-        let line = |name: &str, (rate, cpu): (f64, f64), bare: (f64, f64)| {
-            let share = rate / bare.0 * 100.0;
-            println!("{name:<28} {rate:>7.0} MiB/s {cpu:>7.2} CPU-s/GiB {share:>5.0} % of bare");
-        };
-        line("bare TLS on TCP", tls, tls);
-        line("bare quinn", quinn, quinn);
-        for (name, listen, through, bare) in [
-            ("tunnel tcp", TCP, None, tls),
-            ("tunnel quic", QUIC, None, quinn),
-            ("tunnel ws", WS, None, tls),
-            ("tunnel relayed, tcp legs", TCP, Some(relay), tls),
-            ("tunnel relayed, quic legs", QUIC, Some(relay), quinn),
-        ] {
-            let (meter, tunnels) = tunnelled((a, b), listen, through).await;
-            line(name, measured(&meter, time).await, bare);
+        let mut row = [None; SUBJECTS.len()];
+        for i in (0..SUBJECTS.len()).filter(|i| wanted(*i)) {
+            let (meter, tunnels) = match i {
+                0 => (bare_tls(a, b).await, Vec::new()),
+                1 => (bare_quinn(a, b).await, Vec::new()),
+                2 => tunnelled((a, b), TCP, None).await,
+                3 => tunnelled((a, b), QUIC, None).await,
+                4 => tunnelled((a, b), WS, None).await,
+                5 => tunnelled((a, b), TCP, Some(relay)).await,
+                _ => tunnelled((a, b), QUIC, Some(relay)).await,
+            };
+            let figures = measured(&meter, time).await;
+            let [s, r, m, n] = figures.parties;
+            println!(
+                "round {round} {:<20} {:>6.0} MiB/s, CPU-s/GiB: sender {s:.2}, receiver {r:.2}, relay {m:.2} + {n:.2}",
+                SUBJECTS[i].0, figures.rate
+            );
+            row[i] = Some(figures);
             for tunnel in tunnels {
                 tunnel.close().await;
             }
         }
+        all.push(row);
+    }
+    println!("\nmedians of {rounds} rounds; shares are medians of each round's own");
+    println!(
+        "{:<20} {:>7} {:>10} {:>9} {:>10} {:>10}",
+        "", "MiB/s", "CPU-s/GiB", "of rate", "of CPU", "of core"
+    );
+    for (i, (name, of)) in SUBJECTS.into_iter().enumerate().filter(|(i, _)| wanted(*i)) {
+        let pairs = || all.iter().filter_map(|row| Some((row[i]?, row[of]?)));
+        println!(
+            "{name:<20} {:>7.0} {:>10.2} {:>8.0}% {:>9.2}x {:>9.0}%",
+            median(pairs().map(|(own, _)| own.rate)),
+            median(pairs().map(|(own, _)| own.cpu())),
+            median(pairs().map(|(own, base)| own.rate / base.rate * 100.0)),
+            median(pairs().map(|(own, base)| own.cpu() / base.cpu())),
+            median(pairs().map(|(own, base)| own.core() / base.core() * 100.0)),
+        );
     }
 }

@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     Config,
+    buffer::Received,
     frame::{HEADER, Header, Kind, MAX_LENGTH, MAX_PAYLOAD},
 };
 
@@ -22,7 +23,7 @@ const OUTPUT: usize = 256 << 10;
 const OUTPUT_MAX: usize = 4 << 20;
 /// Pause between two measurements of the round trip.
 const PING_EVERY: Duration = Duration::from_secs(1);
-/// A stream's buffer of this size is given back when it is empty.
+/// A connection's buffer of this size is given back when there are no streams.
 const KEEP: usize = 16 << 10;
 
 /// Who opened the connection; decides which stream numbers are whose.
@@ -42,9 +43,8 @@ enum Ended {
 
 #[derive(Debug)]
 struct Entry {
-    /// Received and not yet read: `received[read..]`.
-    received: Vec<u8>,
-    read: usize,
+    /// Received and not yet read.
+    received: Received,
     receiving: Ended,
     /// What the peer may still send.
     window: u32,
@@ -191,6 +191,16 @@ impl Connection {
         self.with(|inner| inner.receive(bytes, now))
     }
 
+    /// How much of the frame that is arriving, and of the next header, may be read at once into a piece.
+    pub(crate) fn room(&self) -> Option<usize> {
+        self.lock().room()
+    }
+
+    /// Takes the first `n` bytes of a piece that was filled as [`Connection::room`] allows.
+    pub(crate) fn receive_piece(&self, piece: Box<[u8]>, n: usize, now: Instant) -> io::Result<()> {
+        self.with(|inner| inner.receive_piece(piece, n, now))
+    }
+
     /// Ends every stream; those that still have received bytes give them first.
     pub(crate) fn fail(&self, kind: io::ErrorKind) {
         self.with(|inner| {
@@ -294,8 +304,7 @@ impl Connection {
 impl Entry {
     fn new(window: u32, announced: bool) -> Self {
         Self {
-            received: Vec::new(),
-            read: 0,
+            received: Received::default(),
             receiving: Ended::No,
             window,
             window_max: window,
@@ -328,19 +337,8 @@ impl Inner {
         let Some(entry) = self.streams.get_mut(&id) else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let available = &entry.received[entry.read..];
-        if !available.is_empty() {
-            let n = available.len().min(buf.len());
-            buf[..n].copy_from_slice(&available[..n]);
-            entry.read += n;
-            if entry.read == entry.received.len() {
-                entry.read = 0;
-                if entry.received.capacity() > KEEP {
-                    entry.received = Vec::new();
-                } else {
-                    entry.received.clear();
-                }
-            }
+        let n = entry.received.read(buf);
+        if n > 0 {
             // `n` is at most a window.
             entry.unacknowledged += n as u32;
             if entry.receiving == Ended::No && entry.unacknowledged >= entry.window_max / 2 {

@@ -3,7 +3,10 @@
 use std::{io, time::Instant};
 
 use super::{
-    super::frame::{HEADER, Header, Kind},
+    super::{
+        buffer::{LARGE, PIECE, Received},
+        frame::{HEADER, Header, Kind},
+    },
     Ended, Entry, Inner, OUTPUT_MAX, Role, violation,
 };
 
@@ -17,7 +20,7 @@ impl Inner {
                 // `n` is at most `left`.
                 let left = left - n as u32;
                 self.body = (left > 0).then_some((id, left, end));
-                self.deliver(id, payload, end && left == 0);
+                self.deliver(id, end && left == 0, |received| received.push(payload));
                 continue;
             }
             let n = bytes.len().min(HEADER - self.head_len);
@@ -56,7 +59,7 @@ impl Inner {
                 if length > 0 {
                     self.body = Some((stream, length, end));
                 } else {
-                    self.deliver(stream, &[], end);
+                    self.deliver(stream, end, |_| ());
                 }
             }
             Kind::Reset => {
@@ -107,17 +110,33 @@ impl Inner {
         Ok(())
     }
 
+    /// How much may be read into a piece now: the rest of a large payload, and the header behind it, which then is not in
+    /// the way of the next payload.
+    pub(super) fn room(&self) -> Option<usize> {
+        let (_, left, _) = self.body?;
+        (left as usize >= LARGE).then(|| (left as usize + HEADER).min(PIECE))
+    }
+
+    /// The same as [`Inner::receive`] for bytes that need not be copied.
+    pub(super) fn receive_piece(&mut self, piece: Box<[u8]>, n: usize, now: Instant) -> io::Result<()> {
+        let Some((id, left, end)) = self.body else { return self.receive(&piece[..n], now) };
+        let payload = n.min(left as usize);
+        let (mut head, behind) = ([0; HEADER], n - payload);
+        head[..behind].copy_from_slice(&piece[payload..n]);
+        // `payload` is at most `left`.
+        let left = left - payload as u32;
+        self.body = (left > 0).then_some((id, left, end));
+        self.deliver(id, end && left == 0, |received| received.push_piece(piece, payload));
+        self.receive(&head[..behind], now)
+    }
+
     /// Payload for a stream; for one that is gone it is dropped.
-    fn deliver(&mut self, id: u32, payload: &[u8], end: bool) {
+    fn deliver(&mut self, id: u32, end: bool, put: impl FnOnce(&mut Received)) {
         let Some(entry) = self.streams.get_mut(&id) else { return };
         if entry.receiving != Ended::No {
             return;
         }
-        if entry.read > 0 && entry.received.len() + payload.len() > entry.received.capacity() {
-            entry.received.drain(..entry.read);
-            entry.read = 0;
-        }
-        entry.received.extend_from_slice(payload);
+        put(&mut entry.received);
         if end {
             entry.receiving = Ended::Clean;
         }
