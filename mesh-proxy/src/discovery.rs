@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     controller::{self, ALPN},
-    identity::keeper::Backoff,
+    identity::keeper::{Backoff, Doubts},
     shared::Shared,
     store::{Loaded, Store, Stored},
     tunnel_glue::Reach,
@@ -26,6 +26,12 @@ use session::Session;
 
 /// A stream that lived this long was a good one: the next attempt comes soon.
 const STABLE: Duration = Duration::from_secs(10);
+
+/// What a controller says that stops.
+const STOPPING: &str = "controller is stopping";
+
+/// Longest pause before the next controller is asked after that: nodes do not all come at once.
+const HANDOVER: Duration = Duration::from_secs(1);
 
 /// Stored resources that are decoded at a time.
 const RESTORE_PART: usize = 256;
@@ -40,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) last_update: prometheus::IntGauge,
     pub(crate) responses: prometheus::IntCounter,
     pub(crate) failures: prometheus::IntCounter,
+    pub(crate) handovers: prometheus::IntCounter,
     pub(crate) refused: prometheus::IntCounterVec,
     pub(crate) resources: prometheus::IntGaugeVec,
     pub(crate) clock_ahead: prometheus::IntGauge,
@@ -62,6 +69,10 @@ impl Metrics {
                 "selvage_discovery_failures_total",
                 "Streams that failed or did not open",
             )?,
+            handovers: IntCounter::new(
+                "selvage_discovery_handovers_total",
+                "Streams that ended because their controller stopped and sent this node to another one",
+            )?,
             refused: IntCounterVec::new(
                 Opts::new("selvage_discovery_refused_total", "Resources that were refused"),
                 &["type"],
@@ -77,6 +88,7 @@ impl Metrics {
         };
         registry.register(Box::new(m.clock_ahead.clone()))?;
         registry.register(Box::new(m.connected.clone()))?;
+        registry.register(Box::new(m.handovers.clone()))?;
         registry.register(Box::new(m.last_update.clone()))?;
         registry.register(Box::new(m.responses.clone()))?;
         registry.register(Box::new(m.failures.clone()))?;
@@ -95,6 +107,7 @@ pub struct Discovery {
     /// A whole snapshot is here.
     complete: bool,
     ready: Option<ReadyGuard>,
+    doubts: Doubts,
 }
 
 impl std::fmt::Debug for Discovery {
@@ -112,8 +125,15 @@ impl Discovery {
         ready: ReadyGuard,
     ) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::new(&shared.metrics)?;
-        let mut this =
-            Self { shared, store, versions: Versions::new(), metrics, complete: false, ready: Some(ready) };
+        let mut this = Self {
+            shared,
+            store,
+            versions: Versions::new(),
+            metrics,
+            complete: false,
+            ready: Some(ready),
+            doubts: Doubts::default(),
+        };
         this.restore(loaded);
         Ok(this)
     }
@@ -178,6 +198,28 @@ impl Discovery {
         }
     }
 
+    /// Tells somebody when a controller does not take this node's certificate.
+    pub(crate) fn with_doubts(mut self, doubts: Doubts) -> Self {
+        self.doubts = doubts;
+        self
+    }
+
+    /// What the end of a stream means for the certificate; `true` when the controller just makes way for another one.
+    fn judge(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        use tonic::Code;
+        let status = error.downcast_ref::<tonic::Status>();
+        match status.map(tonic::Status::code) {
+            Some(Code::PermissionDenied | Code::Unauthenticated) => self.doubts.refused(),
+            // It answered: whatever is wrong is not the certificate.
+            Some(Code::FailedPrecondition | Code::ResourceExhausted | Code::Aborted) => {}
+            Some(Code::Unavailable) if status.is_some_and(|s| s.message().starts_with(STOPPING)) => {
+                return true;
+            }
+            _ => self.doubts.unreachable(),
+        }
+        false
+    }
+
     /// Runs for as long as the process does. `addresses` are those at which other nodes reach this one.
     pub async fn run(
         mut self,
@@ -196,6 +238,13 @@ impl Discovery {
             let started = tokio::time::Instant::now();
             let result = self.follow(address, &identity, &mut addresses).await;
             self.metrics.connected.set(0);
+            if result.as_ref().is_err_and(|error| self.judge(&**error)) {
+                self.metrics.handovers.inc();
+                let pause = HANDOVER.mul_f64(rand::random_range(0.1..1.0));
+                tracing::info!(controller = address, next_in = ?pause, "the controller stops: on to another one");
+                tokio::time::sleep(pause).await;
+                continue;
+            }
             self.metrics.failures.inc();
             if started.elapsed() > STABLE {
                 backoff.reset();

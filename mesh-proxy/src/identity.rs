@@ -1,11 +1,13 @@
 //! Who this node is: the tunnel key, the TLS key, and the certificate that the controller gives for them.
 //!
 //! A node that has a certificate starts without the controller. One that has none asks for it with its join token, in
-//! the background and for as long as it takes; a certificate is renewed when two thirds of its life are over.
+//! the background and for as long as it takes; a certificate is renewed when two thirds of its life are over. A pod has its
+//! service-account token instead of a join token.
 
 mod config;
 mod files;
 pub(crate) mod keeper;
+pub(crate) mod machine;
 
 use std::path::PathBuf;
 
@@ -60,6 +62,18 @@ pub enum IdentityError {
     /// Nothing to join with.
     #[error("no certificate and no join token: set join_token (meshctl token create --node NAME)")]
     NoToken,
+    /// The certificate ended while this node was away, and it has nothing to join with.
+    #[error(
+        "the certificate ended {seconds} s ago and there is no join token: on the controller's side \
+         `meshctl token create --node NAME`, here set join_token"
+    )]
+    Expired {
+        /// How long ago.
+        seconds: u64,
+    },
+    /// The file of the CA holds none.
+    #[error("identity.caFile holds no certificate")]
+    NoCa,
     /// Nobody to ask.
     #[error("no controller is configured, and the join token names none")]
     NoController,
@@ -74,8 +88,8 @@ pub enum IdentityError {
         /// This node.
         node: String,
     },
-    /// The CA in the answer is not the one in the token.
-    #[error("the controller's CA is not the one that the join token names")]
+    /// The CA in the answer is not the one that this node was told to trust.
+    #[error("the controller's CA is not the one that the join token or identity.caFile names")]
     WrongCa,
 }
 
@@ -98,6 +112,21 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
+    /// As [`Identity::open`]. What belongs to another node name is set aside first: a disk that was copied from that node
+    /// must not use its key, and a node that was renamed joins as a new one.
+    pub fn open_as(node: &str, files: StateFiles, trust_domain: &str) -> Result<Self, IdentityError> {
+        if let Some(other) = files.certified()?.filter(|name| name != node) {
+            let kept = files.set_aside(&other)?;
+            tracing::warn!(
+                node,
+                of = other,
+                kept = kept.join(", "),
+                "the state directory is of another node: its keys are set aside, and this node joins with new ones"
+            );
+        }
+        Self::open(files, trust_domain)
+    }
+
     /// Reads keys and certificate; makes the keys on first start. A damaged certificate is as none: the node asks for
     /// another one.
     pub fn open(files: StateFiles, trust_domain: &str) -> Result<Self, IdentityError> {

@@ -20,7 +20,7 @@ use tonic_prost::ProstCodec;
 
 use super::{Discovery, Versions};
 use crate::{
-    controller,
+    controller, identity,
     store::{Write, Written},
     tunnel_glue::Reach,
 };
@@ -36,6 +36,8 @@ const QUIET: Duration = Duration::from_millis(200);
 const UNREST: Duration = Duration::from_secs(3);
 /// How soon a report that failed is sent again.
 const REPORT_AGAIN: Duration = Duration::from_secs(5);
+/// Header that says on which machine this is.
+const MACHINE: &str = "selvage-machine";
 /// Longest text of a refusal.
 const MAX_REFUSAL: usize = 8 << 10;
 
@@ -67,11 +69,11 @@ impl Session {
         stub.ready().await?;
         let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
         let codec: ProstCodec<DeltaDiscoveryRequest, DeltaDiscoveryResponse> = ProstCodec::default();
-        let call = stub.streaming(
-            tonic::Request::new(ReceiverStream::new(queue)),
-            PathAndQuery::from_static(path),
-            codec,
-        );
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        if let Ok(machine) = identity::machine::name().parse() {
+            request.metadata_mut().insert(MACHINE, machine);
+        }
+        let call = stub.streaming(request, PathAndQuery::from_static(path), codec);
         let responses = call.await?.into_inner();
         Ok(Self { channel, requests, responses, unanswered: ResourceType::ALL.into() })
     }

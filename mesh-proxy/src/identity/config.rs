@@ -19,7 +19,8 @@ pub struct IdentityConfig {
 impl IdentityConfig {
     /// What is missing.
     pub(crate) fn validate(&self) -> Option<&'static str> {
-        (self.service_account_token_file.is_some() && self.ca_file.is_none())
-            .then_some("is needed beside serviceAccountTokenFile: a node does not send its token to a stranger")
+        (self.service_account_token_file.is_some() && self.ca_file.is_none()).then_some(
+            "is needed beside serviceAccountTokenFile: a node does not send its token to a stranger",
+        )
     }
 }

@@ -59,6 +59,28 @@ impl StateFiles {
         Ok(key)
     }
 
+    /// The node that the certificate here names.
+    pub(crate) fn certified(&self) -> Result<Option<String>, IdentityError> {
+        let Some(credentials) = self.credentials()? else { return Ok(None) };
+        let named = credentials.chain.first().and_then(|leaf| mesh_net::tls::identity_of(leaf).ok());
+        Ok(named.and_then(|id| id.node().map(str::to_owned)))
+    }
+
+    /// Puts keys and certificate of another node out of use; gives the names under which they are kept.
+    pub(crate) fn set_aside(&self, of: &str) -> Result<Vec<String>, IdentityError> {
+        let mut kept = Vec::new();
+        // The certificate goes last: while it is there, this is done again.
+        for name in ["request.pem", "tunnel.key", "identity.pem"] {
+            let (path, new) = (self.dir.join(name), format!("{name}.of-{of}"));
+            match std::fs::rename(&path, self.dir.join(&new)) {
+                Ok(()) => kept.push(new),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(source) => return Err(IdentityError::File { operation: "set aside", path, source }),
+            }
+        }
+        Ok(kept)
+    }
+
     /// Key, certificate and CA, which are one file so that they always fit.
     pub(crate) fn credentials(&self) -> Result<Option<Credentials>, IdentityError> {
         let Some(pem) = self.read("identity.pem")? else { return Ok(None) };

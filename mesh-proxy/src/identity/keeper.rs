@@ -1,7 +1,14 @@
 //! Gets the certificate and keeps it fresh.
+//!
+//! A node proves itself by its certificate while that holds, else by its pod's service-account token where it has one,
+//! else by its join token. It does so when two thirds of the certificate's life are over, and at once when a controller
+//! does not know it any more or the mesh has another CA.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -10,8 +17,8 @@ use mesh_ca::JoinToken;
 use mesh_net::tls::{self, Credentials, Expect, NodeTls, TlsError};
 use mesh_tunnel::NodeKey;
 use rustls::ClientConfig;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::watch;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::sync::{Notify, watch};
 
 use super::{
     Identity, IdentityError,
@@ -28,6 +35,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// A clock that is wrong must not make renewal spin.
 const RENEW_AT_LEAST_AFTER: Duration = Duration::from_secs(5);
+/// Certificates of a mounted CA file that are looked at.
+const MAX_CAS: usize = 4;
 
 /// Pauses that double, with a random part so that a thousand nodes do not come back at the same moment.
 #[derive(Debug)]
@@ -49,12 +58,45 @@ impl Backoff {
     }
 }
 
+/// Somebody's doubts whether the certificate is still good for anything. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doubts(Arc<(Notify, AtomicBool)>);
+
+impl Doubts {
+    /// A controller has refused it.
+    pub(crate) fn refused(&self) {
+        self.0.1.store(true, Ordering::Relaxed);
+        self.0.0.notify_one();
+    }
+
+    /// No controller can be spoken to: it may have another CA now.
+    pub(crate) fn unreachable(&self) {
+        self.0.0.notify_one();
+    }
+
+    async fn arise(&self) {
+        self.0.0.notified().await;
+    }
+
+    fn take_refused(&self) -> bool {
+        self.0.1.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// What a node shows of itself.
+#[derive(Default)]
+struct Proof {
+    token: String,
+    service_account_token: String,
+}
+
 /// Joins and renews.
 pub struct Keeper {
     config: Arc<Config>,
     files: StateFiles,
     tunnel_key: NodeKey,
     tls: watch::Sender<Option<NodeTls>>,
+    doubts: Doubts,
     metrics: Metrics,
 }
 
@@ -89,7 +131,14 @@ impl Keeper {
         registry.register(Box::new(metrics.expires.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         let Identity { tunnel_key, tls, files } = identity;
-        Ok(Self { config, files, tunnel_key, tls: watch::Sender::new(tls), metrics })
+        Ok(Self {
+            config,
+            files,
+            tunnel_key,
+            tls: watch::Sender::new(tls),
+            doubts: Doubts::default(),
+            metrics,
+        })
     }
 
     /// The TLS identity: none until the node has joined. Renewal replaces its content, not the value.
@@ -97,13 +146,18 @@ impl Keeper {
         self.tls.subscribe()
     }
 
+    /// Where doubts are said.
+    pub(crate) fn doubts(&self) -> Doubts {
+        self.doubts.clone()
+    }
+
     /// Runs for as long as the process does.
     pub async fn run(self) {
         let mut backoff = Backoff::new();
         loop {
             let wait = self.until_due();
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
+            if !wait.is_zero() && !self.is_doubted_within(wait).await {
+                continue;
             }
             match self.obtain().await {
                 Ok(()) => backoff.reset(),
@@ -118,6 +172,28 @@ impl Keeper {
         }
     }
 
+    /// Waits until the certificate is due; `false` when a doubt came up that turned out to be none.
+    async fn is_doubted_within(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => true,
+            () = self.doubts.arise() => {
+                let founded = self.doubts.take_refused() || self.ca_is_another();
+                // However often it is doubted, not all the time is spent on that.
+                tokio::time::sleep(BACKOFF_FIRST.mul_f64(rand::random_range(0.5..1.5))).await;
+                founded
+            }
+        }
+    }
+
+    /// Whether the mounted CA is not the one of the certificate: the mesh was set up anew.
+    fn ca_is_another(&self) -> bool {
+        let Ok(mounted) = self.mounted_cas() else { return false };
+        match self.files.credentials() {
+            Ok(Some(held)) => !mounted.is_empty() && !held.roots.iter().any(|ca| mounted.contains(ca)),
+            _ => false,
+        }
+    }
+
     /// Time until the certificate is to be renewed; zero when there is none.
     fn until_due(&self) -> Duration {
         let Some(tls) = self.tls.borrow().clone() else { return Duration::ZERO };
@@ -127,18 +203,18 @@ impl Keeper {
         due_in(from, to, SystemTime::now()).max(RENEW_AT_LEAST_AFTER)
     }
 
-    /// Renews with the certificate that holds; joins with the token when there is none, or when the controller does
-    /// not know the certificate any more.
+    /// Renews with the certificate that holds; proves itself anew when there is none, when the controller does not know it
+    /// any more, or when the mesh has another CA.
     async fn obtain(&self) -> Result<(), IdentityError> {
         let current = self.tls.borrow().clone();
         let holds = |tls: &NodeTls| tls.validity().1 > SystemTime::now();
-        let Some(tls) = current.as_ref().filter(|t| holds(t)) else {
+        let Some(tls) = current.as_ref().filter(|t| holds(t) && !self.ca_is_another()) else {
             return self.join(&current).await;
         };
         let client = tls.client_config(Expect::Controller, ALPN)?;
-        match self.ask(&client, String::new()).await {
+        match self.ask(&client, Proof::default()).await {
             Ok((request, answer)) => self.take(&current, &request, answer, None),
-            Err(IdentityError::Call(error)) if error.is_refusal() && self.has_token() => {
+            Err(IdentityError::Call(error)) if error.is_refusal() && self.can_join() => {
                 tracing::warn!(error = %crate::chain(&error), "certificate is not renewed: joining again");
                 self.join(&current).await
             }
@@ -147,28 +223,62 @@ impl Keeper {
     }
 
     async fn join(&self, current: &Option<NodeTls>) -> Result<(), IdentityError> {
-        let (text, token) = self.token()?;
-        let client = self.pinned(&token)?;
-        let (request, answer) = self.ask(&client, text).await?;
-        self.take(current, &request, answer, Some(&token))?;
+        if self.config.identity.service_account_token_file.is_some() {
+            self.join_as_pod(current).await?;
+        } else {
+            let (text, token) = self.token().map_err(|error| expired_or(error, current.as_ref()))?;
+            let client = self.pinned(token.ca_sha256)?;
+            let (request, answer) = self.ask(&client, Proof { token: text, ..Proof::default() }).await?;
+            self.take(current, &request, answer, Some(&[token.ca_sha256]))?;
+        }
         self.files.save_controllers(&super::controllers(&self.config, &self.files))
+    }
+
+    /// By the token that the cluster has given to this pod; both files are read at each use.
+    async fn join_as_pod(&self, current: &Option<NodeTls>) -> Result<(), IdentityError> {
+        let file = self.config.identity.service_account_token_file.clone().unwrap_or_default();
+        let token = std::fs::read_to_string(&file).map_err(|source| IdentityError::File {
+            operation: "read service-account token",
+            path: file,
+            source,
+        })?;
+        let pins: Vec<[u8; 32]> = self.mounted_cas()?.iter().map(tls::fingerprint).collect();
+        let mut last = IdentityError::NoCa;
+        for pin in &pins {
+            let client = self.pinned(*pin)?;
+            let proof = Proof { service_account_token: token.trim().to_owned(), ..Proof::default() };
+            match self.ask(&client, proof).await {
+                Ok((request, answer)) => return self.take(current, &request, answer, Some(&pins)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The CAs of the mesh as mounted into this pod; more than one while one replaces another.
+    fn mounted_cas(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let Some(path) = &self.config.identity.ca_file else { return Ok(Vec::new()) };
+        let at = |source| IdentityError::File { operation: "read CA", path: path.clone(), source };
+        let pem = std::fs::read(path).map_err(at)?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).take(MAX_CAS).collect();
+        all.map_err(|e| at(std::io::Error::other(e)))
     }
 
     async fn ask(
         &self,
         client: &Arc<ClientConfig>,
-        token: String,
+        proof: Proof,
     ) -> Result<(Request, JoinResponse), IdentityError> {
         let addresses = super::controllers(&self.config, &self.files);
         let request = self.files.request()?;
         let key = |source| IdentityError::Key { path: "tunnel.key".into(), source };
         let call = JoinRequest {
             node: self.config.node.clone(),
-            token,
+            token: proof.token,
+            service_account_token: proof.service_account_token,
             csr_der: request.csr.clone(),
             peer_public_key: self.tunnel_key.public_protobuf(),
             peer_signature: self.tunnel_key.sign_join(&request.csr).map_err(key)?,
-            ..JoinRequest::default()
         };
         let answer = first_answer(&addresses, client, &call).await?;
         Ok((request, answer))
@@ -179,11 +289,11 @@ impl Keeper {
         current: &Option<NodeTls>,
         request: &Request,
         answer: JoinResponse,
-        token: Option<&JoinToken>,
+        pins: Option<&[[u8; 32]]>,
     ) -> Result<(), IdentityError> {
         let key = request.key.serialized_der();
         let ca = CertificateDer::from(answer.ca_der);
-        if token.is_some_and(|t| tls::fingerprint(&ca) != t.ca_sha256) {
+        if pins.is_some_and(|pins| !pins.contains(&tls::fingerprint(&ca))) {
             return Err(IdentityError::WrongCa);
         }
         let leaf = CertificateDer::from(answer.certificate_der);
@@ -211,8 +321,9 @@ impl Keeper {
         Ok(())
     }
 
-    fn has_token(&self) -> bool {
-        token_text(&self.config).is_ok_and(|t| !t.is_empty())
+    fn can_join(&self) -> bool {
+        self.config.identity.service_account_token_file.is_some()
+            || token_text(&self.config).is_ok_and(|t| !t.is_empty())
     }
 
     fn token(&self) -> Result<(String, JoinToken), IdentityError> {
@@ -230,8 +341,17 @@ impl Keeper {
         Ok((text, token))
     }
 
-    fn pinned(&self, token: &JoinToken) -> Result<Arc<ClientConfig>, IdentityError> {
-        Ok(tls::join_client_config(&self.config.trust_domain, token.ca_sha256, ALPN)?)
+    fn pinned(&self, ca_sha256: [u8; 32]) -> Result<Arc<ClientConfig>, IdentityError> {
+        Ok(tls::join_client_config(&self.config.trust_domain, ca_sha256, ALPN)?)
+    }
+}
+
+/// A node that was away for longer than its certificate holds is told that, rather than that it has no token.
+fn expired_or(error: IdentityError, tls: Option<&NodeTls>) -> IdentityError {
+    let since = tls.and_then(|t| SystemTime::now().duration_since(t.validity().1).ok());
+    match (error, since) {
+        (IdentityError::NoToken, Some(since)) => IdentityError::Expired { seconds: since.as_secs() },
+        (error, _) => error,
     }
 }
 

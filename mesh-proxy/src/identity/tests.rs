@@ -56,3 +56,26 @@ fn renewal_is_due_after_two_thirds() {
     assert_eq!(due_in(t(0), t(300), t(1000)), Duration::ZERO);
     assert_eq!(due_in(t(300), t(0), t(1000)), Duration::ZERO);
 }
+
+#[test]
+fn the_state_of_another_node_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = StateFiles::open(&dir.path().join("state")).unwrap();
+    let domain = mesh_ca::TrustDomain::new("cluster.local").unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let ca = mesh_ca::Authority::open(&dir.path().join("ca"), &domain, now).unwrap();
+    let request = files.request().unwrap();
+    let node = mesh_ca::NodeName::new("edge-a").unwrap();
+    let leaf = ca.sign_node(&node, &request.csr, Duration::from_secs(3600), now).unwrap();
+    files.save_credentials(request.key.serialized_der(), &leaf, ca.certificate()).unwrap();
+    let open = |node: &str| Identity::open_as(node, files.clone(), "cluster.local").unwrap();
+    let first = open("edge-a");
+    assert!(first.tls.is_some() && open("edge-a").tunnel_key.peer_id() == first.tunnel_key.peer_id());
+    let renamed = open("edge-b");
+    assert!(renamed.tls.is_none());
+    assert_ne!(renamed.tunnel_key.peer_id(), first.tunnel_key.peer_id());
+    for kept in ["identity.pem.of-edge-a", "tunnel.key.of-edge-a"] {
+        assert!(dir.path().join("state").join(kept).exists(), "{kept}");
+    }
+    assert_eq!(open("edge-b").tunnel_key.peer_id(), renamed.tunnel_key.peer_id());
+}
