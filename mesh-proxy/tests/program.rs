@@ -108,6 +108,8 @@ struct Node {
     proxy: SocketAddr,
     health: SocketAddr,
     ports: Vec<SocketAddr>,
+    /// A process that was replaced waits for its signal, as in a pod.
+    stays: bool,
 }
 
 impl Node {
@@ -119,6 +121,7 @@ impl Node {
             proxy: free_port(),
             health: free_port(),
             ports: (0..5).map(|_| free_port()).collect(),
+            stays: false,
         }
     }
 
@@ -133,6 +136,7 @@ impl Node {
         }
         c.args(["--set", &format!("listen.proxy={}", self.proxy)]);
         c.args(["--set", &format!("listen.health={}", self.health)]);
+        c.args(["--set", &format!("stayAfterHandover={}", self.stays)]);
         let out = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         c.stdout(Stdio::null()).stderr(out);
         Process(c.spawn().unwrap())
@@ -301,9 +305,40 @@ async fn long_lived_connections_live_through_a_restart() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(first.0.try_wait().unwrap().is_none(), "the first one still serves them");
+    // That of a kubelet, once the new pod is ready: it cuts nothing.
+    first.signal("TERM");
+    for _ in 0..10 {
+        for socket in &mut sockets {
+            socket.says_back("after the signal").await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     drop(sockets);
     assert_eq!(first.ends_within(Duration::from_secs(10)).await, Some(0), "{}", node.log());
     Socket::open(node.proxy).await.says_back("still").await;
     second.signal("INT");
+    assert_eq!(second.ends_within(Duration::from_secs(10)).await, Some(0));
+}
+
+/// A kubelet would start a process again that ends by itself, and that one would take everything back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_replaced_waits_to_be_told_if_it_shall() {
+    let controller = world().await;
+    let node = Node { stays: true, ..Node::new(&controller) };
+    let (log1, log2) = (node.state.path().join("log1"), node.state.path().join("log2"));
+    let mut first = node.start(&log1);
+    node.ready(Duration::from_secs(20)).await;
+    let mut second = node.start(&log2);
+    let start = Instant::now();
+    while !std::fs::read_to_string(&log1).unwrap().contains("waiting to be told to stop") {
+        assert!(start.elapsed() < Duration::from_secs(30), "it was not replaced: {}", node.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(first.0.try_wait().unwrap().is_none(), "it ended by itself: {}", node.log());
+    assert_eq!(get_by(node.proxy, WEB).await.unwrap().0, 200, "the second one serves");
+    first.signal("TERM");
+    assert_eq!(first.ends_within(Duration::from_secs(5)).await, Some(0), "{}", node.log());
+    second.signal("TERM");
     assert_eq!(second.ends_within(Duration::from_secs(10)).await, Some(0));
 }
