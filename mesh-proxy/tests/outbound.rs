@@ -7,12 +7,16 @@
 mod failures;
 #[path = "outbound/gateway.rs"]
 mod gateway;
+#[path = "outbound/gateway_tls.rs"]
+mod gateway_tls;
 #[path = "outbound/http1.rs"]
 mod http1;
 #[path = "outbound/http2.rs"]
 mod http2;
 #[path = "outbound/l4.rs"]
 mod l4;
+#[path = "outbound/measured.rs"]
+mod measured;
 #[path = "outbound/outside.rs"]
 mod outside;
 #[path = "outbound/policy.rs"]

@@ -138,12 +138,30 @@ fn cors<'t>(c: &'t Cors, request: &impl RequestView) -> CorsOutcome<'t> {
             headers.push((name, Cow::Borrowed(value)));
         }
     };
+    list("access-control-expose-headers", &c.expose_headers);
     if !preflight {
-        list("access-control-expose-headers", &c.expose_headers);
         return CorsOutcome::Actual(headers);
     }
-    list("access-control-allow-methods", &c.allow_methods);
-    list("access-control-allow-headers", &c.allow_headers);
+    let asked = |name: &str| -> Option<String> {
+        let mut all = Vec::new();
+        request.header_values(name, &mut |v| {
+            all.push(v.to_owned());
+            false
+        });
+        (!all.is_empty()).then(|| all.join(","))
+    };
+    for (name, allowed, question) in [
+        ("access-control-allow-methods", &c.allow_methods, "access-control-request-method"),
+        ("access-control-allow-headers", &c.allow_headers, "access-control-request-headers"),
+    ] {
+        // With credentials browsers take a star for a name: what is asked for is said instead.
+        let all = c.allow_credentials && **allowed == *"*";
+        match asked(question).filter(|_| all) {
+            Some(echoed) => headers.push((name, Cow::Owned(echoed))),
+            None if !allowed.is_empty() => headers.push((name, Cow::Borrowed(allowed))),
+            None => {}
+        }
+    }
     if let Some(age) = c.max_age {
         headers.push(("access-control-max-age", Cow::Owned(age.to_string())));
     }

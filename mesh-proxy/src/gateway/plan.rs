@@ -29,6 +29,9 @@ pub(crate) struct Listener {
     pub(crate) keys: Arc<[Arc<str>]>,
     /// Some server sends its clients to https.
     pub(crate) redirects: bool,
+    /// Plaintext servers of Gateway API: each keeps its hosts from the rules of less exact ones. Those of Istio answer
+    /// together.
+    isolates: bool,
 }
 
 /// What a listener's connections begin with.
@@ -55,18 +58,37 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// How specific the host is that covers a name.
+    fn rank(&self, name: &str) -> Option<usize> {
+        self.hosts.iter().filter_map(|h| rank(h, name)).max()
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         self.tls.as_ref().map_or(Mode::Unspecified, |t| t.mode())
     }
 }
 
 impl Listener {
+    /// Under which names the rules for a host are found.
+    pub(crate) fn keys_for(&self, host: &str) -> Arc<[Arc<str>]> {
+        if !self.isolates {
+            return Arc::clone(&self.keys);
+        }
+        let best = self.servers.iter().filter_map(|s| s.rank(host)).max();
+        let exact = self.servers.iter().filter(|s| best.is_some() && s.rank(host) == best);
+        exact.flat_map(|s| s.keys.iter().cloned()).collect()
+    }
+
+    /// Whether a host is of another server than the one with these names.
+    pub(crate) fn belongs_elsewhere(&self, host: &str, keys: &[Arc<str>]) -> bool {
+        self.server(host).is_some_and(|s| *s.keys != *keys)
+    }
+
     /// The server for a name: that of the most specific host that covers it; the older of two.
     pub(crate) fn server(&self, name: &str) -> Option<&Server> {
-        let rank = |s: &Server| s.hosts.iter().filter_map(|h| rank(h, name)).max();
         let mut best: Option<(usize, &Server)> = None;
         for s in &self.servers {
-            if let Some(rank) = rank(s)
+            if let Some(rank) = s.rank(name)
                 && best.is_none_or(|(b, _)| rank > b)
             {
                 best = Some((rank, s));
@@ -131,7 +153,9 @@ fn listener((port, nature, servers): (u16, Nature, Vec<Server>)) -> Listener {
     let mut keys: Vec<Arc<str>> = servers.iter().flat_map(|s| s.keys.iter().cloned()).collect();
     keys.dedup();
     let redirects = servers.iter().any(|s| s.redirect);
-    Listener { port, nature, servers: servers.into(), keys: keys.into(), redirects }
+    // What comes from Gateway API is called so, and nothing else can be.
+    let isolates = nature == Nature::Http && keys.len() > 1 && keys.iter().all(|k| k.contains('~'));
+    Listener { port, nature, servers: servers.into(), keys: keys.into(), redirects, isolates }
 }
 
 fn server(gateway: &str, s: &model::GatewayServer) -> (Nature, Server) {

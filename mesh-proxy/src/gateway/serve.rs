@@ -47,6 +47,19 @@ impl Binding {
         (Arc::clone(keys), listener.port)
     }
 
+    /// Under which names the rules for a host are found.
+    pub(crate) fn servers_for(&self, host: &str) -> Arc<[Arc<str>]> {
+        match &self.server {
+            Some(keys) => Arc::clone(keys),
+            None => self.listener.borrow().keys_for(host),
+        }
+    }
+
+    /// Whether a host is of another server than the one that terminated TLS.
+    pub(crate) fn is_misdirected(&self, host: &str) -> bool {
+        self.server.as_ref().is_some_and(|keys| self.listener.borrow().belongs_elsewhere(host, keys))
+    }
+
     /// Requests came under TLS.
     pub(crate) const fn is_secure(&self) -> bool {
         self.server.is_some()

@@ -13,6 +13,8 @@ pub(crate) enum FailureClass {
     MethodRefused,
     /// The host matched, none of its rules did.
     NoRoute,
+    /// The host belongs to another server than the one that the handshake named: a new connection reaches it.
+    Misdirected,
     /// The destination is outside the mesh, and only the mesh may be called.
     Blackhole,
     /// The rule names a destination that does not exist.
@@ -109,6 +111,7 @@ impl FailureClass {
             },
             Self::MethodRefused => of(404, UNIMPLEMENTED, Flags::NO_ROUTE, "", "connect_not_allowed"),
             Self::NoRoute => of(404, UNIMPLEMENTED, Flags::NO_ROUTE, "", "route_not_found"),
+            Self::Misdirected => of(421, UNAVAILABLE, Flags::NO_ROUTE, "", "misdirected_request"),
             Self::Blackhole => of(502, UNAVAILABLE, Flags::NONE, "", "direct_response"),
             Self::ClusterNotFound => of(503, UNAVAILABLE, Flags::NO_CLUSTER, "", "cluster_not_found"),
             Self::BackendNotFound => of(500, UNAVAILABLE, Flags::NO_CLUSTER, "", "cluster_not_found"),
@@ -213,6 +216,7 @@ mod tests {
             (FailureClass::BadRequest, 400, 13, "DPE"),
             (FailureClass::MethodRefused, 404, 12, "NR"),
             (FailureClass::NoRoute, 404, 12, "NR"),
+            (FailureClass::Misdirected, 421, 14, "NR"),
             (FailureClass::Blackhole, 502, 14, "-"),
             (FailureClass::ClusterNotFound, 503, 14, "NC"),
             (FailureClass::BackendNotFound, 500, 14, "NC"),

@@ -21,9 +21,9 @@ use crate::{
     world::{Options, VIP, World, client1, endpoints, forward, get, service},
 };
 
-const BOTH: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12, &rustls::version::TLS13];
+pub const BOTH: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12, &rustls::version::TLS13];
 
-fn server(
+pub fn server(
     id: &str,
     port: u32,
     protocol: GatewayProtocol,
@@ -41,7 +41,7 @@ fn server(
     }
 }
 
-fn gateway(servers: Vec<model::GatewayServer>) -> Resource {
+pub fn gateway(servers: Vec<model::GatewayServer>) -> Resource {
     Resource::Gateway(model::Gateway {
         name: "ns/gw".into(),
         selector: [("istio".to_owned(), "ingressgateway".to_owned())].into(),
@@ -50,7 +50,7 @@ fn gateway(servers: Vec<model::GatewayServer>) -> Resource {
     })
 }
 
-fn host(server: &str, domain: &str, part: model::VirtualHost) -> Resource {
+pub fn host(server: &str, domain: &str, part: model::VirtualHost) -> Resource {
     let part = model::VirtualHost { source: "ns/vs".into(), gateways: vec!["ns/gw".into()], ..part };
     Resource::GatewayHost(NamedGatewayHost::new(model::GatewayHost {
         gateway: "ns/gw".into(),
@@ -60,18 +60,18 @@ fn host(server: &str, domain: &str, part: model::VirtualHost) -> Resource {
     }))
 }
 
-fn to_web() -> model::VirtualHost {
+pub fn to_web() -> model::VirtualHost {
     model::VirtualHost { http: vec![forward("web")], ..Default::default() }
 }
 
-struct Edge {
-    world: World,
-    web: Arc<Upstream>,
+pub struct Edge {
+    pub world: World,
+    pub web: Arc<Upstream>,
     ports: BTreeMap<u16, u16>,
 }
 
 impl Edge {
-    async fn start(numbers: &[u16], mut resources: Vec<Resource>) -> Self {
+    pub async fn start(numbers: &[u16], mut resources: Vec<Resource>) -> Self {
         let web = Upstream::start("v1").await;
         resources.push(Resource::Service(service("web", VIP, 80, Protocol::Http)));
         resources.push(endpoints("web", 80, &[(web.addr, "v1")]));
@@ -85,11 +85,11 @@ impl Edge {
         Self { world: World::start(resources, options), web, ports }
     }
 
-    fn at(&self, port: u16) -> SocketAddr {
+    pub fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.ports[&port]))
     }
 
-    async fn dial(&self, port: u16) -> TcpStream {
+    pub async fn dial(&self, port: u16) -> TcpStream {
         dial(self.at(port)).await
     }
 
@@ -136,6 +136,37 @@ async fn requests_are_routed_by_host_and_nobody_elses_host_is_answered() {
     edge.world
         .metric(&["istio_requests_total", "source_workload=\"ingressgateway\"", "response_code=\"200\""])
         .await;
+}
+
+/// Listeners of Gateway API keep their hosts from routes of less exact ones; servers of Istio answer together.
+#[tokio::test]
+async fn listeners_of_gateway_api_are_apart() {
+    for (name, status) in [("ns/gw", StatusCode::OK), ("ns/front~web", StatusCode::NOT_FOUND)] {
+        let of = |id: &str, host: &str| server(id, 80, GatewayProtocol::GatewayHttp, &[host], None);
+        let Resource::Gateway(servers) =
+            gateway(vec![of("all", "*"), of("some", "*.example.com"), of("one", "a.example.com")])
+        else {
+            unreachable!()
+        };
+        let rules = model::GatewayHost {
+            gateway: name.into(),
+            server: "some".into(),
+            domain: "*.example.com".into(),
+            parts: vec![model::VirtualHost {
+                source: "ns/vs".into(),
+                gateways: vec![name.into()],
+                ..to_web()
+            }],
+        };
+        let resources = vec![
+            Resource::Gateway(model::Gateway { name: name.into(), ..servers }),
+            Resource::GatewayHost(NamedGatewayHost::new(rules)),
+        ];
+        let edge = Edge::start(&[80], resources).await;
+        assert_eq!(edge.get(80, "b.example.com", "/").await.status(), StatusCode::OK, "{name}");
+        assert_eq!(edge.get(80, "a.example.com", "/").await.status(), status, "{name}");
+        assert_eq!(edge.get(80, "other.org", "/").await.status(), StatusCode::NOT_FOUND, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -186,7 +217,7 @@ async fn plaintext_is_sent_to_https() {
     assert_eq!(edge.get(80, "other.example.com", "/").await.status(), StatusCode::OK);
 }
 
-fn simple(secret: &str) -> Option<model::ServerTls> {
+pub fn simple(secret: &str) -> Option<model::ServerTls> {
     Some(model::ServerTls { mode: Mode::Simple.into(), secrets: vec![secret.into()], ..Default::default() })
 }
 

@@ -137,6 +137,30 @@ fn header_changes_and_authority() {
     assert_eq!((&*dest.add[0].0, &*dest.add[0].1, &*dest.remove[0]), ("x-add", "100%", "x-old"));
 }
 
+/// Browsers take `*` for a name when a request has credentials.
+#[test]
+fn with_credentials_a_star_becomes_what_is_asked_for() {
+    for (credentials, methods, headers) in [(true, "PUT", "x-a, x-b"), (false, "*", "*")] {
+        let cors = model::Cors {
+            allow_origins: vec![exact("https://example.com")],
+            allow_methods: vec!["*".into()],
+            allow_headers: vec!["*".into()],
+            allow_credentials: credentials,
+            ..Default::default()
+        };
+        let t = with(vec![model::HttpRule { cors: Some(cors), ..rule(vec![], vec![to(WEB, "", 0)]) }]);
+        let r = &t.service(WEB).unwrap().virtual_hosts[0].http[0];
+        let preflight = get("web", "/").method("OPTIONS").with("origin", "https://example.com");
+        let preflight = preflight
+            .with("access-control-request-method", "PUT")
+            .with("access-control-request-headers", "x-a, x-b");
+        let CorsOutcome::Preflight(h) = r.cors(&preflight) else { panic!("not a preflight") };
+        let said = |n: &str| h.iter().find(|(k, _)| *k == n).map(|(_, v)| v.to_string());
+        assert_eq!(said("access-control-allow-methods").as_deref(), Some(methods));
+        assert_eq!(said("access-control-allow-headers").as_deref(), Some(headers));
+    }
+}
+
 #[test]
 fn cross_origin() {
     let cors = model::Cors {
@@ -157,6 +181,7 @@ fn cross_origin() {
     assert_eq!(get_header("access-control-allow-origin").as_deref(), Some("https://example.com"));
     assert_eq!(get_header("access-control-allow-methods").as_deref(), Some("GET,POST"));
     assert_eq!(get_header("access-control-max-age").as_deref(), Some("86400"));
+    assert_eq!(get_header("access-control-expose-headers").as_deref(), Some("X-Exp"));
     assert_eq!(r.cors(&preflight.with("origin", "https://evil.com")), CorsOutcome::None);
     assert_eq!(r.cors(&get("web", "/")), CorsOutcome::None);
     let CorsOutcome::Actual(h) = r.cors(&get("web", "/").with("origin", "https://example.com")) else {

@@ -48,7 +48,8 @@ pub(super) fn route<'t>(
     tables.route_gateway_http(&binding.client(), servers, port, request, dice)
 }
 
-fn host_of(authority: &str) -> &str {
+/// The host of an authority.
+pub(super) fn host_of(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => authority,

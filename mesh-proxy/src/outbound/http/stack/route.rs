@@ -9,7 +9,7 @@ use std::{
 
 use http::Request;
 use hyper::body::Incoming;
-use mesh_core::actions::CorsOutcome;
+use mesh_core::{HttpOutcome, RequestView, actions::CorsOutcome};
 use tower::Service;
 
 use super::{
@@ -69,11 +69,16 @@ where
         let decision = match &conn.connection.gateway {
             None => tables.route_http(&caller, port, vip.as_ref(), &View::of(&request), &mut dice),
             Some(binding) => {
-                servers = binding.servers().0;
+                servers = binding.servers_for(gateway::host_of(View::of(&request).authority()));
                 gateway::arrived(binding, conn.connection.client, &mut request);
                 gateway::route(binding, &tables, &servers, port, &View::of(&request), &mut dice)
             }
         };
+        if let (HttpOutcome::NoRoute, Some(binding)) = (&decision.outcome, &conn.connection.gateway)
+            && binding.is_misdirected(gateway::host_of(View::of(&request).authority()))
+        {
+            return Ok(reply::failed(FailureClass::Misdirected, recorded));
+        }
         if let (Some(entry), Some(rule)) = (&mut recorded.entry, decision.rule) {
             entry.route = rule.name.to_string();
         }
