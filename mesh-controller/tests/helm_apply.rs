@@ -217,14 +217,34 @@ fn one_release_in_a_cluster(cluster: &KubeCluster) {
     assert_eq!(left.trim(), "", "objects are left");
     assert_eq!(get(crd[0], crd[1], "{.metadata.name}"), crd[1], "definitions stay, and rules with them");
 
-    // They are taken up again; those of another owner are left alone.
+    // They are taken up again, here by an installation with the settings of an EdgeMesh; those of another owner are left
+    // alone.
+    let migrate = Command::new(mesh_testkit::bins::find("meshctl").unwrap())
+        .args(["migrate", "edgemesh-values", "-f"])
+        .arg(chart::root().join("mesh-controller/tests/helm/edgemesh.yaml"))
+        .output()
+        .unwrap();
+    assert!(migrate.status.success(), "{}", said(&migrate));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &migrate.stdout).unwrap();
+    let values = file.path().to_str().unwrap();
     let foreign = "virtualservices.networking.istio.io";
     cluster
         .kubectl(&["annotate", "crd", foreign, "meta.helm.sh/release-name=istio-base", "--overwrite"])
         .unwrap();
-    let again =
-        helm(&["install", "mesh", chart, "-n", NAMESPACE, "--no-hooks", "--set", "commonLabels.round=three"]);
+    let round = ["--no-hooks", "--set", "commonLabels.round=three"];
+    let again = helm(&[&["install", "mesh", chart, "-n", NAMESPACE, "-f", values][..], &round].concat());
     assert!(again.status.success(), "{}", said(&again));
     assert_eq!(get("crd", crd[1], "{.metadata.labels.round}"), "three");
     assert_eq!(get("crd", foreign, "{.metadata.labels.round}"), "two");
+    let port = cluster.kubectl(&[
+        "get",
+        "service",
+        "mesh-controller",
+        "-n",
+        NAMESPACE,
+        "-o",
+        "jsonpath={.spec.ports[0].nodePort}",
+    ]);
+    assert_eq!(port.unwrap(), "31512", "what EdgeMesh's relays become");
 }
