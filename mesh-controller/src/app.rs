@@ -106,7 +106,8 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
             let ca = shared.issuer.authority.certificate_pem().to_owned();
             webhook::keep_bundle(client.clone(), config.webhook_configuration.clone(), ca.clone(), tasks);
             let identity = identity();
-            writing = config.write_status.then(|| status_writing(config, client.clone(), identity.clone()));
+            let of_status = || status_writing(config, client.clone(), place.as_ref(), identity.clone());
+            writing = config.write_status.then(of_status);
             let lease_place = place.clone().unwrap_or_else(|| state::Place {
                 client,
                 namespace: config.lease_namespace.clone(),
@@ -169,8 +170,16 @@ fn identity() -> String {
     format!("{}-{:08x}", host.trim(), rand::random::<u32>())
 }
 
-fn status_writing(config: &Config, client: kube::Client, identity: String) -> status::Writing {
-    status::Writing { client, namespace: config.lease_namespace.clone(), identity }
+fn status_writing(
+    config: &Config,
+    client: kube::Client,
+    place: Option<&state::Place>,
+    identity: String,
+) -> status::Writing {
+    let namespace = config.lease_namespace.clone();
+    // An owner is of the same namespace.
+    let owner = place.filter(|p| p.namespace == namespace).and_then(|p| p.owner.clone());
+    status::Writing { client, namespace, owner, identity }
 }
 
 /// The state, and where it is if that is a cluster. An API server that is away for a moment is waited for.

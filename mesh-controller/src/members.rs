@@ -144,7 +144,7 @@ impl Members {
 pub(crate) fn keep(shared: &Arc<Shared>, place: Place, identity: String) {
     let shared = shared.clone();
     shared.tasks.clone().spawn_critical("members", async move {
-        let mut seat = Seat::named(place.client, &place.namespace, LEASE, identity);
+        let mut seat = Seat::named(place.client, &place.namespace, LEASE, identity).owned_by(place.owner);
         let drain = shared.tasks.drain().clone();
         let mut step = tokio::time::interval(STEP);
         step.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

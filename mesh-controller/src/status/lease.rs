@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::MicroTime,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
     jiff::Timestamp,
 };
 use kube::{
@@ -25,6 +25,8 @@ const NAME: &str = "selvage-status-writer";
 pub(crate) struct Seat {
     api: Api<Lease>,
     name: &'static str,
+    /// With what the lease is collected.
+    owner: Option<OwnerReference>,
     me: String,
     held: Option<Instant>,
     watch: Watch,
@@ -58,7 +60,12 @@ impl Seat {
 
     /// Our side of another lease.
     pub(crate) fn named(client: Client, namespace: &str, name: &'static str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name, me, held: None, watch: Watch::default() }
+        Self { api: Api::namespaced(client, namespace), name, owner: None, me, held: None, watch: Watch::default() }
+    }
+
+    /// A lease that is collected with an object of its namespace.
+    pub(crate) fn owned_by(self, owner: Option<OwnerReference>) -> Self {
+        Self { owner, ..self }
     }
 
     /// Whether this replica may write now.
@@ -70,7 +77,11 @@ impl Seat {
     pub(crate) async fn step(&mut self) -> Result<(), kube::Error> {
         let started = Instant::now();
         let Some(lease) = self.api.get_opt(self.name).await? else {
-            let metadata = ObjectMeta { name: Some(self.name.to_owned()), ..ObjectMeta::default() };
+            let metadata = ObjectMeta {
+                name: Some(self.name.to_owned()),
+                owner_references: self.owner.clone().map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            };
             let lease = Lease { metadata, spec: Some(self.spec(0)) };
             return self.won(self.api.create(&PostParams::default(), &lease).await, started);
         };

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
@@ -31,6 +32,8 @@ pub(crate) struct Writing {
     pub(crate) client: Client,
     /// Namespace of the lease.
     pub(crate) namespace: String,
+    /// With what the lease is collected; of the same namespace.
+    pub(crate) owner: Option<OwnerReference>,
     /// This replica.
     pub(crate) identity: String,
 }
@@ -40,7 +43,7 @@ pub(crate) fn start(desk: Desk, metrics: StatusMetrics, writing: Option<Writing>
     let drain = tasks.drain().clone();
     tasks.spawn("status", async move {
         let cluster = writing.map(|w| Cluster {
-            seat: Seat::new(w.client.clone(), &w.namespace, w.identity),
+            seat: Seat::new(w.client.clone(), &w.namespace, w.identity).owned_by(w.owner),
             client: w.client,
             complaint: String::new(),
         });
