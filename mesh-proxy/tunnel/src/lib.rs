@@ -16,6 +16,7 @@
 
 pub mod accept;
 mod behaviour;
+mod certificate;
 pub mod config;
 mod control;
 mod driver;
@@ -23,6 +24,7 @@ pub mod error;
 mod exec;
 mod handler;
 pub mod identity;
+mod kernel;
 mod marked;
 mod metrics;
 mod mux;

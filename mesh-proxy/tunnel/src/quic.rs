@@ -31,13 +31,13 @@ use libp2p::{
     Multiaddr, PeerId, Transport,
     core::transport::{DialOpts, ListenerId, PortUse, TransportError, TransportEvent},
     multiaddr::Protocol,
-    tls::certificate,
 };
 use quinn::rustls::pki_types::CertificateDer;
 
 use self::{listener::Listener, muxer::Connection, place::Home, settings::Settings};
 use crate::{
-    config::Limits, error::StartError, exec::Placement, identity::NodeKey, path::ip_of, security::Security,
+    certificate, config::Limits, error::StartError, exec::Placement, identity::NodeKey, path::ip_of,
+    security::Security,
 };
 
 /// Why a connection did not come about, or ended.
@@ -132,7 +132,7 @@ fn peer_of(connection: &quinn::Connection) -> Result<PeerId, Error> {
     let Some([one]) = shown.as_deref().map(Vec::as_slice) else {
         return Err(Error::Certificate("there is none, or several".to_owned()));
     };
-    Ok(certificate::parse(one).map_err(|e| Error::Certificate(e.to_string()))?.peer_id())
+    certificate::peer_of(one).map_err(|e| Error::Certificate(e.to_string()))
 }
 
 type Upgrade = BoxFuture<'static, Result<(PeerId, Connection), Error>>;

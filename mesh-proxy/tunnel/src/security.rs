@@ -1,6 +1,6 @@
-//! libp2p's TLS on TCP, with our settings: `libp2p-tls` always offers ChaCha20 first, which costs three times the CPU
-//! of AES where the processor has instructions for AES; it honours `SSLKEYLOGFILE`; and it resumes sessions, which
-//! would outlive a peer's removal. Certificates are made and parsed by `libp2p-tls`, and the protocol is its own.
+//! libp2p's TLS, with our settings: `libp2p-tls` always offers ChaCha20 first, which costs three times the CPU of AES
+//! where the processor has instructions for AES; it honours `SSLKEYLOGFILE`; it resumes sessions, which would outlive a
+//! peer's removal; and it brings a second cryptography library. The protocol is the same.
 
 use std::{
     io,
@@ -17,22 +17,32 @@ use libp2p::{
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade},
     },
     identity::Keypair,
-    tls::{self, certificate},
 };
 use rustls::{
-    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, Error, NoKeyLog, ServerConfig,
-    SignatureScheme, SupportedCipherSuite,
+    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName, Error, NoKeyLog,
+    OtherError, ServerConfig, SignatureScheme, SupportedCipherSuite,
     client::{
         ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::aws_lc_rs::{
-        self,
-        cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256},
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{
+            self,
+            cipher_suite::{
+                TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+            },
+        },
     },
     pki_types::{CertificateDer, DnsName, ServerName, UnixTime},
+    server::{
+        ClientHello, ResolvesServerCert,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::CertifiedKey,
 };
+
+use crate::certificate::{self, SCHEMES};
 
 /// Protocol of the application layer, as libp2p names it.
 const ALPN: &[u8] = b"libp2p";
@@ -48,10 +58,9 @@ pub(crate) struct Security {
 
 impl Security {
     pub(crate) fn new(key: &Keypair) -> Result<Self, String> {
-        let mut server = tls::make_server_config(key).map_err(|e| e.to_string())?;
-        server.key_log = Arc::new(NoKeyLog {});
-        server.send_tls13_tickets = 0;
-        Ok(Self { server: Arc::new(server), client: Arc::new(client_config(key)?) })
+        let own = Arc::new(Own(certificate::generate(key)?));
+        let (server, client) = (server_config(own.clone())?, client_config(own)?);
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
     }
 
     /// What rustls is told, as server and as client.
@@ -87,17 +96,31 @@ impl Security {
     }
 }
 
-fn client_config(key: &Keypair) -> Result<ClientConfig, String> {
-    let (certificate, private) = certificate::generate(key).map_err(|e| e.to_string())?;
-    let private = aws_lc_rs::sign::any_ecdsa_type(&private).map_err(|e| e.to_string())?;
+fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = suites(has_aes());
-    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+    Arc::new(provider)
+}
+
+fn server_config(own: Arc<Own>) -> Result<ServerConfig, String> {
+    let mut server = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| e.to_string())?
+        .with_client_cert_verifier(Arc::new(OwnerOfKey))
+        .with_cert_resolver(own);
+    server.alpn_protocols = vec![ALPN.to_vec()];
+    server.key_log = Arc::new(NoKeyLog {});
+    server.send_tls13_tickets = 0;
+    Ok(server)
+}
+
+fn client_config(own: Arc<Own>) -> Result<ClientConfig, String> {
+    let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(OwnerOfKey))
-        .with_client_cert_resolver(Arc::new(Own(Arc::new(CertifiedKey::new(vec![certificate], private)))));
+        .with_client_cert_resolver(own);
     client.alpn_protocols = vec![ALPN.to_vec()];
     client.resumption = Resumption::disabled();
     client.enable_sni = false;
@@ -137,10 +160,51 @@ impl ResolvesClientCert for Own {
     }
 }
 
-/// Accepts a server that holds the key that its certificate binds to a peer id. Whether it is the peer that was dialled
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+/// Accepts a peer that holds the key that its certificate binds to a peer id. Whether it is the peer that was dialled
 /// is compared by the swarm, and whether that peer is known by the behaviour.
 #[derive(Debug)]
 struct OwnerOfKey;
+
+impl OwnerOfKey {
+    fn check(shown: &CertificateDer<'_>, others: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        if !others.is_empty() {
+            return Err(Error::General("a peer shows exactly one certificate".to_owned()));
+        }
+        certificate::parse(shown).and_then(|c| c.at(now)).map_err(refused)
+    }
+
+    fn check_handshake(
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        certificate::verify_handshake(shown, signed.scheme, message, signed.signature()).map_err(refused)?;
+        Ok(HandshakeSignatureValid::assertion())
+    }
+}
+
+/// What the peer is told, and what is logged here.
+fn refused(error: certificate::CertificateError) -> Error {
+    use certificate::CertificateError as E;
+    Error::InvalidCertificate(match error {
+        E::Encoding | E::Extension => CertificateError::BadEncoding,
+        E::HostSignature | E::SelfSignature | E::Handshake => CertificateError::BadSignature,
+        E::Time | E::Critical | E::HostKey | E::Algorithm => {
+            CertificateError::Other(OtherError(Arc::new(error)))
+        }
+    })
+}
+
+/// TLS 1.2 is not offered; were it spoken all the same, nothing would be proved.
+fn too_old() -> Error {
+    Error::General("only TLS 1.3 is spoken".to_owned())
+}
 
 impl ServerCertVerifier for OwnerOfKey {
     fn verify_server_cert(
@@ -149,14 +213,9 @@ impl ServerCertVerifier for OwnerOfKey {
         others: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
-        _: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if !others.is_empty() {
-            return Err(Error::General("a peer shows exactly one certificate".to_owned()));
-        }
-        certificate::parse(certificate)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        Ok(ServerCertVerified::assertion())
+        Self::check(certificate, others, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -165,7 +224,7 @@ impl ServerCertVerifier for OwnerOfKey {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(too_old())
     }
 
     fn verify_tls13_signature(
@@ -174,19 +233,48 @@ impl ServerCertVerifier for OwnerOfKey {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        certificate::parse(certificate)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?
-            .verify_signature(signed.scheme, message, signed.signature())
-            .map_err(|_| Error::InvalidCertificate(CertificateError::BadSignature))?;
-        Ok(HandshakeSignatureValid::assertion())
+        Self::check_handshake(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![
-            SignatureScheme::ECDSA_NISTP256_SHA256,
-            SignatureScheme::ECDSA_NISTP384_SHA384,
-            SignatureScheme::ED25519,
-        ]
+        SCHEMES.to_vec()
+    }
+}
+
+impl ClientCertVerifier for OwnerOfKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Self::check(certificate, others, now).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(too_old())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Self::check_handshake(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        SCHEMES.to_vec()
     }
 }
 
@@ -210,7 +298,7 @@ fn peer_of(state: &CommonState) -> io::Result<PeerId> {
     let Some([certificate]) = state.peer_certificates() else {
         return Err(invalid("the peer shows no certificate, or several"));
     };
-    Ok(certificate::parse(certificate).map_err(|e| invalid(&e.to_string()))?.peer_id())
+    certificate::peer_of(certificate).map_err(|e| invalid(&e.to_string()))
 }
 
 impl<C> InboundConnectionUpgrade<C> for Security
@@ -279,27 +367,39 @@ mod tests {
     async fn a_certificate_without_its_key_is_worth_nothing() {
         let (a, b) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
         // An impostor shows the certificate of `b`, which everyone has seen, and signs with a key of its own.
-        let (stolen, _) = certificate::generate(&b).unwrap();
-        let (_, own_key) = certificate::generate(&a).unwrap();
-        let own_key = aws_lc_rs::sign::any_ecdsa_type(&own_key).unwrap();
-        let impostor = Arc::new(CertifiedKey::new(vec![stolen], own_key));
-
-        #[derive(Debug)]
-        struct Always(Arc<CertifiedKey>);
-        impl rustls::server::ResolvesServerCert for Always {
-            fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-                Some(self.0.clone())
-            }
-        }
-        let mut server = tls::make_server_config(&a).unwrap();
-        server.cert_resolver = Arc::new(Always(impostor.clone()));
-        let mut client = client_config(&a).unwrap();
-        client.client_auth_cert_resolver = Arc::new(Own(impostor));
+        let (stolen, own) = (certificate::generate(&b).unwrap(), certificate::generate(&a).unwrap());
+        let impostor = Arc::new(Own(Arc::new(CertifiedKey::new(stolen.cert.clone(), own.key.clone()))));
+        let (server, client) = (server_config(impostor.clone()).unwrap(), client_config(impostor).unwrap());
         let (server, client) = (Arc::new(server), Arc::new(client));
         let bad = Security { server, client };
         let good = Security::new(&Keypair::generate_ed25519()).unwrap();
         assert!(shake(good.clone(), bad.clone()).await.0.is_err(), "as a server");
         let (_, far) = shake(bad, good).await;
         assert!(far.is_err(), "as a client");
+    }
+
+    /// Others speak it with `libp2p-tls`.
+    #[tokio::test]
+    async fn the_usual_implementation_understands_ours_and_ours_it() {
+        use libp2p_tls::{Config, make_client_config, make_server_config};
+        let (a, b) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (ours, theirs) = tokio::join!(
+            Security::new(&a).unwrap().upgrade_outbound(near.compat(), "/tls/1.0.0"),
+            Config::new(&b).unwrap().upgrade_inbound(far.compat(), "/tls/1.0.0"),
+        );
+        assert_eq!(ours.unwrap().0, b.public().to_peer_id());
+        assert_eq!(theirs.unwrap().0, a.public().to_peer_id());
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (theirs, ours) = tokio::join!(
+            Config::new(&b).unwrap().upgrade_outbound(near.compat(), "/tls/1.0.0"),
+            Security::new(&a).unwrap().upgrade_inbound(far.compat(), "/tls/1.0.0"),
+        );
+        assert_eq!(ours.unwrap().0, b.public().to_peer_id());
+        assert_eq!(theirs.unwrap().0, a.public().to_peer_id());
+        // The same offers, so that neither side is surprised.
+        let (server, client) = Security::new(&a).unwrap().configs();
+        assert_eq!(server.alpn_protocols, make_server_config(&a).unwrap().alpn_protocols);
+        assert_eq!(client.alpn_protocols, make_client_config(&a, None).unwrap().alpn_protocols);
     }
 }
