@@ -11,6 +11,8 @@ export CARGO_TERM_COLOR ?= auto
 LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc
 # What calls services while rules change.
 LOAD_TOOLS := h2load=nghttp2-client wrk=wrk
+# What a real cluster's nodes are made of.
+CLUSTER_TOOLS := containerd=containerd runc=runc iptables=iptables conntrack=conntrack
 PROGRAMS := -p mesh-proxy -p mesh-controller -p meshctl -p mesh-testkit
 
 .PHONY: help
@@ -38,9 +40,10 @@ lab: ## a world of network namespaces to play with (ARGS="down" ends it)
 .PHONY: test
 test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when CONFORMANCE_VECTORS is set
 	@$(NEED) $(LAB_TOOLS) $(LOAD_TOOLS)
+	@.ci/cluster-tools.sh $(CLUSTER_TOOLS)
 	@mkdir -p $(LOGS)
 	@echo "test: the Kubernetes programs (built once, then cached)"
-	@mesh-proxy/testkit/kube/build.sh
+	@mesh-proxy/testkit/kube/build.sh all
 	@$(MAKE) --no-print-directory build
 	rc=0; export SELVAGE_BIN_DIR=$(CURDIR)/target/debug; \
 	$(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log || rc=$$?; \
@@ -75,6 +78,15 @@ kube-test: ## the mesh on a real kube-apiserver, and Gateway API's own suite (SU
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
 	rc=0; export SELVAGE_GATEWAY_CONFORMANCE=$(or $(SUITE),1) SELVAGE_BIN_DIR=$(CURDIR)/target/debug; $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
+
+.PHONY: chart-test
+chart-test: ## the chart on a real cluster: kubelets, containers, helm install to uninstall, calls without failure (root)
+	@$(NEED) $(LAB_TOOLS)
+	@.ci/cluster-tools.sh $(CLUSTER_TOOLS)
+	@mkdir -p $(LOGS)
+	@mesh-proxy/testkit/kube/build.sh all
+	@$(MAKE) --no-print-directory build
+	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'chart*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/chart-test.log || rc=$$?; .ci/count.sh chart-test $(LOGS)/chart-test.log || rc=1; exit $$rc
 
 .PHONY: lint
 lint: ## format, clippy, dependency arrows, licences, stale generated files

@@ -72,14 +72,6 @@ pub enum ClusterError {
         /// What it said.
         reason: String,
     },
-    /// containerd did not take an image.
-    #[error("importing {image}: {reason}", image = image.display())]
-    Import {
-        /// The archive.
-        image: PathBuf,
-        /// What it said.
-        reason: String,
-    },
     /// A node is not what it should be.
     #[error("node {node}: {reason}")]
     Node {

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    hash::{Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
     time::UNIX_EPOCH,
@@ -72,7 +73,9 @@ pub fn program(name: &str, tag: &str) -> Result<PathBuf, ClusterError> {
         Image::new(&format!("selvage/{name}:{tag}"), Arch::here()).map_err(ClusterError::Image)?;
     image.program(&binary).map_err(ClusterError::Image)?;
     if name == "mesh-proxy" {
-        image.tool("nft", Path::new("/")).map_err(ClusterError::Image)?;
+        for tool in ["nft", "ip"] {
+            image.tool(tool, Path::new("/")).map_err(ClusterError::Image)?;
+        }
     } else {
         image.user = NONROOT.to_owned();
     }
@@ -94,7 +97,10 @@ fn archive(image: &Image, program: &Path) -> Result<PathBuf, ClusterError> {
     let meta = fs::metadata(program).map_err(ClusterError::io("read", program))?;
     let written = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
     let name: String = image.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let out = folder.join(format!("{name}.{}.{}.tar", written.as_nanos(), meta.len()));
+    // What else the image holds decides too.
+    let mut recipe = std::hash::DefaultHasher::new();
+    format!("{image:?}").hash(&mut recipe);
+    let out = folder.join(format!("{name}.{}.{:x}.tar", written.as_nanos(), recipe.finish() ^ meta.len()));
     if out.exists() {
         return Ok(out);
     }

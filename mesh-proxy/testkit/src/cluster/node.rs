@@ -211,9 +211,19 @@ fn wait_for_containerd(plan: &Plan) -> Result<(), ClusterError> {
 
 /// Gives an archive's images to the containerd at that socket.
 pub(super) fn import(socket: &str, image: &Path) -> Result<(), ClusterError> {
+    ctr(socket, &["import".as_ref(), image.as_os_str()])
+}
+
+/// Gives an image another name as well.
+pub(super) fn tag(socket: &str, image: &str, new: &str) -> Result<(), ClusterError> {
+    let [image, new] = [image, new].map(|name| format!("docker.io/{name}"));
+    ctr(socket, &["tag".as_ref(), "--force".as_ref(), image.as_ref(), new.as_ref()])
+}
+
+fn ctr(socket: &str, args: &[&std::ffi::OsStr]) -> Result<(), ClusterError> {
     let output = Command::new("ctr")
-        .args(["--address", socket, "--namespace", "k8s.io", "images", "import"])
-        .arg(image)
+        .args(["--address", socket, "--namespace", "k8s.io", "images"])
+        .args(args)
         .stdin(Stdio::null())
         .output()
         .map_err(ClusterError::io("run", Path::new("ctr")))?;
@@ -221,5 +231,5 @@ pub(super) fn import(socket: &str, image: &Path) -> Result<(), ClusterError> {
         return Ok(());
     }
     let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(ClusterError::Import { image: image.to_owned(), reason })
+    Err(ClusterError::Tool { tool: format!("ctr {args:?}"), reason })
 }

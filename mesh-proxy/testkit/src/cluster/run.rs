@@ -117,6 +117,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives an image of every running node another name as well.
+    ///
+    /// # Errors
+    /// When a node has no such image.
+    pub fn tag(&self, image: &str, new: &str) -> Result<(), ClusterError> {
+        for node in &self.nodes {
+            let Some(process) = &node.process else { continue };
+            let pid = process.pid().map_err(ClusterError::World)?;
+            node::tag(&format!("/proc/{pid}/root{}", node::SOCKET), image, new)?;
+        }
+        Ok(())
+    }
+
     /// Starts a node that is off.
     ///
     /// # Errors

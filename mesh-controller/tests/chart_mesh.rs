@@ -1,0 +1,220 @@
+//! The chart on a real cluster, from `helm install` to `helm uninstall`: pods are real containers started by kubelets. No call
+//! may fail while the mesh is upgraded, rolled back, or a node is drained, and nothing may be left at the end.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+#[allow(dead_code, reason = "each test uses its part")]
+#[path = "kube/manifests.rs"]
+mod manifests;
+#[allow(dead_code, reason = "each test uses its part")]
+#[path = "kube/mesh.rs"]
+mod mesh;
+#[allow(dead_code, reason = "each test uses its part")]
+#[path = "chart/shop.rs"]
+mod shop;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use mesh::Report;
+use mesh_testkit::kube::eventually;
+use serde_json::json;
+use shop::{NAMESPACE, NODES, Shop, root};
+
+const ALL_V1: &str = "virtual-service-all-v1.yaml";
+const DESTINATION_RULES: &str = "destination-rule-all.yaml";
+
+#[test]
+fn the_chart_from_install_to_uninstall() {
+    let Some(shop) = Shop::up("chart") else { return };
+    let (objects, kernels) = (shop.objects(), shop.kernels());
+    let chart = root().join("charts/mesh");
+    let previous = previous_chart(&shop, &chart);
+
+    let took = shop.helm("install", &previous, &json!({})).unwrap();
+    println!("helm install --wait: {:.1} s", took.as_secs_f64());
+    shop.open();
+    crosses_nodes_through_the_mesh(&shop);
+    rules_steer(&shop);
+
+    let next = json!({ "image": { "tag": "next" } });
+    tag_images(&shop);
+    let took = shop.without_failure("helm upgrade", || shop.helm("upgrade", &chart, &next).unwrap());
+    println!("helm upgrade --wait: {:.1} s", took.as_secs_f64());
+    all_run_image(&shop, "next");
+    shop.without_failure("controller roll", || controller_rolls(&shop));
+    shop.without_failure("node drain", || node_drains(&shop));
+    let took = shop.without_failure("helm rollback", || rolls_back(&shop));
+    println!("helm rollback --wait: {:.1} s", took.as_secs_f64());
+    all_run_image(&shop, "test");
+    steers_after_all_that(&shop);
+    a_second_release_is_refused(&shop, &chart);
+
+    uninstalls(&shop);
+    close(&shop);
+    let left: Vec<String> = shop.objects().difference(&objects).cloned().collect();
+    let left: Vec<&String> = left.iter().filter(|o| !is_kept(o)).collect();
+    assert!(left.is_empty(), "objects that are left: {left:#?}");
+    for (node, before) in &kernels {
+        let after = shop.cluster.kernel_state(node).unwrap();
+        let left: Vec<&String> = after.difference(before).collect();
+        assert!(left.is_empty(), "in the kernel of {node} is left: {left:#?}");
+        let lost: Vec<&String> = before.difference(&after).collect();
+        assert!(lost.is_empty(), "from the kernel of {node} is lost: {lost:#?}");
+    }
+    println!("uninstalled: no object, rule, interface or table is left");
+}
+
+/// The chart as the release before this one was: another version, all else the same.
+fn previous_chart(shop: &Shop, chart: &Path) -> PathBuf {
+    let copy = shop.cluster.world().folder("previous").unwrap().join("mesh");
+    let copied = Command::new("cp").arg("-rL").arg(chart).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let file = copy.join("Chart.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> =
+        text.lines().map(|l| if l.starts_with("version:") { "version: 0.0.9" } else { l }).collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    copy
+}
+
+fn crosses_nodes_through_the_mesh(shop: &Shop) {
+    let start = Instant::now();
+    eventually(Duration::from_secs(30), Duration::from_millis(200), || {
+        let report = shop.call("reviews", 30);
+        if report.failed == 0 && report.versions == ["v1", "v2", "v3"] { Ok(()) } else { Err(report) }
+    })
+    .unwrap();
+    println!("bookshop: all versions answer {:.1} s after its pods are ready", start.elapsed().as_secs_f64());
+    let requests = |node: &str, reporter: &str| {
+        shop.metric(node, "istio_requests_total", &format!("reporter=\"{reporter}\""))
+    };
+    let before = (requests("cloud", "source"), requests("edge-a", "destination"));
+    let report = shop.call("ratings", 20);
+    assert_eq!((report.failed, &report.nodes[..]), (0, &["edge-a".to_owned()][..]), "{report:#?}");
+    let after = (requests("cloud", "source"), requests("edge-a", "destination"));
+    assert!(
+        after.0 >= before.0 + 20.0 && after.1 >= before.1 + 20.0,
+        "not through the mesh: {before:?} {after:?}"
+    );
+    let page = shop.call("productpage", 1).body();
+    assert_eq!(
+        (&page["details"]["status"], &page["reviews"]["status"]),
+        (&json!(200), &json!(200)),
+        "{page:#}"
+    );
+}
+
+fn only(report: Report, versions: &[&str]) -> Result<(), Report> {
+    if report.failed == 0 && report.versions == versions { Ok(()) } else { Err(report) }
+}
+
+fn rules(shop: &Shop, verb: &str, file: &str) {
+    let path = root().join("examples/bookinfo/networking").join(file);
+    shop.cluster.kubectl(&[verb, "-f", path.to_str().unwrap()]).unwrap();
+}
+
+fn rules_steer(shop: &Shop) {
+    rules(shop, "apply", DESTINATION_RULES);
+    rules(shop, "apply", ALL_V1);
+    let start = Instant::now();
+    eventually(Duration::from_secs(20), Duration::ZERO, || only(shop.call("reviews", 20), &["v1"])).unwrap();
+    println!("all to v1: in effect after {:.1} s", start.elapsed().as_secs_f64());
+    only(shop.call("reviews", 100), &["v1"]).unwrap();
+    rules(shop, "delete", ALL_V1);
+    eventually(Duration::from_secs(20), Duration::ZERO, || {
+        only(shop.call("reviews", 40), &["v1", "v2", "v3"])
+    })
+    .unwrap();
+}
+
+/// The same programs under another tag: the next version, as far as Kubernetes can tell.
+fn tag_images(shop: &Shop) {
+    for program in ["mesh-proxy", "mesh-controller"] {
+        shop.cluster.tag(&format!("selvage/{program}:test"), &format!("selvage/{program}:next")).unwrap();
+    }
+}
+
+fn all_run_image(shop: &Shop, tag: &str) {
+    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.spec.containers[0].image} {.metadata.deletionTimestamp}{"\n"}{end}"#;
+    let pods = ["get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/part-of=selvage", "-o", path];
+    let pods = shop.cluster.kubectl(&pods).unwrap();
+    let staying: Vec<&str> = pods.lines().filter(|l| l.split_whitespace().count() == 2).collect();
+    assert!(staying.len() >= 2 + NODES.len(), "{pods}");
+    assert!(staying.iter().all(|l| l.ends_with(&format!(":{tag}"))), "{pods}");
+}
+
+fn controller_rolls(shop: &Shop) {
+    let kubectl = |args: &[&str]| shop.cluster.kubectl(args).unwrap();
+    kubectl(&["rollout", "restart", "deployment/mesh-controller", "-n", NAMESPACE]);
+    kubectl(&["rollout", "status", "deployment/mesh-controller", "-n", NAMESPACE, "--timeout=120s"]);
+}
+
+/// Everything but the proxy leaves edge-b; calls go to the version that is left.
+fn node_drains(shop: &Shop) {
+    let kubectl = |args: &[&str]| shop.cluster.kubectl(args).unwrap();
+    kubectl(&["drain", "edge-b", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"]);
+    only(shop.call("reviews", 40), &["v1"]).unwrap();
+    kubectl(&["uncordon", "edge-b"]);
+    for version in ["v2", "v3"] {
+        kubectl(&["rollout", "status", &format!("deployment/reviews-{version}"), "--timeout=90s"]);
+    }
+}
+
+fn rolls_back(shop: &Shop) -> Duration {
+    let start = Instant::now();
+    shop.cluster.helm(&["rollback", "mesh", "1", "-n", NAMESPACE, "--wait", "--timeout", "180s"]).unwrap();
+    start.elapsed()
+}
+
+fn steers_after_all_that(shop: &Shop) {
+    rules(shop, "apply", ALL_V1);
+    eventually(Duration::from_secs(20), Duration::ZERO, || only(shop.call("reviews", 20), &["v1"])).unwrap();
+    rules(shop, "delete", ALL_V1);
+    rules(shop, "delete", DESTINATION_RULES);
+}
+
+fn a_second_release_is_refused(shop: &Shop, chart: &Path) {
+    let chart = chart.display().to_string();
+    for (name, namespace) in [("other", NAMESPACE), ("mesh", "elsewhere")] {
+        let args =
+            ["install", name, &chart, "-n", namespace, "--create-namespace", "--set", "image.tag=test"];
+        let error = shop.cluster.helm(&args).unwrap_err().to_string();
+        assert!(error.contains("has a mesh already") && error.contains(NAMESPACE), "{error}");
+        println!("second release: {}", error.lines().last().unwrap_or_default());
+    }
+    only(shop.call("ratings", 10), &["v1"]).unwrap();
+    shop.cluster.kubectl(&["delete", "namespace", "elsewhere", "--ignore-not-found"]).unwrap();
+}
+
+fn uninstalls(shop: &Shop) {
+    let start = Instant::now();
+    shop.cluster.helm(&["uninstall", "mesh", "-n", NAMESPACE, "--wait", "--timeout", "120s"]).unwrap();
+    shop.wait_until_gone();
+    println!("helm uninstall: {:.1} s until the last pod is gone", start.elapsed().as_secs_f64());
+    // The services are those of a plain cluster again.
+    eventually(Duration::from_secs(20), Duration::from_millis(200), || {
+        only(shop.call("reviews", 20), &["v1", "v2", "v3"])
+    })
+    .unwrap();
+}
+
+/// Removes what the test itself made.
+fn close(shop: &Shop) {
+    let services = root().join("examples/bookinfo/bookinfo.yaml");
+    shop.cluster.kubectl(&["delete", "-f", services.to_str().unwrap()]).unwrap();
+    shop.cluster.kubectl(&["delete", "deployments", "--all", "--timeout=60s"]).unwrap();
+    shop.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--timeout=60s"]).unwrap();
+    eventually(Duration::from_secs(60), Duration::from_millis(300), || {
+        let pods = shop.cluster.kubectl(&["get", "pods", "-o", "name"]).unwrap();
+        if pods.trim().is_empty() { Ok(()) } else { Err(pods) }
+    })
+    .unwrap();
+}
+
+/// Definitions stay when a release is removed, or all rules would go with them; the chart says so.
+fn is_kept(object: &str) -> bool {
+    object.starts_with("CustomResourceDefinition ")
+}
