@@ -240,7 +240,8 @@ impl Worker {
             let result = match wake {
                 Wake::Tables => {
                     tokio::time::sleep(GATHER).await;
-                    if updates.borrow_and_update().vips == self.version {
+                    let same = updates.borrow_and_update().vips == self.version;
+                    if same && self.own_pods(Vips::default()).same_pods(&self.applied) {
                         continue;
                     }
                     self.write_changes().await
@@ -284,7 +285,17 @@ impl Worker {
 
     fn wanted(&self) -> Vips {
         let tables = self.shared.tables.load();
-        Vips::of(tables.vips(), tables.udp_vips(), &self.rules.options)
+        self.own_pods(Vips::of(tables.vips(), tables.udp_vips(), &self.rules.options))
+    }
+
+    /// With the pods of this node, if they matter; those in the node's own network have its address.
+    fn own_pods(&self, vips: Vips) -> Vips {
+        if self.rules.options.pod_dns.is_none() {
+            return vips;
+        }
+        let tables = self.shared.tables.load();
+        let pods = tables.workloads_of(&self.shared.node).map(|w| w.address);
+        vips.with_pods(pods, &self.rules.options)
     }
 
     /// Replaces the table in one transaction.

@@ -21,6 +21,9 @@ pub(crate) struct Vips {
     /// For datagrams, ports too: what is not asked for is not taken.
     udp4: BTreeSet<(Ipv4Addr, u16)>,
     udp6: BTreeSet<(Ipv6Addr, u16)>,
+    /// Pods of this node, which may be name servers: what asks one of them is left alone when queries of pods are taken.
+    pods4: BTreeSet<Ipv4Addr>,
+    pods6: BTreeSet<Ipv6Addr>,
 }
 
 impl Vips {
@@ -48,6 +51,24 @@ impl Vips {
         vips
     }
 
+    /// Sets the pods of this node; of the family in which queries are taken.
+    pub(crate) fn with_pods(mut self, pods: impl Iterator<Item = IpAddr>, options: &CaptureOptions) -> Self {
+        let Some(server) = options.pod_dns else { return self };
+        for ip in pods.filter(|ip| may_capture(*ip)) {
+            match ip {
+                IpAddr::V4(ip) if server.is_ipv4() => _ = self.pods4.insert(ip),
+                IpAddr::V6(ip) if server.is_ipv6() => _ = self.pods6.insert(ip),
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// Whether the pods are the same.
+    pub(crate) fn same_pods(&self, other: &Self) -> bool {
+        self.pods4 == other.pods4 && self.pods6 == other.pods6
+    }
+
     /// What is there and not in `other`.
     fn without(&self, other: &Self) -> Self {
         fn less<T: Ord + Copy>(a: &BTreeSet<T>, b: &BTreeSet<T>) -> BTreeSet<T> {
@@ -58,6 +79,8 @@ impl Vips {
             v6: less(&self.v6, &other.v6),
             udp4: less(&self.udp4, &other.udp4),
             udp6: less(&self.udp6, &other.udp6),
+            pods4: less(&self.pods4, &other.pods4),
+            pods6: less(&self.pods6, &other.pods6),
         }
     }
 
@@ -90,14 +113,23 @@ impl Rules {
                 std::net::SocketAddr::V4(to) => ("ip", to.to_string()),
                 std::net::SocketAddr::V6(to) => ("ip6", to.to_string()),
             };
-            format!("    meta l4proto {{ tcp, udp }} th dport 53 dnat {family} to {target}\n")
+            // Queries that others send to a name server on this node are not those of its pods: a server in a pod, or
+            // the node's own. Taken too, they would go from node to node and never arrive.
+            let left = match to {
+                std::net::SocketAddr::V4(_) => "ip daddr @pods4",
+                std::net::SocketAddr::V6(_) => "ip6 daddr @pods6",
+            };
+            format!(
+                "    meta l4proto {{ tcp, udp }} th dport 53 {left} return\n\
+                 \x20   meta l4proto {{ tcp, udp }} th dport 53 dnat {family} to {target}\n"
+            )
         });
         let mark = self.options.mark;
         format!(
             "add table inet {table}\n\
              delete table inet {table}\n\
              table inet {table} {{\n\
-             {v4}{v6}\
+             {v4}{v6}{pods}\
              \x20 chain output {{\n\
              \x20   type nat hook output priority {PRIORITY}; policy accept;\n\
              \x20   meta mark {mark:#x} return\n\
@@ -111,6 +143,11 @@ impl Rules {
              }}\n",
             v4 = set("vip4", "ipv4_addr", vips.v4.iter()),
             v6 = set("vip6", "ipv6_addr", vips.v6.iter()),
+            pods = match self.options.pod_dns {
+                None => String::new(),
+                Some(std::net::SocketAddr::V4(_)) => set("pods4", "ipv4_addr", vips.pods4.iter()),
+                Some(std::net::SocketAddr::V6(_)) => set("pods6", "ipv6_addr", vips.pods6.iter()),
+            },
             udp = self.datagrams(vips),
         )
     }
@@ -170,6 +207,8 @@ impl Rules {
             change(verb, "vip6", list(part.v6.iter()));
             change(verb, "udp4", list(pairs(&part.udp4).iter()));
             change(verb, "udp6", list(pairs(&part.udp6).iter()));
+            change(verb, "pods4", list(part.pods4.iter()));
+            change(verb, "pods6", list(part.pods6.iter()));
         }
         (!script.is_empty()).then_some(script)
     }
@@ -216,11 +255,15 @@ pub(crate) fn read(json: &[u8]) -> Option<(String, Vips)> {
     for object in listing.get("nftables")?.as_array()? {
         if let Some(set) = object.get("set") {
             let elements = set.get("elem").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let of_pods =
+                set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with("pods"));
             for element in elements {
                 match pair(element) {
                     Some((IpAddr::V4(ip), port)) => _ = vips.udp4.insert((ip, port)),
                     Some((IpAddr::V6(ip), port)) => _ = vips.udp6.insert((ip, port)),
                     None => match element.as_str()?.parse().ok()? {
+                        IpAddr::V4(ip) if of_pods => _ = vips.pods4.insert(ip),
+                        IpAddr::V6(ip) if of_pods => _ = vips.pods6.insert(ip),
                         IpAddr::V4(ip) => _ = vips.v4.insert(ip),
                         IpAddr::V6(ip) => _ = vips.v6.insert(ip),
                     },

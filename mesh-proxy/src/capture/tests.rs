@@ -80,7 +80,10 @@ impl World {
             ..CaptureOptions::new(outbound.local_addr().unwrap())
         };
         Self {
-            shared: Shared::new(Arc::new(Config::default()), Registry::new()),
+            shared: Shared::new(
+                Arc::new(Config { node: "edge-a".to_owned(), ..Config::default() }),
+                Registry::new(),
+            ),
             tasks: Tasks::new(Drain::new()),
             options,
             outbound,
@@ -364,7 +367,10 @@ fn the_rules_go_with_the_drain_unless_a_successor_keeps_them() {
         // The successor takes the same table over.
         let successor = World {
             tasks: Tasks::new(Drain::new()),
-            shared: Shared::new(Arc::new(Config::default()), Registry::new()),
+            shared: Shared::new(
+                Arc::new(Config { node: "edge-a".to_owned(), ..Config::default() }),
+                Registry::new(),
+            ),
             ..world
         };
         successor.vip("reviews", "10.96.0.10");

@@ -81,6 +81,52 @@ fn connections_of_pods_are_captured_and_their_dns_too() {
     });
 }
 
+/// A query that comes from another node to a name server in a pod here must arrive there: taken, it would be sent on to
+/// the same server, from node to node.
+#[test]
+fn queries_to_name_servers_on_this_node_arrive_at_them() {
+    in_namespace("pods::queries_to_name_servers_on_this_node_arrive_at_them", "-Urn", async || {
+        let mut world = world().await;
+        sh("ip address add 169.254.96.16/32 dev lo").unwrap();
+        let dns = tokio::net::UdpSocket::bind("169.254.96.16:53").await.unwrap();
+        world.options.pod_dns = Some("169.254.96.16:53".parse().unwrap());
+        let _capture = world.start().await;
+        let pod = Pod::start();
+        let ask = |server: &str, word: &str| {
+            sh(&format!("nsenter -t {} -n bash -c 'echo -n {word} > /dev/udp/{server}/53'", pod.0.id()))
+                .unwrap();
+        };
+        // Known from the moment on that the tables say so.
+        let mut byte = [0];
+        ask("10.1.0.99", "a");
+        let (_, asker) = dns.recv_from(&mut byte).await.unwrap();
+        assert_eq!((asker.ip().to_string(), &byte), ("10.1.0.7".to_owned(), b"a"));
+        // One in a pod, and one in the node's own network.
+        let workload = |address: &str, name: &str, host_network| model::Workload {
+            address: address.into(),
+            name: name.into(),
+            host_network,
+            ..Default::default()
+        };
+        let workloads = vec![workload("10.1.0.99", "coredns", false), workload("10.1.0.1", "dnsmasq", true)];
+        let list = model::NodeWorkloads { node: world.shared.node.to_string(), workloads };
+        assert!(world.shared.apply(vec![Change::Set(Resource::NodeWorkloads(list))]).rejected.is_empty());
+        let start = Instant::now();
+        while !sh("nft list set inet selvage pods4").unwrap().contains("10.1.0.99") {
+            assert!(start.elapsed() < SOON, "{}", sh("nft list table inet selvage").unwrap());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let own = tokio::net::UdpSocket::bind("10.1.0.1:53").await.unwrap();
+        ask("10.1.0.1", "o");
+        let _asker = own.recv_from(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"o");
+        ask("10.1.0.99", "b");
+        ask("8.8.8.8", "c");
+        let _asker = dns.recv_from(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"c", "the query to the pod is not ours");
+    });
+}
+
 #[test]
 fn one_client_port_calls_two_services_one_after_the_other_without_a_pause() {
     in_namespace(
