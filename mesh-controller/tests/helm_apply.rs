@@ -101,8 +101,7 @@ fn every_object_is_taken(cluster: &KubeCluster) {
     }
 }
 
-fn preflight(cluster: &KubeCluster, kubeconfig: &Path, release: &str) -> (bool, String) {
-    let _ = cluster;
+fn preflight(kubeconfig: &Path, release: &str) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-controller"));
     command
         .args(["preflight", "--namespace", NAMESPACE, "--release", release, "--kubeconfig"])
@@ -117,7 +116,7 @@ fn preflight_sees_what_is_in_the_way(cluster: &KubeCluster) {
     let none = cluster.kubectl(&["create", "serviceaccount", "nobody", "-n", NAMESPACE]);
     none.unwrap();
     let nobody = cluster.service_account_kubeconfig(NAMESPACE, "nobody").unwrap();
-    let (fine, text) = preflight(cluster, &nobody, "mesh");
+    let (fine, text) = preflight(&nobody, "mesh");
     assert!(!fine && text.contains("missing rights") && text.contains("list nodes"), "{text}");
 
     let own = |o: &&Value| {
@@ -129,7 +128,7 @@ fn preflight_sees_what_is_in_the_way(cluster: &KubeCluster) {
         cluster.apply(&object.to_string()).unwrap();
     }
     let account = cluster.service_account_kubeconfig(NAMESPACE, "mesh-preflight").unwrap();
-    let (fine, text) = preflight(cluster, &account, "mesh");
+    let (fine, text) = preflight(&account, "mesh");
     assert!(fine && !text.contains("REFUSE"), "{text}");
 
     let agent = json!({ "apiVersion": "apps/v1", "kind": "DaemonSet",
@@ -137,12 +136,12 @@ fn preflight_sees_what_is_in_the_way(cluster: &KubeCluster) {
         "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
             "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [{ "name": "a", "image": "a" }] } } } });
     cluster.apply(&agent.to_string()).unwrap();
-    let (fine, text) = preflight(cluster, &account, "mesh");
+    let (fine, text) = preflight(&account, "mesh");
     assert!(!fine && text.contains("EdgeMesh runs here (DaemonSet default/edgemesh-agent)"), "{text}");
     cluster.kubectl(&["delete", "daemonset", "edgemesh-agent", "-n", "default"]).unwrap();
     let label = "pod-security.kubernetes.io/enforce=baseline";
     cluster.kubectl(&["label", "namespace", NAMESPACE, label]).unwrap();
-    let (fine, text) = preflight(cluster, &account, "mesh");
+    let (fine, text) = preflight(&account, "mesh");
     assert!(!fine && text.contains("enforces pod security level baseline"), "{text}");
     cluster.kubectl(&["label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce-"]).unwrap();
     for kind in ["serviceaccount/nobody", "serviceaccount/mesh-preflight"] {
@@ -180,9 +179,9 @@ fn one_release_in_a_cluster(cluster: &KubeCluster) {
         text.contains("this cluster has a mesh already: release \"mesh\" in namespace \"selvage-system\""),
         "{text}"
     );
-    let (fine, text) = preflight(cluster, &cluster.admin_kubeconfig(), "other");
+    let (fine, text) = preflight(&cluster.admin_kubeconfig(), "other");
     assert!(!fine && text.contains("this cluster has a mesh already: release \"mesh\""), "{text}");
-    let (fine, text) = preflight(cluster, &cluster.admin_kubeconfig(), "mesh");
+    let (fine, text) = preflight(&cluster.admin_kubeconfig(), "mesh");
     assert!(fine, "an upgrade is not a second mesh: {text}");
 
     // An upgrade reaches the definitions, and keeps the CA that the controller has put into the webhook.
