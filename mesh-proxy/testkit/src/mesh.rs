@@ -350,7 +350,7 @@ impl Mesh {
     /// When it cannot be started.
     pub fn load(&self, at: &str, url: &str, args: &[&str]) -> Result<Load, LabError> {
         let mut command = Command::new(bins::find("echo").map_err(LabError::Up)?);
-        command.args(["call", url, "-o", "json", "--duration", "120"]).args(args);
+        command.args(["call", url, "-o", "json", "--duration", "900"]).args(args);
         Ok(Load(self.world.place(at)?.spawn("load", &command)?))
     }
 

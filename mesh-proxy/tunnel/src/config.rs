@@ -133,7 +133,7 @@ impl Default for Timeouts {
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(15),
             ping: Duration::from_secs(15),
-            ping_timeout: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(25),
         }
     }
 }

@@ -8,11 +8,11 @@ use std::{
 };
 
 use futures::{AsyncReadExt, AsyncWriteExt};
-use libp2p::Stream;
+use libp2p::{PeerId, Stream};
 use tokio::sync::oneshot;
 
 use crate::{
-    path::{Path, PathKind, PathTransport},
+    path::{Path, PathKind, PathTransport, socket_of},
     table::{Ask, Asked, Conn},
     tunnel::Shared,
 };
@@ -91,22 +91,38 @@ const SHAKEN_ROUND_TRIPS: u32 = 2;
 /// Most waits of one probe, on a connection that is alive but too busy to answer.
 const MAX_WINDOWS: usize = 32;
 
-/// So many waits without any sign of life end a connection. QUIC hides what the kernel would tell of TCP, where
-/// unacknowledged bytes end a connection by themselves; only a middle box that takes them and delivers nothing is found
-/// out here. Behind a relay a long upload on a slow leg may be silent for a while.
-const fn patience_of(path: Path, shaken: bool) -> u32 {
+/// So many waits without any sign of life end a connection while another way to its peer answers: the line is well, and
+/// who waits on this one is better off there. Behind a relay a long upload on a slow leg may be silent for a while.
+const fn patience_of(path: Path, shaken: bool, leg_is_silent: bool) -> u32 {
     match (path.kind, path.transport) {
         (PathKind::Relayed, _) if shaken => 4,
-        _ if shaken => 3,
+        _ if shaken || leg_is_silent => 3,
         (PathKind::Relayed, _) => 8,
         (_, PathTransport::Quic) => 3,
-        _ => 12,
+        _ => TAKEN,
     }
+}
+
+/// So many waits end a TCP connection whose bytes were all acknowledged: a box on the way takes them and delivers
+/// nothing, or the peer's process is stuck.
+const TAKEN: u32 = 5;
+/// So many when nothing else answers: a link that comes back after ten seconds finds its streams as it left them. TCP
+/// sends again after pauses that double: it may need as long again.
+const fn outage_of(path: Path) -> u32 {
+    match (path.kind, path.transport) {
+        (PathKind::Relayed, _) | (_, PathTransport::Tcp | PathTransport::Ws) => 26,
+        (_, PathTransport::Quic) => 18,
+    }
+}
+
+/// Whether a connection is in use and not silent.
+fn answers(conn: &Conn) -> bool {
+    conn.is_usable() && !conn.suspect.load(Ordering::Relaxed)
 }
 
 impl Shared {
     /// Probes a connection in the background, once at a time. Without an answer in time the connection is suspect: new
-    /// streams take any other. Without one for three times as long it is given up, with its streams.
+    /// streams take any other. How long it stays for the streams that it has says [`patience_of`], [`TAKEN`], [`outage_of`].
     pub(crate) fn probe(self: &Arc<Self>, conn: &Arc<Conn>) {
         if conn.probing.swap(true, Ordering::Relaxed) {
             return;
@@ -130,12 +146,13 @@ impl Shared {
         self.probe(conn);
     }
 
-    async fn probe_now(self: &Arc<Self>, conn: &Conn) {
+    async fn probe_now(self: &Arc<Self>, conn: &Arc<Conn>) {
         conn.probes.0.fetch_add(1, Ordering::Relaxed);
         let rtt = conn.rtt().unwrap_or_default();
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
-        let (mut silent, mut life) = (0, conn.life());
+        // Waits without a sign of life; and those of them in which others answered.
+        let (mut silent, mut alone, mut life) = (0, 0, conn.life());
         for _ in 0..MAX_WINDOWS {
             let shaken = conn.shaken.load(Ordering::Relaxed);
             let patience = if shaken {
@@ -143,7 +160,7 @@ impl Shared {
             } else {
                 (rtt * ROUND_TRIPS).max(self.timeouts.probe)
             };
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), silent);
             match tokio::time::timeout(patience, &mut said).await {
                 Ok(Ok(rtt)) => {
                     conn.measured(rtt);
@@ -155,26 +172,72 @@ impl Shared {
                 // A process that is late itself has heard nobody.
                 Err(_) if began.elapsed() > patience.mul_f64(1.5) => {}
                 // The answer waits behind much else.
-                Err(_) if conn.life() != life => silent = 0,
+                Err(_) if conn.life() != life => (silent, alone) = (0, 0),
                 Err(_) => silent += 1,
             }
             life = conn.life();
             match silent {
-                0 => {}
+                n if n <= before => {}
                 1 => {
                     conn.probes.1.fetch_add(1, Ordering::Relaxed);
                     conn.suspect.store(true, Ordering::Relaxed);
                     self.table.refresh(conn.peer);
                     conn.doubt.notify_waiters();
-                    // Perhaps it is the relay that is gone; its connection ends sooner than one that it carries.
+                    // Perhaps it is the relay that is gone; or all that leads to the peer, or this host's own line.
                     let legs = conn.relay.map(|relay| self.table.connections_of(&relay)).unwrap_or_default();
-                    legs.iter().for_each(|leg| self.probe(leg));
+                    legs.iter().chain(&self.others(conn)).for_each(|other| self.probe(other));
                 }
-                n if n >= patience_of(conn.path, shaken) => return self.give_up(conn),
-                _ => {}
+                n => {
+                    alone += u32::from(shaken || self.others(conn).iter().any(|c| answers(c)));
+                    let patience = patience_of(conn.path, shaken, self.is_leg_silent(conn));
+                    // After an outage of all, the others may only be the first to be back.
+                    let outage = if shaken { 0 } else { n.saturating_sub(alone) };
+                    if alone + 1 >= patience.max(outage) {
+                        return self.give_up(conn);
+                    }
+                    if n >= outage_of(conn.path) || (n >= TAKEN && self.is_taken(conn)) {
+                        return self.give_up(conn);
+                    }
+                    self.poke(conn);
+                }
             }
         }
         self.believe(conn);
+    }
+
+    /// Other ways to the peer of a connection; and, where that is a relay, to other relays: they tell whether it is this
+    /// host's own line that is down.
+    fn others(&self, conn: &Conn) -> Vec<Arc<Conn>> {
+        let view = self.view();
+        let is_relay = |peer: PeerId| view.relays().iter().any(|r| r.id == peer);
+        let both = is_relay(conn.peer);
+        let mut all = self.table.connections();
+        all.retain(|c| c.id != conn.id && (c.peer == conn.peer || (both && is_relay(c.peer))));
+        all
+    }
+
+    /// Whether the connection to the relay that carries this one is silent too.
+    fn is_leg_silent(&self, conn: &Conn) -> bool {
+        let legs = conn.relay.map(|relay| self.table.connections_of(&relay)).unwrap_or_default();
+        conn.relay.is_some() && !legs.iter().any(|c| answers(c))
+    }
+
+    /// Whether the kernel says that the other end took all that was sent.
+    fn is_taken(&self, conn: &Conn) -> bool {
+        let straight = conn.path.kind != PathKind::Relayed && conn.path.transport != PathTransport::Quic;
+        let to = socket_of(&conn.remote).filter(|_| straight);
+        to.and_then(|at| self.kernel.has_delivered(at)) == Some(true)
+    }
+
+    /// Says one more word on a silent connection. QUIC repeats a lost packet ever more rarely; a new one goes at once, so
+    /// that a line that is back is noticed.
+    fn poke(&self, conn: &Arc<Conn>) {
+        if conn.path.transport == PathTransport::Quic && conn.path.kind != PathKind::Relayed {
+            let (conn, limit) = (conn.clone(), self.timeouts.negotiate);
+            self.placement.control().spawn(async move {
+                let _heard_as_a_sign_of_life = tokio::time::timeout(limit, say(&conn, Word::Probe)).await;
+            });
+        }
     }
 
     fn believe(&self, conn: &Conn) {
@@ -184,7 +247,8 @@ impl Shared {
         }
     }
 
-    fn give_up(&self, conn: &Conn) {
+    /// Ends a connection that is of no use to anybody.
+    pub(crate) fn give_up(&self, conn: &Conn) {
         tracing::info!(peer = %conn.peer, address = %conn.remote, "no answer: connection is closed");
         conn.closed.store(true, Ordering::Relaxed);
         self.table.refresh(conn.peer);

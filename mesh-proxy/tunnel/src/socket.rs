@@ -28,8 +28,10 @@ use crate::numbers::Numbers;
 
 /// Bytes that one system call reads.
 const AHEAD: usize = 64 << 10;
-/// Sent bytes that the peer has not acknowledged for this long end the connection; QUIC's idle time-out is the same.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
+/// Sent bytes that the peer has not acknowledged for this long end the connection: longer than an outage that streams
+/// shall survive, with the pause after which the kernel sends again. A silent connection is left by new streams at once,
+/// and ended sooner where another way answers.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(24);
 /// Bytes that wait in the kernel without having been sent. More would only delay other streams, and on a slow line
 /// nothing would tell for seconds that it moves.
 const UNSENT: u32 = 256 << 10;

@@ -25,6 +25,7 @@ use crate::{
     driver::{self, Behaviour, Command, Driver},
     error::StartError,
     exec::{Executors, Placement, Worker},
+    kernel::Kernel,
     metrics::Metrics,
     nat::{
         self, NatReport,
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) timeouts: Timeouts,
     pub(crate) metrics: Metrics,
     pub(crate) table: Table,
+    pub(crate) kernel: Kernel,
     pub(crate) placement: Arc<Placement>,
     pub(crate) streams: AtomicUsize,
     pub(crate) closed: CancellationToken,
@@ -152,6 +154,16 @@ impl Shared {
         }
     }
 
+    /// The same for all peers: this host is elsewhere.
+    pub(crate) fn all_moved(&self) {
+        let peers: Vec<PeerId> = self.table.survey().iter().map(|s| s.peer).collect();
+        peers.iter().for_each(|peer| self.table.forgive(*peer));
+        if let Some(commands) = self.commands.upgrade() {
+            // As above.
+            let _ = commands.try_send(Command::Moved(peers));
+        }
+    }
+
     /// Has the driver close a connection.
     pub(crate) fn close_connection(&self, id: ConnectionId) {
         if let Some(commands) = self.commands.upgrade() {
@@ -198,6 +210,7 @@ impl Tunnel {
         let (command_sender, command_receiver) = mpsc::channel(COMMAND_QUEUE);
         let shared = Arc::new(Shared {
             table: Table::new(metrics.path_changes.clone()),
+            kernel: Kernel::default(),
             metrics,
             placement: placement.clone(),
             streams: AtomicUsize::new(0),

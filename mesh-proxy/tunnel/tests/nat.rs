@@ -12,6 +12,7 @@ mod common;
 mod nat {
     mod crowd;
     mod mapping;
+    mod moves;
     mod node;
     mod relay;
     mod world;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use libp2p::{PeerId, swarm::ConnectionId};
 
 use super::Driver;
 use crate::{
-    path::{Path, PathKind, PathTransport},
+    path::{Path, PathKind, PathTransport, socket_of},
     table::{Conn, Survey},
 };
 
@@ -162,6 +163,18 @@ impl Driver {
         }
     }
 
+    /// An address of this host is gone, and with it the TCP connections that come from it: those who wait on them, and
+    /// relays, learn it now and not when they have been silent for long. QUIC goes on from another address.
+    fn leave_address(&self, own: IpAddr) {
+        let gone = |conn: &Conn| {
+            let tcp = conn.path.kind != PathKind::Relayed && conn.path.transport != PathTransport::Quic;
+            socket_of(&conn.remote).filter(|_| tcp).is_some_and(|to| self.shared.kernel.leaves_from(to, own))
+        };
+        for conn in self.shared.table.connections().iter().filter(|c| gone(c)) {
+            self.shared.give_up(conn);
+        }
+    }
+
     /// The registry names other addresses of these peers: connections to the old ones may be dead.
     pub(super) fn on_moved(&mut self, peers: Vec<PeerId>) {
         for survey in self.shared.table.survey().iter().filter(|s| peers.contains(&s.peer)) {
@@ -187,6 +200,9 @@ impl Driver {
         });
         if !changed {
             return;
+        }
+        if let IfEvent::Down(net) = event {
+            self.leave_address(net.addr());
         }
         for survey in self.shared.table.survey() {
             survey.conns.iter().for_each(|conn| self.shared.probe(conn));

@@ -198,6 +198,13 @@ impl Reservations {
         Some((*peer, granted))
     }
 
+    /// The network is another one: relays that were not reached may be now.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        for relay in self.relays.values_mut() {
+            (relay.failures, relay.not_before) = (0, now);
+        }
+    }
+
     /// Everything that is due.
     pub(crate) fn step(&mut self, now: Instant) -> Vec<Op> {
         let mut ops = Vec::new();

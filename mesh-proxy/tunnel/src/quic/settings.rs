@@ -26,7 +26,7 @@ const WINDOW: u32 = 32 << 20;
 /// Sent bytes that are kept until the peer has them, all streams together.
 const SEND_WINDOW: u64 = 8 << 20;
 /// Silence after which a connection ends; the keep-alive makes sure that a living peer is not silent.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Packets that the peer may take before it acknowledges them. Each acknowledgement costs both sides a datagram; loss is
 /// told at once all the same.

@@ -24,7 +24,7 @@ pub(crate) struct Start<'a> {
     pub(crate) relay: bool,
     /// The registry's addresses are old ones, and there are no relays: peers are on the LAN or nowhere.
     pub(crate) dark: bool,
-    /// Peers that it calls, one after the other.
+    /// Peers that it calls, one after the other; one that begins with `+` all the time, until the end.
     pub(crate) calls: &'a [String],
 }
 
@@ -227,6 +227,9 @@ async fn call_all(tunnel: Tunnel, registry: PathBuf, name: String, calls: Vec<St
     }
     let mut out = String::new();
     for peer in calls {
+        if let Some(peer) = peer.strip_prefix('+') {
+            return look(&tunnel, &registry, &name, peer).await;
+        }
         out += &call(&tunnel, &peer).await;
         fs::write(registry.join(format!("{name}.calls")), &out).unwrap();
     }
@@ -284,4 +287,85 @@ async fn call(tunnel: &Tunnel, peer: &str) -> String {
         known.nat.as_str(),
         path.map_or("", |p| &p.why_not_better),
     )
+}
+
+/// One of the opens that follow each other all the time.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    pub(crate) began: SystemTime,
+    pub(crate) ended: SystemTime,
+    /// `path|transport`; none: it failed.
+    pub(crate) path: Option<String>,
+    /// Long streams so far, and bytes that came back on the last one.
+    pub(crate) long: (u64, u64),
+}
+
+/// Reads the opens of a node.
+pub(crate) fn looks(registry: &Path, node: &str) -> Vec<Look> {
+    let text = fs::read_to_string(registry.join(format!("{node}.looks"))).unwrap_or_default();
+    let line = |line: &str| {
+        let f: Vec<&str> = line.split(' ').collect();
+        let time = |s: &str| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(s.parse().ok()?));
+        Some(Look {
+            began: time(f.first()?)?,
+            ended: time(f.get(1)?)?,
+            path: f.get(2).filter(|p| **p != "-").map(|p| p.to_string()),
+            long: (f.get(3)?.parse().ok()?, f.get(4)?.parse().ok()?),
+        })
+    };
+    // The last line may be half written.
+    let end = text.rfind('\n').map_or(0, |n| n + 1);
+    text[..end].lines().filter_map(line).collect()
+}
+
+/// Opens streams to a peer all the time, and keeps one that carries a byte now and then.
+async fn look(tunnel: &Tunnel, registry: &Path, name: &str, peer: &str) {
+    use std::{
+        io::Write as _,
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
+    let file = registry.join(format!("{name}.looks"));
+    let mut out = fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
+    let long = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let keeper = tokio::runtime::Handle::current().spawn({
+        let (tunnel, peer, long) = (tunnel.clone(), peer.to_owned(), long.clone());
+        async move {
+            loop {
+                if let Ok(mut stream) = tunnel.open(&peer, open()).await {
+                    long.0.fetch_add(1, Ordering::Relaxed);
+                    long.1.store(0, Ordering::Relaxed);
+                    let mut byte = [0];
+                    while stream.write_all(b"x").await.is_ok()
+                        && stream.flush().await.is_ok()
+                        && stream.read_exact(&mut byte).await.is_ok()
+                    {
+                        long.1.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    });
+    let millis = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    while !registry.join("end.now").exists() {
+        let began = SystemTime::now();
+        let round = async {
+            let mut stream = tunnel.open(peer, open()).await.ok()?;
+            let path = stream.path();
+            stream.write_all(b"x").await.ok()?;
+            stream.flush().await.ok()?;
+            stream.read_exact(&mut [0]).await.ok()?;
+            Some(format!("{}|{}", path.kind.as_str(), path.transport.as_str()))
+        };
+        let path = tokio::time::timeout(Duration::from_secs(3), round).await.ok().flatten();
+        let (streams, bytes) = (long.0.load(Ordering::Relaxed), long.1.load(Ordering::Relaxed));
+        let path = path.unwrap_or_else(|| "-".to_owned());
+        writeln!(out, "{} {} {path} {streams} {bytes}", millis(began), millis(SystemTime::now())).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    keeper.abort();
 }

@@ -210,7 +210,8 @@ async fn traffic_on_a_dead_connection_notices_and_a_new_address_is_dialled() {
     assert!(held.read(&mut [0]).await.is_err());
     // The link still acknowledges what it swallows: the kernel sees nothing wrong.
     eprintln!("noticed after {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    // Five seconds on a machine that does nothing else; a line that is down may take three times as long.
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     // The registry says where the peer is now.
     a.tunnel.set_peers(std::slice::from_ref(&b.peer)).await;
     let began = Instant::now();

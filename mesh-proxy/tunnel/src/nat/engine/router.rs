@@ -18,8 +18,8 @@ use crate::{
     },
 };
 
-/// How often it is looked where packets leave, when nothing happens.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked where packets leave, when nothing happens: a route may come after its address.
+const LOOK: Duration = Duration::from_secs(1);
 /// Verdicts that are kept.
 const MAX_VERDICTS: usize = 64;
 
@@ -123,6 +123,12 @@ impl Engine {
         self.router.next_look = Some(now + LOOK);
         let leaves = outward();
         let before = std::mem::replace(&mut self.router.leaves, leaves);
+        if before == self.router.leaves {
+            return;
+        }
+        // What was not reached before may be now.
+        self.reservations.hurry(now);
+        self.shared.all_moved();
         let gone = before.iter().any(|ip| !self.router.leaves.contains(ip));
         if gone && !self.router.leaves.is_empty() {
             tracing::info!(addresses = ?self.router.leaves, "this node has moved to another network");
