@@ -7,6 +7,7 @@
 //! - [`support`]: the one table of fields that says what this mesh honours; also prints the documentation.
 //! - [`gateway_api`]: Gateway API objects to Istio objects and their status.
 //! - [`analyze`]: what is wrong with objects when they are looked at together.
+//! - [`mesh_config`]: settings of the whole mesh.
 //! - [`crd`]: CustomResourceDefinitions from the types.
 //! - [`names`], [`duration`], [`yaml`]: host names, Go-style durations, files as Kubernetes reads them.
 #![deny(missing_docs)]
@@ -15,6 +16,7 @@ pub mod analyze;
 pub mod crd;
 pub mod duration;
 pub mod gateway_api;
+pub mod mesh_config;
 pub mod names;
 pub mod parse;
 pub mod schema;

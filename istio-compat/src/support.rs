@@ -2,12 +2,16 @@
 //! test holds the table against the schema, so that no field is without an entry.
 
 mod document;
+mod mesh_config;
 mod resources;
 mod table;
 
 use serde_json::Value;
 
 pub use document::markdown;
+pub use mesh_config::MESH_CONFIG;
+pub(crate) use mesh_config::unsupported_setting;
+pub use table::HEADER_COMMANDS;
 
 /// How far a field is honoured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

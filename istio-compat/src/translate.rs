@@ -6,6 +6,7 @@ pub mod external;
 pub mod gateway;
 mod http;
 mod l4;
+pub(crate) mod mesh;
 mod policy;
 pub mod retry;
 mod route;
@@ -25,12 +26,40 @@ pub struct Context {
     pub cluster_domain: String,
     /// Namespace whose rules apply to the whole mesh.
     pub root_namespace: String,
+    /// Whom objects are for that do not say so themselves.
+    pub exports: ExportDefaults,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        Self { cluster_domain: "cluster.local".to_owned(), root_namespace: "istio-system".to_owned() }
+        Self {
+            cluster_domain: "cluster.local".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            exports: ExportDefaults::default(),
+        }
     }
+}
+
+/// `exportTo` of objects that have none; empty = everybody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExportDefaults {
+    /// Of services, whatever they are made from.
+    pub service: Vec<String>,
+    /// Of VirtualServices.
+    pub virtual_service: Vec<String>,
+    /// Of DestinationRules.
+    pub destination_rule: Vec<String>,
+}
+
+/// An object's own list, or the mesh's.
+pub(crate) fn exported<'a>(own: &'a [String], default: &'a [String]) -> &'a [String] {
+    if own.is_empty() { default } else { own }
+}
+
+/// Namespaces for which a service is whose list this is, as the model has them. `None`: for nobody.
+pub fn visible_to(export_to: &[String], namespace: &str, ctx: &Context) -> Option<Vec<String>> {
+    let visibility = route::Visibility::of(exported(export_to, &ctx.exports.service), namespace);
+    (visibility != route::Visibility::Nobody).then(|| visibility.namespaces())
 }
 
 /// Finds delegates by namespace and name.

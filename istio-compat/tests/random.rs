@@ -64,7 +64,13 @@ fn translate_all(resource: &Resource, valid: bool) {
         Resource::ServiceEntry(entry) => {
             for host in translate::external::hosts(entry) {
                 let endpoints = translate::external::endpoints(&host, entry);
-                let made = translate::external::service(&host, &[entry], |_| model::Protocol::Http).unwrap();
+                let made = translate::external::service(
+                    &host,
+                    &[entry],
+                    |_| model::Protocol::Http,
+                    &translate::Context::default(),
+                )
+                .unwrap();
                 if valid {
                     let problems = check(&host, &Compiled::Service(made));
                     assert!(problems.is_empty(), "accepted, but nodes refuse it: {problems:?}");

@@ -1,6 +1,6 @@
 //! The table as documentation.
 
-use super::{KINDS, fields};
+use super::{KINDS, MESH_CONFIG, fields};
 
 const HEAD: &str = "\
 # Istio fields
@@ -28,6 +28,13 @@ pub fn markdown() -> String {
                  `subsets[].trafficPolicy` alike.\n",
             );
         }
+    }
+    out.push_str(
+        "\n## MeshConfig\n\nThe key `mesh` of the ConfigMap `istio` in the root namespace.\n\n\
+         | setting | honoured | remark |\n|---|---|---|\n",
+    );
+    for field in MESH_CONFIG {
+        out.push_str(&format!("| `{}` | {} | {} |\n", field.path, field.status.as_str(), field.note));
     }
     out
 }

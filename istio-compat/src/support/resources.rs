@@ -95,22 +95,29 @@ pub(super) static SIDECAR: &[Field] = &[
 ];
 
 pub(super) static TELEMETRY: &[Field] = &[
-    yes("selector", "by the calling workload, on its node"),
+    yes("selector", "by the calling workload on its node, by the called one on its own"),
     no("targetRef", NO_TELEMETRY),
     no("targetRefs", NO_TELEMETRY),
-    no("tracing", "there are no traces yet"),
-    yes("metrics", "of the caller's side"),
+    yes("tracing", "where the node has a collector (`tracing.endpoint`)"),
+    yes("tracing[].providers", "the collector's name on the node (`tracing.provider`), or another's"),
+    no("tracing[].useRequestIdForTraceSampling", "the trace's own headers decide"),
+    no("tracing[].enableIstioTags", "Istio's tags are always set"),
+    no("tracing[].disableContextPropagation", "headers are passed on"),
+    yes("metrics", ""),
     no("metrics[].providers", "metrics are those of `/metrics`"),
     no("metrics[].reportingInterval", "metrics are those of `/metrics`"),
-    partly("metrics[].overrides[].match.mode", "the owner's side counts all", |v| v == "SERVER"),
+    yes("metrics[].overrides[].match.mode", ""),
     partly(
         "metrics[].overrides[].tagOverrides{}.value",
         "a constant (`'text'`), for a standard label",
         |v| !v.as_str().is_some_and(is_constant),
     ),
-    yes("accessLogging", "thins out the log that the node writes, on the caller's side"),
-    no("accessLogging[].providers", "the log is that of the node"),
-    partly("accessLogging[].match.mode", "the owner's side logs as the node is set", |v| v == "SERVER"),
+    yes("accessLogging", "switches the node's log on and off, and thins it out"),
+    yes(
+        "accessLogging[].providers",
+        "the log's name on the node (`accessLog.provider`, `envoy`), or another's",
+    ),
+    yes("accessLogging[].match.mode", ""),
     partly(
         "accessLogging[].filter.expression",
         "attributes of request and response but headers; otherwise everything is logged, and the node says so",

@@ -24,11 +24,52 @@ pub(super) const fn partly(path: &'static str, note: &'static str, when: fn(&Val
     Field { path, status: Partly, note, when: Some(when) }
 }
 
-const NO_COMMANDS: &str =
-    "sent as it is: `%COMMAND%` is not replaced by request data (`%%` is a percent sign)";
+const COMMANDS: &str = "Envoy's operators of addresses, headers, start time, protocol, status, route and cluster; \
+others are sent as they stand (`%%` is a percent sign)";
 
+/// Operators that have a value where headers are set. Others stay as they are written.
+pub const HEADER_COMMANDS: [&str; 20] = [
+    "REQ",
+    "RESP",
+    "START_TIME",
+    "PROTOCOL",
+    "RESPONSE_CODE",
+    "ROUTE_NAME",
+    "UPSTREAM_CLUSTER",
+    "UPSTREAM_CLUSTER_RAW",
+    "UPSTREAM_HOST",
+    "UPSTREAM_REMOTE_ADDRESS",
+    "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_REMOTE_PORT",
+    "DOWNSTREAM_REMOTE_ADDRESS",
+    "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_REMOTE_PORT",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_LOCAL_ADDRESS",
+    "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_LOCAL_PORT",
+];
+
+/// Whether a value has an operator that is not filled in.
 fn has_command(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| text.replace("%%", "").contains('%'))
+    let mut rest = value.as_str().unwrap_or_default();
+    while let Some((_, after)) = rest.split_once('%') {
+        rest = match after.strip_prefix('%') {
+            Some(after) => after,
+            None => {
+                let end = after.find(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
+                if !HEADER_COMMANDS.contains(&&after[..end.unwrap_or(after.len())]) {
+                    return true;
+                }
+                // Arguments may have percent signs of their own.
+                let from = after.find('(').filter(|at| Some(*at) == end).and_then(|_| after.find(')'));
+                let from = from.unwrap_or(0);
+                after[from..].split_once('%').map_or("", |(_, after)| after)
+            }
+        };
+    }
+    false
 }
 
 fn is_claim(value: &Value) -> bool {
@@ -65,10 +106,10 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     no("http[].match[].statPrefix", "there are no statistics for single routes"),
     yes("http[].route", "weights, subsets, ports"),
     yes("http[].route[].headers", "see `http[].headers`"),
-    partly("http[].route[].headers.request.set{}", NO_COMMANDS, has_command),
-    partly("http[].route[].headers.request.add{}", NO_COMMANDS, has_command),
-    partly("http[].route[].headers.response.set{}", NO_COMMANDS, has_command),
-    partly("http[].route[].headers.response.add{}", NO_COMMANDS, has_command),
+    partly("http[].route[].headers.request.set{}", COMMANDS, has_command),
+    partly("http[].route[].headers.request.add{}", COMMANDS, has_command),
+    partly("http[].route[].headers.response.set{}", COMMANDS, has_command),
+    partly("http[].route[].headers.response.add{}", COMMANDS, has_command),
     yes("http[].redirect", ""),
     yes("http[].directResponse", ""),
     yes("http[].delegate", ""),
@@ -94,10 +135,10 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].mirrorPercentage", ""),
     yes("http[].corsPolicy", ""),
     yes("http[].headers", "at rule and destination level; setting `host` rewrites the authority"),
-    partly("http[].headers.request.set{}", NO_COMMANDS, has_command),
-    partly("http[].headers.request.add{}", NO_COMMANDS, has_command),
-    partly("http[].headers.response.set{}", NO_COMMANDS, has_command),
-    partly("http[].headers.response.add{}", NO_COMMANDS, has_command),
+    partly("http[].headers.request.set{}", COMMANDS, has_command),
+    partly("http[].headers.request.add{}", COMMANDS, has_command),
+    partly("http[].headers.response.set{}", COMMANDS, has_command),
+    partly("http[].headers.response.add{}", COMMANDS, has_command),
     yes("tls", "by server name, address, port and client"),
     yes("tls[].match[].gateways", ""),
     yes("tcp", "by address, port and client"),

@@ -99,5 +99,6 @@ fn only_values_without_effect_are_named() {
     assert!(bind("unix:///run/x"));
     let set = |v| unsupported("VirtualService", "http[].headers.request.set{}", &json!(v)).is_some();
     assert!(!set("100%%"));
-    assert!(set("%REQ(x)%"));
+    assert!(!set("a %REQ(x)% %START_TIME(%Y %S)% %%"));
+    assert!(set("%HOSTNAME%") && set("%REQ(x)% %TLS%") && set("%START_TIME(%s)% %"));
 }

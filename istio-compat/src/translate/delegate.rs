@@ -23,7 +23,10 @@ pub(super) fn rules(
     delegates: Delegates<'_>,
 ) -> Vec<model::HttpRule> {
     let Some(leaf) = delegates(namespace_of(delegate, scope.meta), &delegate.name) else { return Vec::new() };
-    let visibility = Visibility::of(&leaf.spec.export_to, &leaf.meta.namespace);
+    let visibility = Visibility::of(
+        super::exported(&leaf.spec.export_to, &scope.ctx.exports.virtual_service),
+        &leaf.meta.namespace,
+    );
     if !leaf.spec.hosts.is_empty() || !visibility.sees(&scope.meta.namespace) {
         return Vec::new();
     }

@@ -7,7 +7,7 @@ use mesh_api::model::{
     service::{Kind, Location, Resolution},
 };
 
-use super::route::Visibility;
+use super::Context;
 use crate::types::{
     Meta, ServiceEntry, ServiceEntrySpec, ServiceLocation, ServicePort, ServiceResolution, WorkloadEntrySpec,
 };
@@ -25,8 +25,8 @@ pub fn hosts(object: &ServiceEntry) -> Vec<String> {
 }
 
 /// Whether nobody may use it.
-pub fn is_hidden(object: &ServiceEntry) -> bool {
-    Visibility::of(&object.spec.export_to, &object.meta.namespace) == Visibility::Nobody
+pub fn is_hidden(object: &ServiceEntry, ctx: &Context) -> bool {
+    super::visible_to(&object.spec.export_to, &object.meta.namespace, ctx).is_none()
 }
 
 /// Addresses that are one each.
@@ -45,7 +45,12 @@ pub fn wants_address(object: &ServiceEntry, host: &str) -> bool {
 
 /// A host as a service. `all` are the ServiceEntries that make it: the owner of the name first; others of its namespace
 /// with the same resolution add ports. Rules and virtual addresses are left to the caller.
-pub fn service(host: &str, all: &[&ServiceEntry], protocol: ProtocolOf) -> Option<model::Service> {
+pub fn service(
+    host: &str,
+    all: &[&ServiceEntry],
+    protocol: ProtocolOf,
+    ctx: &Context,
+) -> Option<model::Service> {
     let owner = all.first()?;
     let spec = &owner.spec;
     let mut ports: Vec<model::Port> = Vec::new();
@@ -64,7 +69,7 @@ pub fn service(host: &str, all: &[&ServiceEntry], protocol: ProtocolOf) -> Optio
         name: owner.meta.name.clone(),
         kind: Kind::External.into(),
         ports,
-        visible_to: Visibility::of(&spec.export_to, &owner.meta.namespace).namespaces(),
+        visible_to: super::visible_to(&spec.export_to, &owner.meta.namespace, ctx).unwrap_or_default(),
         resolution: match spec.resolution.unwrap_or_default() {
             ServiceResolution::None => Resolution::None,
             ServiceResolution::Static => Resolution::Static,
@@ -86,8 +91,8 @@ pub fn service(host: &str, all: &[&ServiceEntry], protocol: ProtocolOf) -> Optio
 }
 
 /// Which of the ServiceEntries that name a host make it: the oldest, and those of its namespace with its resolution.
-pub fn makers(mut all: Vec<&ServiceEntry>) -> Vec<&ServiceEntry> {
-    all.retain(|e| !is_hidden(e));
+pub fn makers<'a>(mut all: Vec<&'a ServiceEntry>, ctx: &Context) -> Vec<&'a ServiceEntry> {
+    all.retain(|e| !is_hidden(e, ctx));
     all.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
     let Some(owner) = all.first().copied() else { return Vec::new() };
     let resolution = |e: &ServiceEntry| e.spec.resolution.unwrap_or_default();

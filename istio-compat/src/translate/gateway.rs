@@ -240,7 +240,7 @@ pub fn gateway_host(
         .filter(|v| server_domains(server, &gateway.meta, v, ctx).iter().any(|d| d == domain))
         .copied()
         .collect();
-    bound.sort_by(|a, b| order(a, b));
+    bound.sort_by(|a, b| order(a, b, ctx));
     let parts: Vec<_> = bound
         .into_iter()
         .filter_map(|v| route::rules(v, ctx, delegates))
@@ -251,9 +251,10 @@ pub fn gateway_host(
     (!parts.is_empty()).then_some(model::GatewayHost { gateway: name, server, domain, parts })
 }
 
-fn order(a: &VirtualService, b: &VirtualService) -> Ordering {
+fn order(a: &VirtualService, b: &VirtualService, ctx: &Context) -> Ordering {
     let key = |v: &VirtualService| {
-        route::Visibility::of(&v.spec.export_to, &v.meta.namespace).group(&v.meta.namespace)
+        let list = super::exported(&v.spec.export_to, &ctx.exports.virtual_service);
+        route::Visibility::of(list, &v.meta.namespace).group(&v.meta.namespace)
     };
     key(a).cmp(&key(b)).then_with(|| a.meta.age_order().cmp(&b.meta.age_order()))
 }

@@ -37,7 +37,7 @@ pub(super) fn actions(
     } else {
         Action::Forward(model::Forward { destinations: destinations(&rule.route, scope)? })
     };
-    let (authority, headers) = split_authority(rule.headers.as_ref());
+    let (authority, headers) = split_authority(rule.headers.as_ref(), scope);
     Some(model::HttpRule {
         index,
         name: rule.name.clone(),
@@ -151,7 +151,7 @@ fn destinations(list: &[HttpRouteDestination], scope: Scope<'_>) -> Option<Vec<m
             Some(model::WeightedDestination {
                 destination: Some(destination(d.destination.as_ref()?, scope)),
                 weight: u32::try_from(d.weight).unwrap_or(0),
-                headers: d.headers.as_ref().map(header_ops),
+                headers: d.headers.as_ref().map(|h| header_ops(h, scope)),
             })
         })
         .collect();
@@ -211,36 +211,40 @@ fn rewrite(r: Option<&HttpRewrite>, authority: Option<String>) -> Option<model::
 }
 
 /// A rule that sets the host header rewrites the authority; that beats what a destination says, unlike other headers.
-fn split_authority(headers: Option<&Headers>) -> (Option<String>, Option<model::HeaderOps>) {
+fn split_authority(
+    headers: Option<&Headers>,
+    scope: Scope<'_>,
+) -> (Option<String>, Option<model::HeaderOps>) {
     let Some(headers) = headers else { return (None, None) };
-    let mut ops = header_ops(headers);
+    let mut ops = header_ops(headers, scope);
     let mut authority = None;
     if let Some(request) = &mut ops.request {
         for list in [&mut request.set, &mut request.add] {
             if let Some(at) = list.iter().position(|h| h.name == "host") {
-                authority.get_or_insert(list.remove(at).value);
+                authority.get_or_insert(list.remove(at).value.replace("%%", "%"));
             }
         }
     }
     (authority, Some(ops))
 }
 
-pub(super) fn header_ops(headers: &Headers) -> model::HeaderOps {
+pub(super) fn header_ops(headers: &Headers, scope: Scope<'_>) -> model::HeaderOps {
+    // Gateway API has no operators: a percent sign is one.
+    let literal = is_gateway_api(scope.meta);
     model::HeaderOps {
-        request: headers.request.as_ref().map(header_op),
-        response: headers.response.as_ref().map(header_op),
+        request: headers.request.as_ref().map(|op| header_op(op, literal)),
+        response: headers.response.as_ref().map(|op| header_op(op, literal)),
     }
 }
 
-fn header_op(op: &HeaderOperations) -> model::HeaderOp {
+fn header_op(op: &HeaderOperations, literal: bool) -> model::HeaderOp {
+    let value = |v: &String| if literal { v.replace('%', "%%") } else { v.clone() };
     let name = |n: &str| match n.to_ascii_lowercase() {
         n if n == ":authority" => "host".to_owned(),
         n => n,
     };
     let values = |map: &BTreeMap<String, String>| {
-        map.iter()
-            .map(|(n, v)| model::HeaderValue { name: name(n), value: v.replace("%%", "%") })
-            .collect::<Vec<_>>()
+        map.iter().map(|(n, v)| model::HeaderValue { name: name(n), value: value(v) }).collect::<Vec<_>>()
     };
     model::HeaderOp {
         set: values(&op.set),

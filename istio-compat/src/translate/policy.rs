@@ -14,7 +14,7 @@ pub(super) fn destination_rule(
     object: &DestinationRule,
     ctx: &Context,
 ) -> Option<(String, model::DestinationPolicy)> {
-    let rule = Merged::of(object);
+    let rule = Merged::of(object, ctx);
     let visible = match &rule.visibility {
         Visibility::Nobody => return None,
         v => v.namespaces(),
@@ -33,7 +33,7 @@ struct Merged<'a> {
 }
 
 impl<'a> Merged<'a> {
-    fn of(object: &'a DestinationRule) -> Self {
+    fn of(object: &'a DestinationRule, ctx: &Context) -> Self {
         let namespace = &object.meta.namespace;
         let selector = object.spec.workload_selector.as_ref().map(|s| &s.match_labels);
         Self {
@@ -41,7 +41,10 @@ impl<'a> Merged<'a> {
             // A rule for chosen workloads is never for other namespaces.
             visibility: match selector {
                 Some(_) => Visibility::Only(vec![namespace.clone()]),
-                None => Visibility::of(&object.spec.export_to, namespace),
+                None => Visibility::of(
+                    super::exported(&object.spec.export_to, &ctx.exports.destination_rule),
+                    namespace,
+                ),
             },
             selector,
             policy: object.spec.traffic_policy.as_ref(),
@@ -140,7 +143,7 @@ fn merged<'a>(
 ) -> Vec<Merged<'a>> {
     let mut list: Vec<(String, Merged<'a>)> = rules
         .iter()
-        .map(|r| (super::host_of(r, ctx), Merged::of(r)))
+        .map(|r| (super::host_of(r, ctx), Merged::of(r, ctx)))
         .filter(|(_, m)| filter(&m.visibility))
         .collect();
     let Some(best) = list.iter().map(|(h, _)| names::specificity(h)).max() else { return Vec::new() };

@@ -159,7 +159,7 @@ fn visibility(object: &VirtualService, ctx: &Context) -> Visibility {
             return Visibility::Only(vec![namespace.clone()]);
         }
     }
-    Visibility::of(&object.spec.export_to, namespace)
+    Visibility::of(super::exported(&object.spec.export_to, &ctx.exports.virtual_service), namespace)
 }
 
 /// What names in an object are relative to.

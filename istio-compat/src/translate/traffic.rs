@@ -5,7 +5,8 @@ use mesh_api::model::{self, client_tls::Mode, connection_pool::H2Upgrade, load_b
 use super::{balancing, policy::length};
 use crate::types::{
     ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, LoadBalancerSettings, Meta,
-    OutlierDetection, PortTrafficPolicy, ProxyProtocolVersion, SimpleLb, TcpSettings, TlsMode, TrafficPolicy,
+    OutlierDetection, PortTrafficPolicy, ProxyProtocolVersion, SimpleLb, TcpKeepalive, TcpSettings, TlsMode,
+    TrafficPolicy,
 };
 
 const DEFAULT_CONSECUTIVE_5XX: u32 = 5;
@@ -101,11 +102,15 @@ fn tcp_pool(tcp: &TcpSettings, out: &mut model::ConnectionPool) {
         .and_then(|d| u64::try_from(d.nanos().ok()? / 1_000_000).ok())
         .map(|value| model::Millis { value });
     out.max_connection_duration = length(tcp.max_connection_duration.as_ref());
-    out.tcp_keepalive = tcp.tcp_keepalive.as_ref().map(|k| model::TcpKeepalive {
+    out.tcp_keepalive = tcp.tcp_keepalive.as_ref().map(keepalive);
+}
+
+pub(super) fn keepalive(k: &TcpKeepalive) -> model::TcpKeepalive {
+    model::TcpKeepalive {
         probes: k.probes,
         time: length(k.time.as_ref()),
         interval: length(k.interval.as_ref()),
-    });
+    }
 }
 
 fn http_pool(http: &HttpSettings, out: &mut model::ConnectionPool) {
@@ -128,7 +133,7 @@ fn http_pool(http: &HttpSettings, out: &mut model::ConnectionPool) {
     });
 }
 
-fn outlier(o: &OutlierDetection) -> model::OutlierDetection {
+pub(super) fn outlier(o: &OutlierDetection) -> model::OutlierDetection {
     let percent = |n: i32| u32::try_from(n).unwrap_or(0).min(100);
     let split = o.split_external_local_origin_errors;
     model::OutlierDetection {

@@ -41,11 +41,8 @@ fn config(case: &Value) -> &Vec<Value> {
 }
 
 fn mesh(world: &[Value], case: &Value) -> World {
-    let options = WorldOptions {
-        registry_only: case["meshConfig"].as_str().is_some_and(|m| m.contains("REGISTRY_ONLY")),
-        ..WorldOptions::default()
-    };
-    World::new(world.iter().chain(config(case)), &options)
+    let settings = support::mesh_config(case);
+    World::new(world.iter().chain(config(case)).chain(&settings), &WorldOptions::default())
 }
 
 fn request(case: &Value) -> Request {

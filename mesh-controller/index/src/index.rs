@@ -7,6 +7,7 @@ mod external;
 mod gateway_api;
 mod gateways;
 mod hosts;
+mod mesh;
 mod nodes;
 mod plain;
 mod rules;
@@ -138,6 +139,8 @@ pub struct CompileStats {
 pub struct Index {
     options: Options,
     context: Context,
+    /// What Istio's own settings of the mesh say.
+    mesh: model::MeshConfig,
     services: BTreeMap<Name, kube::Service>,
     slices: HashMap<Name, kube::EndpointSlice>,
     /// Slices by the service that they belong to.
@@ -202,12 +205,14 @@ impl Index {
         let context = Context {
             cluster_domain: options.cluster_domain.clone(),
             root_namespace: options.root_namespace.clone(),
+            ..Context::default()
         };
         let gateway_api = gateway_api::State::new(&options.cluster_domain, &options.gateway_controller);
         Self {
             gateway_api,
             options,
             context,
+            mesh: model::MeshConfig::default(),
             services: BTreeMap::new(),
             slices: HashMap::new(),
             slices_of: HashMap::new(),

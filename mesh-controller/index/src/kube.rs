@@ -38,7 +38,60 @@ pub(crate) struct OwnerReference {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Service {
+    pub(crate) metadata: ServiceMeta,
     pub(crate) spec: ServiceSpec,
+}
+
+/// Labels by which a Service is left to others. Ours says `"false"`; the others are there or not: that of EdgeMesh, and
+/// that by which Kubernetes gives a Service to another proxy than kube-proxy.
+const CAPTURE: &str = "selvage.io/capture";
+const OTHER_PROXY: [&str; 2] =
+    ["service.edgemesh.kubeedge.io/service-proxy-name", "service.kubernetes.io/service-proxy-name"];
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ServiceMeta {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) labels: Labels,
+    #[serde(deserialize_with = "nullable")]
+    annotations: ServiceAnnotations,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct ServiceAnnotations {
+    /// The namespaces for which it is.
+    #[serde(rename = "networking.istio.io/exportTo")]
+    export_to: String,
+    #[serde(rename = "networking.istio.io/traffic-distribution")]
+    traffic_distribution: String,
+}
+
+impl Service {
+    /// Whether near endpoints are preferred without further ado.
+    pub(crate) fn prefers_near(&self) -> bool {
+        let near = |word: &str| matches!(word, "PreferClose" | "PreferSameZone" | "PreferSameNode");
+        near(&self.spec.traffic_distribution) || near(&self.metadata.annotations.traffic_distribution)
+    }
+
+    /// The namespaces for which it is, as written; empty = it does not say.
+    pub(crate) fn export_to(&self) -> Vec<String> {
+        let list = self.metadata.annotations.export_to.split(',').map(str::trim);
+        list.filter(|n| !n.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Whether calls to its addresses are to be left alone. Without a word of its own the API server's are: the mesh must
+    /// not be on the way of what it is made of.
+    pub(crate) fn is_left_to_others(&self, namespace: &str, name: &str) -> bool {
+        let labels = &self.metadata.labels;
+        match labels.get(CAPTURE) {
+            Some(word) => word == "false",
+            None => {
+                (namespace, name) == ("default", "kubernetes")
+                    || OTHER_PROXY.iter().any(|key| labels.contains_key(*key))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -60,6 +113,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) ports: Vec<ServicePort>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) publish_not_ready_addresses: bool,
+    #[serde(deserialize_with = "nullable")]
+    traffic_distribution: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -218,7 +273,25 @@ pub(crate) struct PodCondition {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Node {
-    pub(crate) metadata: Meta,
+    pub(crate) metadata: NodeMeta,
+}
+
+/// Of annotations, which may be many and large, only what is read.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeMeta {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) labels: Labels,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) annotations: NodeAnnotations,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeAnnotations {
+    /// Where others reach the node's tunnel, beside what the node knows by itself: IP addresses, names, multiaddrs.
+    #[serde(rename = "selvage.io/addresses")]
+    pub(crate) addresses: String,
 }
 
 /// Keys and certificates, PEM. Of other secrets nothing is kept.

@@ -2,14 +2,14 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
     balance::{groups::Groups, table::HashTable},
     endpoint::{EndpointEntry, EndpointSet, NamedEndpoint},
     hash::Fnv,
-    policy::{EffectivePolicy, HashTableKind, LoadBalancing, PolicyEntry, SubsetEntry},
+    policy::{EffectivePolicy, HashTableKind, LoadBalancing, PolicyDefaults, PolicyEntry, SubsetEntry},
     service::{PortEntry, Protocol, Resolution, ServiceDef, ServiceKind},
 };
 
@@ -145,6 +145,7 @@ pub(crate) fn compile_all(
     def: &ServiceDef,
     set: &EndpointSet,
     old: &[(ClusterSlot, Arc<Cluster>)],
+    defaults: &PolicyDefaults,
 ) -> Box<[(ClusterSlot, Arc<Cluster>)]> {
     let mut out = Vec::new();
     if def.kind == ServiceKind::RouteOnly {
@@ -162,7 +163,7 @@ pub(crate) fn compile_all(
                     udp,
                     subset: subset.map_or_else(|| def.no_subset.clone(), |s| s.name.clone()),
                 };
-                let new = compile_one(def, set, policy, port, subset);
+                let new = compile_one(def, (set, defaults), policy, port, subset);
                 // An equal cluster keeps its identity, so that its balancer has nothing to do.
                 let kept = find(old, &slot).filter(|c| ***c == new).cloned();
                 out.push((slot, kept.unwrap_or_else(|| Arc::new(new))));
@@ -200,7 +201,7 @@ pub(crate) fn lookup<'a>(
 
 fn compile_one(
     def: &ServiceDef,
-    set: &EndpointSet,
+    (set, defaults): (&EndpointSet, &PolicyDefaults),
     policy: Option<&PolicyEntry>,
     port: &PortEntry,
     subset: Option<&SubsetEntry>,
@@ -214,7 +215,10 @@ fn compile_one(
         udp: port.protocol == Protocol::Udp,
         policy: policy.map_or_else(|| def.no_subset.clone(), |p| p.source.clone()),
     };
-    let effective = policy.map_or_else(no_policy, |p| Arc::new(p.effective(subset, port.number)));
+    let effective = policy.map_or_else(
+        || Arc::clone(defaults.none()),
+        |p| Arc::new(p.effective(subset, port.number, defaults)),
+    );
     let passes = effective.balancing.kind == LoadBalancing::Passthrough;
     Cluster {
         id: key.id(),
@@ -259,12 +263,6 @@ fn source(def: &ServiceDef, set: &EndpointSet, subset: Option<&SubsetEntry>, pas
 
 fn in_subset(e: &EndpointEntry, subset: Option<&SubsetEntry>) -> bool {
     subset.is_none_or(|s| s.labels.iter().all(|(k, v)| e.label(k) == Some(v.as_str())))
-}
-
-/// What applies where no rule does: one for all.
-fn no_policy() -> Arc<EffectivePolicy> {
-    static NONE: OnceLock<Arc<EffectivePolicy>> = OnceLock::new();
-    NONE.get_or_init(Arc::default).clone()
 }
 
 fn select(

@@ -1,6 +1,7 @@
 //! DestinationRules compiled: which one applies to a client, and what results for a subset and a port.
 
 mod balancing;
+mod defaults;
 mod pool;
 mod tls;
 
@@ -12,10 +13,12 @@ pub use balancing::{
     Balancing, CookieKey, Distribute, HashKey, HashPolicy, HashTableKind, LabelWanted, LoadBalancing,
     LocalityPolicy, Warmup,
 };
+pub use defaults::PolicyDefaults;
 pub use pool::{ConnectTunnel, H2Keepalive, H2Upgrade, Pool, ProxyProtocol, RetryBudgetPolicy, TcpKeepalive};
 pub use tls::{ClientTls, ClientTlsMode};
 
 use crate::{client::Client, outlier::Exchange};
+use defaults::Said;
 
 /// When an endpoint is left out because of its answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +129,7 @@ pub struct SubsetEntry {
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Blocks {
     balancing: Option<Balancing>,
-    pool: Option<Pool>,
+    pool: Option<(Pool, Said)>,
     outlier: Option<OutlierPolicy>,
     tls: Option<Arc<ClientTls>>,
 }
@@ -166,8 +169,13 @@ impl PolicyEntry {
     }
 
     /// The policy for a subset (none = the whole service) and a port. A port-level entry replaces all four blocks,
-    /// also with nothing; a subset replaces the blocks that it sets.
-    pub fn effective(&self, subset: Option<&SubsetEntry>, port: u16) -> EffectivePolicy {
+    /// also with nothing; a subset replaces the blocks that it sets. What is then left open is the mesh's to say.
+    pub fn effective(
+        &self,
+        subset: Option<&SubsetEntry>,
+        port: u16,
+        defaults: &PolicyDefaults,
+    ) -> EffectivePolicy {
         let at = |list: &[(u16, Blocks)]| list.iter().find(|(p, _)| *p == port).map(|(_, b)| b.clone());
         let mut blocks = at(&self.ports).unwrap_or_else(|| self.policy.clone());
         let mut kept = self.kept.clone();
@@ -180,9 +188,9 @@ impl PolicyEntry {
         }
         EffectivePolicy {
             source: self.source.clone(),
-            balancing: blocks.balancing.unwrap_or_default(),
-            pool: blocks.pool.unwrap_or_default(),
-            outlier: blocks.outlier,
+            balancing: defaults.balancing(blocks.balancing),
+            pool: defaults.pool(blocks.pool),
+            outlier: blocks.outlier.or_else(|| defaults.outlier.clone()),
             tls: blocks.tls.unwrap_or_default(),
             proxy_protocol: kept.proxy_protocol,
             tunnel: kept.tunnel,
@@ -202,7 +210,7 @@ impl Blocks {
         let Some(m) = m else { return Self::default() };
         Self {
             balancing: m.load_balancer.as_ref().map(Balancing::compile),
-            pool: m.connection_pool.as_ref().map(Pool::compile),
+            pool: m.connection_pool.as_ref().map(|m| (Pool::compile(m), Said::of(m))),
             outlier: m.outlier.as_ref().map(OutlierPolicy::compile),
             tls: m.tls.as_ref().map(|t| Arc::new(ClientTls::compile(t))),
         }

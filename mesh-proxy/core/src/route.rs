@@ -11,7 +11,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use regex::Regex;
 
-use crate::{client::Client, retry::RetryPolicy, strings::StringMatcher};
+use crate::{
+    client::Client,
+    command::{Format, Message, Operator},
+    retry::RetryPolicy,
+    strings::StringMatcher,
+};
 
 /// One VirtualService as it applies to one host.
 #[derive(Debug)]
@@ -233,13 +238,72 @@ pub struct HeaderOps {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderOp {
     /// Overwritten.
-    pub set: Box<[(Box<str>, Box<str>)]>,
+    pub set: Box<[(Box<str>, HeaderText)]>,
     /// Appended.
-    pub add: Box<[(Box<str>, Box<str>)]>,
+    pub add: Box<[(Box<str>, HeaderText)]>,
     /// Removed.
     pub remove: Box<[Box<str>]>,
     /// A new authority (`host` or `:authority` among set or add).
     pub authority: Option<Box<str>>,
+}
+
+/// The value that a header gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderText {
+    /// As it stands.
+    Plain(Box<str>),
+    /// With operators (`%REQ(x-a)%`) that the request answers, and as it was written.
+    Made(Box<(Format, Box<str>)>),
+}
+
+impl HeaderText {
+    /// A doubled percent sign stands for one. What is no known operator stays as it stands.
+    pub(crate) fn compile(text: &str) -> Self {
+        if !text.contains('%') {
+            return Self::Plain(text.into());
+        }
+        match Format::parse(text) {
+            Ok(format) if format.operators().all(has_value) => match format.constant() {
+                Some(text) => Self::Plain(text.into()),
+                None => Self::Made(Box::new((format, text.into()))),
+            },
+            _ => Self::Plain(text.replace("%%", "%").into()),
+        }
+    }
+
+    /// The value, or the text that makes it.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Plain(text) => text,
+            Self::Made(made) => &made.1,
+        }
+    }
+}
+
+/// Whether an operator has a value while headers are set.
+const fn has_value(operator: &Operator) -> bool {
+    matches!(
+        operator,
+        Operator::StartTime(_)
+            | Operator::Header { message: Message::Request | Message::Response, .. }
+            | Operator::Protocol
+            | Operator::ResponseCode
+            | Operator::RouteName
+            | Operator::UpstreamCluster
+            | Operator::UpstreamHost(_)
+            | Operator::DownstreamLocalAddress(_)
+            | Operator::DownstreamRemoteAddress(_)
+    )
+}
+
+impl HeaderOp {
+    /// Texts with operators.
+    pub fn made(&self) -> impl Iterator<Item = &Format> {
+        self.set.iter().chain(&self.add).filter_map(|(_, text)| match text {
+            HeaderText::Plain(_) => None,
+            HeaderText::Made(made) => Some(&made.0),
+        })
+    }
 }
 
 /// A copy of requests.

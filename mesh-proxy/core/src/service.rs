@@ -9,7 +9,7 @@ use crate::{
     client::Client,
     cluster::{self, Cluster, ClusterSlot},
     endpoint::EndpointSet,
-    policy::PolicyEntry,
+    policy::{PolicyDefaults, PolicyEntry},
     route::{VirtualHostEntry, compile::BadRule},
 };
 
@@ -127,6 +127,8 @@ pub struct ServiceDef {
     pub ranges: Box<[IpNet]>,
     /// Names of which a server shows one.
     pub subject_alt_names: Arc<[Box<str>]>,
+    /// Calls to its addresses are left to others.
+    pub uncaptured: bool,
     /// Near endpoints are preferred even without outlier detection.
     pub prefers_near: bool,
     pub(crate) no_subset: Arc<str>,
@@ -195,6 +197,7 @@ impl ServiceDef {
             internal: m.location() == model::service::Location::MeshInternal,
             ranges: m.cidrs.iter().filter_map(|c| c.parse().ok()).collect(),
             subject_alt_names: m.subject_alt_names.iter().map(|s| s.as_str().into()).collect(),
+            uncaptured: m.uncaptured,
             prefers_near: m.traffic_distribution,
             no_subset: Arc::from(""),
         })
@@ -237,8 +240,13 @@ impl ServiceDef {
 }
 
 impl ServiceEntry {
-    pub(crate) fn build(def: Arc<ServiceDef>, endpoints: Arc<EndpointSet>, old: Option<&Self>) -> Self {
-        let clusters = cluster::compile_all(&def, &endpoints, old.map_or(&[], |o| &o.clusters));
+    pub(crate) fn build(
+        def: Arc<ServiceDef>,
+        endpoints: Arc<EndpointSet>,
+        old: Option<&Self>,
+        defaults: &PolicyDefaults,
+    ) -> Self {
+        let clusters = cluster::compile_all(&def, &endpoints, old.map_or(&[], |o| &o.clusters), defaults);
         Self { def, endpoints, clusters }
     }
 

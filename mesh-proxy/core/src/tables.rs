@@ -300,7 +300,7 @@ impl Work {
             return self.reject(kind, &name, text.join("; "));
         }
         match resource {
-            Resource::MeshConfig(m) => self.tables.mesh = Arc::new(MeshSettings::compile(&m)),
+            Resource::MeshConfig(m) => self.set_mesh(MeshSettings::compile(&m)),
             Resource::Node(n) => {
                 let node = Arc::new(NodeEntry::compile(&n));
                 let old = self.tables.nodes.insert(node.name.clone(), node.clone());
@@ -326,7 +326,7 @@ impl Work {
 
     fn remove(&mut self, kind: ResourceType, name: &str) {
         match kind {
-            ResourceType::MeshConfig => self.tables.mesh = Arc::default(),
+            ResourceType::MeshConfig => self.set_mesh(MeshSettings::default()),
             ResourceType::Node => self.applied.nodes_changed |= self.tables.nodes.remove(name).is_some(),
             ResourceType::NodeWorkloads => self.drop_workloads(name),
             ResourceType::Service => {
@@ -351,7 +351,10 @@ impl Work {
         let old = self.tables.services.get(&*host).cloned();
         let same_vips = old.as_ref().is_some_and(|o| {
             let ports = |d: &ServiceDef| d.udp_ports().map(|p| p.number).collect::<Vec<_>>();
-            o.vips == def.vips && o.kind == def.kind && ports(o) == ports(&def)
+            o.vips == def.vips
+                && o.kind == def.kind
+                && o.uncaptured == def.uncaptured
+                && ports(o) == ports(&def)
         });
         if !same_vips {
             self.applied.vips_changed = true;
@@ -461,7 +464,8 @@ impl Work {
                 let endpoints = self.tables.endpoints.get(&*host).cloned().unwrap_or_default();
                 let headless = entry.kind == ServiceKind::Headless;
                 self.applied.vips_changed |= headless && entry.endpoints != endpoints;
-                let new = ServiceEntry::build(entry.def.clone(), endpoints, Some(entry));
+                let defaults = &self.tables.mesh.defaults;
+                let new = ServiceEntry::build(entry.def.clone(), endpoints, Some(entry), defaults);
                 self.applied.vips_changed |= self.tables.pods.follow(&host, Some(&new));
                 self.tables.services.insert(host.clone(), Arc::new(new));
                 self.applied.clusters_built += 1;

@@ -9,6 +9,7 @@ mod record;
 mod reply;
 pub(crate) mod response;
 mod retry;
+mod said;
 mod scan;
 mod stack;
 mod upgrade;

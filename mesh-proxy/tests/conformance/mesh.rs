@@ -149,16 +149,14 @@ fn service(s: &Value) -> Value {
 }
 
 fn compile<'a>(objects: impl Iterator<Item = &'a Value>, case: &Value) -> (Vec<Resource>, Vec<String>) {
-    let registry_only = case["meshConfig"].as_str().is_some_and(|m| m.contains("REGISTRY_ONLY"));
-    let mut index = Index::new(IndexOptions {
-        outbound: if registry_only {
-            model::mesh_config::OutboundMode::RegistryOnly
-        } else {
-            model::mesh_config::OutboundMode::AllowAny
-        },
-        ..IndexOptions::default()
-    });
+    let mut index = Index::new(IndexOptions::default());
     let mut problems = Vec::new();
+    if let Some(text) = case["meshConfig"].as_str() {
+        index.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "name": "istio", "namespace": "istio-system" }, "data": { "mesh": text },
+        }));
+    }
     for object in objects {
         if index.apply(object) == Applied::Ignored {
             problems.push(format!("{} is ignored", object["kind"]));

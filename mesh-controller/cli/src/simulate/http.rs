@@ -207,10 +207,10 @@ fn edit(levels: [Option<&HeaderOp>; 2]) -> HeaderEdit {
         for (name, value) in &level.set {
             // What was appended before is overwritten.
             out.add.remove(&**name);
-            out.set.insert(name.to_string(), value.to_string());
+            out.set.insert(name.to_string(), value.text().to_owned());
         }
         for (name, value) in &level.add {
-            out.add.entry(name.to_string()).or_default().push(value.to_string());
+            out.add.entry(name.to_string()).or_default().push(value.text().to_owned());
         }
     }
     out

@@ -48,6 +48,15 @@ fn service(s: &Value) -> Value {
     })
 }
 
+/// Settings of the mesh that a case has, as Kubernetes holds them.
+pub(crate) fn mesh_config(case: &Value) -> Option<Value> {
+    let text = case.get("meshConfig")?.as_str()?;
+    Some(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "istio", "namespace": "istio-system" }, "data": { "mesh": text },
+    }))
+}
+
 /// Counts of one suite.
 pub(crate) struct Report {
     suite: &'static str,

@@ -48,7 +48,11 @@ impl Index {
             Kind::Secret => kube::read(object)
                 .map(|secret| self.put_secret(&key.full_name(), Some(secret)))
                 .map_err(at(&key)),
-            Kind::ConfigMap => Ok(self.put_config_map(&key.full_name(), Some(object))),
+            Kind::ConfigMap => {
+                let name = key.full_name();
+                let settings = self.is_mesh_config(&name) && self.put_mesh_config(&key, Some(object));
+                Ok(self.put_config_map(&name, Some(object)) | settings)
+            }
             Kind::GatewayApi(_) => self.apply_gateway_api(&key, object),
             _ => self.apply_rule(&key, object),
         };
@@ -86,7 +90,10 @@ impl Index {
             Kind::WorkloadEntry => self.put_workload_entry(&name, None),
             Kind::Sidecar => self.put_sidecar(&name, None),
             Kind::Telemetry => self.put_telemetry(&name, None),
-            Kind::ConfigMap => self.put_config_map(&name, None),
+            Kind::ConfigMap => {
+                let settings = self.is_mesh_config(&name) && self.put_mesh_config(key, None);
+                self.put_config_map(&name, None) | settings
+            }
             Kind::GatewayApi(kind) => self.gateway_api.remove(kind, key),
             _ => self.noted.remove(key),
         }

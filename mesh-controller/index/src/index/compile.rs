@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, mem, sync::Arc};
 
-use mesh_api::{Resource, ResourceType, check, model, resource, resource::NamedGatewayHost};
+use mesh_api::{Resource, ResourceType, check, resource, resource::NamedGatewayHost};
 
 use super::{
     Change, Content, Index,
@@ -124,15 +124,6 @@ impl Index {
         }
         touched.sidecars.extend(self.sidecars.keys().cloned());
         touched.telemetries.extend(self.telemetries.keys().cloned());
-    }
-
-    fn compile_mesh(&self) -> model::MeshConfig {
-        model::MeshConfig {
-            cluster_domain: self.options.cluster_domain.clone(),
-            trust_domain: self.options.trust_domain.clone(),
-            outbound: self.options.outbound.into(),
-            default_retry: None,
-        }
     }
 
     fn emit(&mut self, kind: ResourceType, name: Arc<str>, new: Option<Resource>, out: &mut Vec<Change>) {

@@ -108,12 +108,12 @@ impl Index {
     /// The ServiceEntries that make a host, the owner of the name first. A service of Kubernetes comes before all.
     pub(super) fn makers(&self, host: &str) -> Vec<&ServiceEntry> {
         let Some(names) = self.external.by_host.get(host) else { return Vec::new() };
-        external::makers(names.iter().filter_map(|n| self.service_entries.get(n)).collect())
+        external::makers(names.iter().filter_map(|n| self.service_entries.get(n)).collect(), &self.context)
     }
 
     pub(super) fn external_service(&self, host: &str) -> Option<model::Service> {
         let makers = self.makers(host);
-        let mut service = external::service(host, &makers, protocol_of)?;
+        let mut service = external::service(host, &makers, protocol_of, &self.context)?;
         service.vips = self.vips.of_external(&address_name(host)).iter().map(ToString::to_string).collect();
         service.virtual_hosts = self.virtual_hosts(host, true);
         service.policies = self.policies_for(host, &service.namespace);
@@ -127,7 +127,7 @@ impl Index {
         let by_kubernetes = self.kubernetes_service(host).is_some();
         let makes = |n: &&Name| {
             self.service_entries.get(*n).is_some_and(|e| {
-                external::is_hidden(e)
+                external::is_hidden(e, &self.context)
                     || (!by_kubernetes && makers.iter().any(|m| m.meta.key() == e.meta.key()))
             })
         };

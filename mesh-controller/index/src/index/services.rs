@@ -48,8 +48,18 @@ impl Index {
             virtual_hosts: self.virtual_hosts(host, true),
             policies: self.policies_for(host, &name.namespace),
             publish_not_ready: service.spec.publish_not_ready_addresses,
+            uncaptured: service.is_left_to_others(&name.namespace, &name.name),
+            visible_to: self.seen_by(service, name),
+            traffic_distribution: service.prefers_near(),
             ..model::Service::default()
         }
+    }
+
+    /// Client namespaces that know a service, as the model has them. One that is for nobody is for its own namespace here:
+    /// its pods would not find each other otherwise.
+    fn seen_by(&self, service: &Service, name: &Name) -> Vec<String> {
+        let list = translate::visible_to(&service.export_to(), &name.namespace, &self.context);
+        list.unwrap_or_else(|| vec![name.namespace.to_string()])
     }
 
     /// What is wrong with the addresses of a service.

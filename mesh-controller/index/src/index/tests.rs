@@ -1,6 +1,7 @@
 mod garbage;
 mod gateway_api;
 mod incremental;
+mod mesh;
 mod outside;
 
 use std::collections::HashMap;
@@ -226,6 +227,23 @@ spec: {type: ExternalName, externalName: API.example.com.}
     assert!(!w.all.contains_key(&(ResourceType::Endpoints, full("ext"))));
     w.delete(Kind::Service, "ext");
     assert!(w.service("ext").is_none());
+}
+
+#[test]
+fn labels_leave_a_service_to_others() {
+    let with = |labels: &str| {
+        let mut w = World::new();
+        w.apply(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, labels: {{{labels}}}}}\nspec: {{clusterIP: 10.96.0.9, ports: [{{port: 80}}]}}\n"));
+        w.service("web").unwrap().uncaptured
+    };
+    let mut w = World::new();
+    w.apply("apiVersion: v1\nkind: Service\nmetadata: {name: kubernetes}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 443}]}\n");
+    assert!(w.service("kubernetes").unwrap().uncaptured, "the way to the API server");
+    let edgemesh = "service.edgemesh.kubeedge.io/service-proxy-name";
+    assert!(!with("app: web"));
+    assert!(with(&format!("{edgemesh}: ''")) && with("service.kubernetes.io/service-proxy-name: other"));
+    assert!(with("selvage.io/capture: 'false'") && !with("selvage.io/capture: 'true'"));
+    assert!(!with(&format!("{edgemesh}: x, selvage.io/capture: 'true'")), "our own label decides");
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn attributes(list: &[model::CookieAttribute]) -> Box<str> {
 }
 
 impl LocalityPolicy {
-    fn compile(m: &model::LocalityPolicy) -> Self {
+    pub(super) fn compile(m: &model::LocalityPolicy) -> Self {
         let distribute = m.distribute.iter().map(|d| Distribute {
             from: d.from.as_str().into(),
             to: d.to.iter().map(|(to, share)| (to.as_str().into(), *share)).collect(),

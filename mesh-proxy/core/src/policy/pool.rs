@@ -137,11 +137,7 @@ impl Pool {
                 .unwrap_or(default.http_idle_timeout),
             tcp_idle_timeout: tcp_idle.unwrap_or(default.tcp_idle_timeout),
             max_connection_duration: some(m.max_connection_duration.as_ref()),
-            tcp_keepalive: m.tcp_keepalive.as_ref().map(|k| TcpKeepalive {
-                probes: limit(k.probes),
-                time: some(k.time.as_ref()),
-                interval: some(k.interval.as_ref()),
-            }),
+            tcp_keepalive: m.tcp_keepalive.as_ref().map(TcpKeepalive::compile),
             h2_upgrade: match m.h2_upgrade() {
                 Wanted::Upgrade => H2Upgrade::Upgrade,
                 _ if m.use_client_protocol => H2Upgrade::Client,
@@ -155,6 +151,14 @@ impl Pool {
                 })
             }),
         }
+    }
+}
+
+impl TcpKeepalive {
+    pub(super) fn compile(m: &model::TcpKeepalive) -> Self {
+        let some = |m: Option<&model::Millis>| millis(m).filter(|d| !d.is_zero());
+        let probes = (m.probes > 0).then_some(m.probes);
+        Self { probes, time: some(m.time.as_ref()), interval: some(m.interval.as_ref()) }
     }
 }
 

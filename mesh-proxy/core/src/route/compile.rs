@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use mesh_api::model::{self, http_rule, redirect::PortSource};
 
 use super::{
-    Action, Cors, Destinations, DirectResponse, FaultAbort, FaultDelay, HeaderOp, HeaderOps, HttpRule,
-    Mirror, Redirect, RedirectPort, Rewrite, RouteMatch, Selector, TcpMatch, TcpRule, TlsMatch, TlsRule,
-    VirtualHostEntry, WeightedDestination, index::Index,
+    Action, Cors, Destinations, DirectResponse, FaultAbort, FaultDelay, HeaderOp, HeaderOps, HeaderText,
+    HttpRule, Mirror, Redirect, RedirectPort, Rewrite, RouteMatch, Selector, TcpMatch, TcpRule, TlsMatch,
+    TlsRule, VirtualHostEntry, WeightedDestination, index::Index,
 };
 use crate::{
     policy::millis,
@@ -205,7 +205,7 @@ fn header_op(m: Option<&model::HeaderOp>) -> HeaderOp {
     let values = |list: &[model::HeaderValue]| {
         list.iter()
             .filter(|h| !is_host(&h.name))
-            .map(|h| (h.name.to_ascii_lowercase().into(), h.value.replace("%%", "%").into()))
+            .map(|h| (h.name.to_ascii_lowercase().into(), HeaderText::compile(&h.value)))
             .collect()
     };
     HeaderOp {

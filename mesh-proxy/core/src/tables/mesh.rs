@@ -1,8 +1,10 @@
 //! Settings of the whole mesh.
 
+use std::sync::Arc;
+
 use mesh_api::model;
 
-use crate::retry::RetryPolicy;
+use crate::{policy::PolicyDefaults, retry::RetryPolicy};
 
 /// Mesh-wide settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub struct MeshSettings {
     pub registry_only: bool,
     /// For rules that say nothing about retries.
     pub default_retry: RetryPolicy,
+    /// For what DestinationRules leave open.
+    pub defaults: PolicyDefaults,
 }
 
 impl Default for MeshSettings {
@@ -24,6 +28,7 @@ impl Default for MeshSettings {
             trust_domain: "cluster.local".to_owned(),
             registry_only: false,
             default_retry: RetryPolicy::default(),
+            defaults: PolicyDefaults::default(),
         }
     }
 }
@@ -37,6 +42,17 @@ impl MeshSettings {
             trust_domain: text(&m.trust_domain, default.trust_domain),
             registry_only: m.outbound() == model::mesh_config::OutboundMode::RegistryOnly,
             default_retry: m.default_retry.as_ref().map(RetryPolicy::compile).unwrap_or_default(),
+            defaults: PolicyDefaults::compile(m),
         }
+    }
+}
+
+impl super::Work {
+    pub(super) fn set_mesh(&mut self, new: MeshSettings) {
+        if self.tables.mesh.defaults != new.defaults {
+            // They are a part of every cluster.
+            self.touched.extend(self.tables.services.iter().map(|(host, _)| host.clone()));
+        }
+        self.tables.mesh = Arc::new(new);
     }
 }

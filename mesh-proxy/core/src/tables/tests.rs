@@ -104,6 +104,20 @@ fn a_moved_virtual_address_moves() {
 }
 
 #[test]
+fn a_service_that_is_left_to_others_is_known_and_not_captured() {
+    let mut s = service("s1", "default", "10.96.1.1", &[80]);
+    s.ports.push(model::Port { number: 53, name: "dns".into(), protocol: model::Protocol::Udp.into() });
+    let t = tables(vec![set(s.clone())]);
+    assert_eq!((t.vips().count(), t.udp_vips().count()), (1, 1));
+    s.uncaptured = true;
+    let (t, applied) = t.apply(vec![set(s.clone())]);
+    assert_eq!((t.vips().count(), t.udp_vips().count(), applied.vips_changed), (0, 0, true));
+    assert!(t.by_vip("10.96.1.1".parse().unwrap(), 80).is_some());
+    s.uncaptured = false;
+    assert!(t.apply(vec![set(s)]).1.vips_changed);
+}
+
+#[test]
 fn headless_members_are_captured_and_found_by_address() {
     let mut s = service("db", "default", "10.96.1.1", &[5432]);
     s.kind = model::service::Kind::Headless as i32;
@@ -158,4 +172,61 @@ fn two_services_may_share_an_address() {
         t.by_vip("10.96.0.1".parse().unwrap(), 81).map(|m| m.service.name.to_string()).as_deref(),
         Some("b")
     );
+}
+
+#[test]
+fn what_rules_leave_open_is_the_meshs_to_say() {
+    use std::time::Duration;
+
+    use crate::{Client, policy::H2Upgrade};
+
+    let service = model::Service {
+        host: "a.default.svc.cluster.local".into(),
+        namespace: "default".into(),
+        kind: model::service::Kind::ClusterIp.into(),
+        vips: vec!["10.0.0.1".into()],
+        ports: vec![model::Port { number: 80, ..Default::default() }],
+        ..Default::default()
+    };
+    let mut ruled = service.clone();
+    ruled.host = "b.default.svc.cluster.local".into();
+    ruled.vips = vec!["10.0.0.2".into()];
+    let pool = model::ConnectionPool { max_connections: 7, ..Default::default() };
+    ruled.policies = vec![model::DestinationPolicy {
+        policy: Some(model::TrafficPolicy { connection_pool: Some(pool), ..Default::default() }),
+        ..Default::default()
+    }];
+    let mesh = model::MeshConfig {
+        cluster_domain: "cluster.local".into(),
+        connect_timeout: Some(model::Millis { value: 3000 }),
+        h2_upgrade: true,
+        default_outlier: Some(model::OutlierDetection { consecutive_5xx: 2, ..Default::default() }),
+        default_pool: Some(model::ConnectionPool { max_retries: 5, ..Default::default() }),
+        ..Default::default()
+    };
+    let set = |r| Change::Set(r);
+    let (tables, _) =
+        Tables::new().apply(vec![set(Resource::Service(service)), set(Resource::Service(ruled))]);
+    let client = Client::in_namespace("default");
+    let policy = |t: &Tables, name: &str| {
+        let service = t.service(&format!("{name}.default.svc.cluster.local")).unwrap();
+        service.cluster(&client, "", 80).unwrap().policy.clone()
+    };
+    assert_eq!(policy(&tables, "a").pool.connect_timeout, Duration::from_secs(10));
+    let (tables, applied) = tables.apply(vec![set(Resource::MeshConfig(mesh))]);
+    assert_eq!(applied.clusters_built, 2);
+    for name in ["a", "b"] {
+        let policy = policy(&tables, name);
+        assert_eq!(policy.pool.connect_timeout, Duration::from_secs(3), "{name}");
+        assert_eq!(policy.pool.h2_upgrade, H2Upgrade::Upgrade);
+        assert_eq!(policy.outlier.as_ref().map(|o| o.consecutive_5xx), Some(2));
+    }
+    // The block as a whole is for rules without one.
+    assert_eq!(policy(&tables, "a").pool.max_retries, Some(5));
+    assert_eq!(
+        (policy(&tables, "b").pool.max_retries, policy(&tables, "b").pool.max_connections),
+        (None, Some(7))
+    );
+    let (tables, _) = tables.apply(vec![Change::Remove(ResourceType::MeshConfig, "mesh".into())]);
+    assert_eq!(policy(&tables, "b").pool.connect_timeout, Duration::from_secs(10));
 }

@@ -1,28 +1,28 @@
 //! What changes on a request and a response between client and endpoint.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::SocketAddr};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header,
     uri::{Authority, Parts, PathAndQuery, Scheme},
 };
 use mesh_core::{
-    HttpDecision, actions,
-    route::{HeaderOp, WeightedDestination},
+    actions,
+    route::{HeaderOp, HeaderText, WeightedDestination},
 };
 
-use super::view;
+use super::{
+    said::{self, Call, Kept, Seen},
+    view,
+};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// Applies the rule to a request: path, authority, headers.
-pub(crate) fn request<B>(
-    request: &mut Request<B>,
-    decision: &HttpDecision<'_>,
-    to: Option<&WeightedDestination>,
-) {
+pub(crate) fn request<B>(request: &mut Request<B>, to: Option<&WeightedDestination>, call: Call<'_>) {
+    let decision = call.decision;
     let Some(rule) = decision.rule else { return };
     let ops = actions::header_ops(decision, to, false);
     let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
@@ -43,46 +43,62 @@ pub(crate) fn request<B>(
             *request.uri_mut() = uri;
         }
     }
-    headers(request.headers_mut(), ops);
+    if !said::any_made(ops) {
+        return headers(request.headers_mut(), ops, |text, _| Some(Cow::Borrowed(text.text().as_bytes())));
+    }
+    // The message is changed and looked at by turns.
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let authority = view::authority(&uri, request.headers()).to_owned();
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    headers(request.headers_mut(), ops, |text, map| {
+        let seen = Seen::Request { map, method: method.as_str(), path, authority: &authority };
+        said::value(text, call, &seen)
+    });
 }
 
 /// Applies the rule to a response.
-pub(crate) fn response(
-    headers_of: &mut HeaderMap,
-    decision: &HttpDecision<'_>,
+pub(crate) fn response<B>(
+    response: &mut Response<B>,
     to: Option<&WeightedDestination>,
+    call: Call<'_>,
+    upstream: Option<SocketAddr>,
+    kept: &Kept,
 ) {
-    if decision.rule.is_some() {
-        headers(headers_of, actions::header_ops(decision, to, true));
+    if call.decision.rule.is_some() {
+        let status = response.status().as_u16();
+        headers(response.headers_mut(), actions::header_ops(call.decision, to, true), |text, map| {
+            said::value(text, call, &Seen::Response { map, status, upstream, kept })
+        });
     }
 }
 
 /// All removals of both levels first, then what each level sets and adds.
-fn headers(map: &mut HeaderMap, levels: [Option<&HeaderOp>; 2]) {
+fn headers<'v>(
+    map: &mut HeaderMap,
+    levels: [Option<&'v HeaderOp>; 2],
+    value: impl Fn(&'v HeaderText, &HeaderMap) -> Option<Cow<'v, [u8]>>,
+) {
     for op in levels.into_iter().flatten() {
         for name in &op.remove {
             map.remove(&**name);
         }
     }
     for op in levels.into_iter().flatten() {
-        for (name, value) in &op.set {
-            if let Some((name, value)) = pair(name, value) {
+        for (name, text) in &op.set {
+            if let Some((name, value)) = pair(name, value(text, map)) {
                 map.insert(name, value);
             }
         }
-        for (name, value) in &op.add {
-            if let Some((name, value)) = pair(name, value) {
+        for (name, text) in &op.add {
+            if let Some((name, value)) = pair(name, value(text, map)) {
                 map.append(name, value);
             }
         }
     }
 }
 
-fn pair(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
-    // A doubled percent sign stands for one; commands after a single one are refused when the rule is translated.
-    let value =
-        if value.contains("%%") { Cow::Owned(value.replace("%%", "%")) } else { Cow::Borrowed(value) };
-    Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(&value).ok()?))
+fn pair(name: &str, value: Option<Cow<'_, [u8]>>) -> Option<(HeaderName, HeaderValue)> {
+    Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(&value?).ok()?))
 }
 
 fn with_path(uri: &Uri, path: &str) -> Option<Uri> {

@@ -20,6 +20,7 @@ use super::{
         record::Record,
         reply,
         response::{ResponseBody, Tail},
+        said::Kept,
         upgrade,
     },
     exchange::{Exchange, Forwarding, Outgoing, Routed, Tries},
@@ -55,6 +56,7 @@ where
     let Forwarding { exchange, to, mut upstreams, permit } = forwarding;
     let Exchange { conn, routed, mut record, mut request, cors, set_cookie } = exchange;
 
+    let kept = Kept::of(&request, &routed.decision, to);
     let upgrading = request_for(&mut request, &mut upstreams, routed, to);
     let client = upgrading.then(|| hyper::upgrade::on(&mut request));
     async move {
@@ -67,7 +69,9 @@ where
         }
         let mut response = match tries.outcome {
             Ok((response, lease)) => {
-                note(&mut record, &upstreams, lease.endpoint().addr);
+                let upstream = lease.endpoint().addr;
+                let cluster = Rc::clone(&upstreams.state.cluster);
+                note(&mut record, &upstreams, upstream);
                 record.code = response.status().as_u16();
                 record.details = "via_upstream";
                 record.see_head(response.headers());
@@ -83,7 +87,7 @@ where
                     deadline: tries.deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
                 });
                 let mut response = finish(response, tail, client);
-                edit::response(response.headers_mut(), &routed.decision, to);
+                edit::response(&mut response, to, routed.call(Some(cluster.get())), Some(upstream), &kept);
                 if let Some(cookie) = set_cookie {
                     response.headers_mut().append(header::SET_COOKIE, *cookie);
                 }
@@ -116,7 +120,7 @@ fn request_for(
         upstreams.h2 = false;
         edit::ask_upgrade(request.headers_mut(), protocol);
     }
-    edit::request(request, &routed.decision, to);
+    edit::request(request, to, routed.call(Some(upstreams.state.cluster.get())));
     edit::travel_form(request, upstreams.h2);
     upgrading
 }
@@ -135,8 +139,8 @@ fn note(record: &mut Record, upstreams: &Upstreams, addr: std::net::SocketAddr) 
 }
 
 fn failed(class: FailureClass, mut record: Box<Record>, upstreams: &Upstreams) -> Answer {
-    if let Some(addr) = upstreams.tried.last() {
-        note(&mut record, upstreams, *addr);
+    if let Some(tried) = upstreams.tried.last() {
+        note(&mut record, upstreams, tried.addr());
     }
     reply::failed(class, record)
 }

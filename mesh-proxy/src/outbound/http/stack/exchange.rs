@@ -1,6 +1,6 @@
 //! A request between two layers: the further in, the more is known.
 
-use std::{borrow::Cow, rc::Rc, sync::Arc};
+use std::{borrow::Cow, rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
@@ -23,6 +23,7 @@ use super::{
         record::Record,
         reply,
         retry::Repeatable,
+        said::{Call as Said, Kept},
     },
     step::Answer,
 };
@@ -37,6 +38,9 @@ pub(crate) struct Call {
 
 /// What the tables say about a request.
 pub(crate) struct Routed<'t> {
+    pub(super) conn: &'t HttpConnection,
+    /// When the request's head was read.
+    pub(super) start: Instant,
     pub(super) tables: &'t Tables,
     pub(super) source: Option<&'t Rc<Held<WorkloadEntry>>>,
     pub(super) caller: Client<'t>,
@@ -49,8 +53,13 @@ pub(crate) struct Routed<'t> {
 impl Routed<'_> {
     /// A response with the rule's changes.
     pub(super) fn edited(&self, mut response: Answer) -> Answer {
-        edit::response(response.headers_mut(), &self.decision, None);
+        edit::response(&mut response, None, self.call(None), None, &Kept::default());
         response
+    }
+
+    /// What headers are made of.
+    pub(super) fn call<'a>(&'a self, cluster: Option<&'a Cluster>) -> Said<'a> {
+        Said { conn: self.conn, decision: &self.decision, start: self.start, cluster }
     }
 
     /// The policy for retries; none = there are none.

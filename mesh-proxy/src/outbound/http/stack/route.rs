@@ -74,16 +74,28 @@ where
                 gateway::route(binding, &tables, &servers, port, &View::of(&request), &mut dice)
             }
         };
-        if let (HttpOutcome::NoRoute, Some(binding)) = (&decision.outcome, &conn.connection.gateway)
-            && binding.is_misdirected(gateway::host_of(View::of(&request).authority()))
-        {
-            return Ok(reply::failed(FailureClass::Misdirected, recorded));
+        if let Some(binding) = &conn.connection.gateway {
+            let unrouted = matches!(decision.outcome, HttpOutcome::NoRoute);
+            if binding.is_misdirected(gateway::host_of(View::of(&request).authority()), unrouted) {
+                return Ok(reply::failed(FailureClass::Misdirected, recorded));
+            }
         }
         if let (Some(entry), Some(rule)) = (&mut recorded.entry, decision.rule) {
             entry.route = rule.name.to_string();
         }
         let source = source.as_ref();
-        let routed = Routed { tables: &tables, source, caller, target: &target, found, port, decision };
+        let start = recorded.start();
+        let routed = Routed {
+            conn: &conn,
+            start,
+            tables: &tables,
+            source,
+            caller,
+            target: &target,
+            found,
+            port,
+            decision,
+        };
         let cors = CorsOutcome::None;
         let record = recorded;
         next.call(Exchange { conn: &conn, routed: &routed, record, request, cors, set_cookie: None }).await
