@@ -152,7 +152,7 @@ impl Shared {
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
         // Waits without a sign of life; and those of them in which others answered.
-        let (mut silent, mut alone, mut life) = (0, 0, conn.life());
+        let (mut silent, mut alone, mut life) = (0_u32, 0_u32, conn.life());
         for _ in 0..MAX_WINDOWS {
             let shaken = conn.shaken.load(Ordering::Relaxed);
             let patience = if shaken {
