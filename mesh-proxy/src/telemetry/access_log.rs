@@ -167,8 +167,13 @@ impl AccessLog {
 
     /// Keeps of a request what a line needs.
     pub(crate) fn http<B>(&self, request: &http::Request<B>) -> Option<Box<Http>> {
-        let inner = self.0.as_ref()?;
-        Some(Box::new(Http::of(request, inner.program.wanted())))
+        // A span of a trace needs some of it even if there is no log.
+        static FOR_SPANS: OnceLock<Wanted> = OnceLock::new();
+        let wanted = match &self.0 {
+            Some(inner) => inner.program.wanted(),
+            None => FOR_SPANS.get_or_init(|| Wanted::by(std::iter::empty())),
+        };
+        Some(Box::new(Http::of(request, wanted)))
     }
 
     /// Keeps of a response's head what a line needs.

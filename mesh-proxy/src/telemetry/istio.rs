@@ -4,7 +4,7 @@
 //! bounded, and what does not fit is counted under one series whose labels say so.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Mutex, PoisonError},
 };
@@ -26,7 +26,10 @@ use super::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 pub struct TelemetryConfig {
-    /// Most label sets of all families together (default 10000); further calls share one series labelled `overflow`.
+    /// Most series of the traffic metrics (default 45000). A set of labels with its three histograms has 67 of them; once
+    /// half of the room is taken, new sets get their counter only, and their times and sizes share the series labelled
+    /// `overflow`; once all is taken, so do their counts.
+    #[serde(alias = "max_series")]
     pub max_series: usize,
     /// Value of the labels `source_cluster` and `destination_cluster` (default `Kubernetes`, as Istio's).
     pub cluster: String,
@@ -34,7 +37,7 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { max_series: 10_000, cluster: "Kubernetes".to_owned() }
+        Self { max_series: 45_000, cluster: "Kubernetes".to_owned() }
     }
 }
 
@@ -163,6 +166,28 @@ const BUCKETS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// The family that counts requests.
+const REQUESTS: &str = "istio_requests_total";
+/// Series of one set of request labels: the counter, and of three histograms the buckets, sum and count.
+const REQUEST_SERIES: usize = 1 + 3 * (BUCKETS.len() + 3);
+/// Series of one set of connection labels.
+const TCP_SERIES: usize = 4;
+
+/// The label sets that have been admitted, and how many series they have.
+#[derive(Debug, Default)]
+struct Known {
+    sets: HashMap<u64, Room>,
+    series: usize,
+}
+
+/// What a label set gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    All,
+    Counter,
+    None,
+}
+
 /// What overflowing calls are labelled with.
 const OVERFLOW: &str = "overflow";
 
@@ -204,9 +229,10 @@ pub struct Telemetry {
     tcp_received: IntCounterVec,
     tcp_opened: IntCounterVec,
     tcp_closed: IntCounterVec,
-    /// Hashes of the label sets that have been admitted; touched only when a worker's cache misses.
-    known: Mutex<HashSet<u64>>,
+    /// Touched only when a worker's cache misses.
+    known: Mutex<Known>,
     series_gauge: IntGauge,
+    reduced: IntCounter,
     overflow: IntCounter,
     /// What no request tells of.
     pub edges: EdgeCounters,
@@ -228,7 +254,12 @@ impl Telemetry {
             Ok::<_, prometheus::Error>(family)
         };
         let series_gauge =
-            IntGauge::new("selvage_telemetry_series", "Label sets that the traffic metrics hold.")?;
+            IntGauge::new("selvage_telemetry_series", "Series that the traffic metrics hold.")?;
+        let reduced = IntCounter::new(
+            "selvage_telemetry_reduced_total",
+            "Label sets that have a counter only; their times and sizes share the series labelled overflow.",
+        )?;
+        registry.register(Box::new(reduced.clone()))?;
         let overflow = IntCounter::new(
             "selvage_telemetry_overflow_total",
             "Label sets that did not fit and share the series labelled overflow.",
@@ -237,7 +268,7 @@ impl Telemetry {
         registry.register(Box::new(overflow.clone()))?;
         Ok(Self {
             config,
-            requests: counters("istio_requests_total", "Requests.", &request_labels)?,
+            requests: counters("istio_requests_total", "Requests that have ended.", &request_labels)?,
             duration: histograms("istio_request_duration_milliseconds", "Duration of requests.")?,
             request_bytes: histograms("istio_request_bytes", "Size of request bodies.")?,
             response_bytes: histograms("istio_response_bytes", "Size of response bodies.")?,
@@ -261,8 +292,9 @@ impl Telemetry {
                 "TCP connections closed.",
                 &CALL_LABELS,
             )?,
-            known: Mutex::new(HashSet::new()),
+            known: Mutex::default(),
             series_gauge,
+            reduced,
             overflow,
             edges: EdgeCounters::new(registry)?,
         })
@@ -300,11 +332,15 @@ impl Telemetry {
         values[..CALL_LABELS.len()].copy_from_slice(&head);
         values[CALL_LABELS.len()] = &code;
         values[CALL_LABELS.len() + 1] = &grpc;
-        if !self.admit(&values) {
+        let room = self.admit(&values, REQUEST_SERIES);
+        if room == Room::None {
             values = [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
         }
         let labels = |metric: &str| {
             let mut own = values;
+            if room == Room::Counter && metric != REQUESTS {
+                return [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
+            }
             if !rules.is_plain() {
                 rules.relabel(metric, &CALL_LABELS, &mut own[..CALL_LABELS.len()]);
                 rules.relabel(metric, &REQUEST_LABELS, &mut own[CALL_LABELS.len()..]);
@@ -320,7 +356,7 @@ impl Telemetry {
             false => family.get_metric_with_label_values(&labels(metric)),
         };
         Ok(RequestSeries {
-            total: counter(&self.requests, "istio_requests_total")?,
+            total: counter(&self.requests, REQUESTS)?,
             duration_ms: histogram(&self.duration, "istio_request_duration_milliseconds")?,
             request_bytes: histogram(&self.request_bytes, "istio_request_bytes")?,
             response_bytes: histogram(&self.response_bytes, "istio_response_bytes")?,
@@ -341,7 +377,7 @@ impl Telemetry {
     ) -> Result<TcpSeries, prometheus::Error> {
         let flags = flags.letters();
         let mut values = call_values(call, "tcp", &flags);
-        if !self.admit(&values) {
+        if self.admit(&values, TCP_SERIES) == Room::None {
             values = [OVERFLOW; CALL_LABELS.len()];
         }
         let counter = |family: &IntCounterVec, metric| {
@@ -360,22 +396,31 @@ impl Telemetry {
         })
     }
 
-    /// Whether there is room for this label set; a set that was admitted once stays so.
-    fn admit(&self, values: &[&str]) -> bool {
+    /// What this label set gets of the room; a set that was admitted once keeps it.
+    fn admit(&self, values: &[&str], series: usize) -> Room {
         let mut hasher = DefaultHasher::new();
         values.hash(&mut hasher);
         let hash = hasher.finish();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&hash) {
-            return true;
+        if let Some(room) = known.sets.get(&hash) {
+            return *room;
         }
-        if known.len() >= self.config.max_series {
+        let most = self.config.max_series;
+        // Only requests have more series than counters.
+        let requests = series > TCP_SERIES;
+        let (room, taken) = if known.series + series <= if requests { most / 2 } else { most } {
+            (Room::All, series)
+        } else if requests && known.series < most {
+            self.reduced.inc();
+            (Room::Counter, 1)
+        } else {
             self.overflow.inc();
-            return false;
-        }
-        known.insert(hash);
-        self.series_gauge.inc();
-        true
+            return Room::None;
+        };
+        known.sets.insert(hash, room);
+        known.series += taken;
+        self.series_gauge.set(i64::try_from(known.series).unwrap_or(i64::MAX));
+        room
     }
 }
 
@@ -407,3 +452,6 @@ fn call_values<'a>(call: &Call<'a>, protocol: &'a str, flags: &'a str) -> [&'a s
         flags,
     ]
 }
+
+#[cfg(test)]
+mod tests;

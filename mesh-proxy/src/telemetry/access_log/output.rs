@@ -74,7 +74,7 @@ mod tests {
         log.looked = Instant::now().checked_sub(LOOK).unwrap();
         log.write_all(b"three\n").unwrap();
         // Cut by others, it goes on at the start: nothing but what is written from then on.
-        std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         log.write_all(b"four\n").unwrap();
         assert_eq!(std::fs::read_to_string(old).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "four\n");

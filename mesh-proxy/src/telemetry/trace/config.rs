@@ -18,6 +18,7 @@ pub struct TracingConfig {
     /// The name by which Telemetry resources mean this collector (default `otel`).
     pub provider: String,
     /// Share of requests that begin a trace, 0 to 100 (default 1); Telemetry's `randomSamplingPercentage` overrides it.
+    #[serde(alias = "sampling_percent")]
     pub sampling_percent: f64,
     /// Headers of traces that begin here (default `tracecontext`). One that comes in goes on in the form it came in.
     pub propagation: Propagation,
@@ -26,10 +27,12 @@ pub struct TracingConfig {
     /// Most spans of one export (default 256).
     pub batch: usize,
     /// Milliseconds that spans wait for others (default 1000).
+    #[serde(alias = "flush_millis")]
     pub flush_millis: u64,
     /// Headers of exports, for a collector that asks for a key.
     pub headers: BTreeMap<String, Secret<String>>,
     /// Certificates that a collector over `https` is verified with; empty (default) = the system's.
+    #[serde(alias = "ca_file")]
     pub ca_file: PathBuf,
 }
 
