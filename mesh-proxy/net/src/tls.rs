@@ -7,6 +7,7 @@
 mod identity;
 mod material;
 mod pin;
+mod signatures;
 mod verify;
 
 use std::io;

@@ -81,7 +81,7 @@ impl Listener {
 
     /// Whether a host is of another server than the one with these names.
     pub(crate) fn belongs_elsewhere(&self, host: &str, keys: &[Arc<str>]) -> bool {
-        self.server(host).is_some_and(|s| *s.keys != *keys)
+        self.servers.len() > 1 && self.server(host).is_some_and(|s| *s.keys != *keys)
     }
 
     /// The server for a name: that of the most specific host that covers it; the older of two.
@@ -149,12 +149,16 @@ pub(crate) fn plan(tables: &Tables, config: &GatewayConfig) -> (Plan, Vec<String
     (drafts.into_iter().map(|(at, draft)| (at, Arc::new(listener(draft)))).collect(), problems)
 }
 
+/// Whether servers come from Gateway API: they are called so, and nothing else can be.
+pub(crate) fn is_derived(keys: &[Arc<str>]) -> bool {
+    keys.iter().all(|k| k.contains('~'))
+}
+
 fn listener((port, nature, servers): (u16, Nature, Vec<Server>)) -> Listener {
     let mut keys: Vec<Arc<str>> = servers.iter().flat_map(|s| s.keys.iter().cloned()).collect();
     keys.dedup();
     let redirects = servers.iter().any(|s| s.redirect);
-    // What comes from Gateway API is called so, and nothing else can be.
-    let isolates = nature == Nature::Http && keys.len() > 1 && keys.iter().all(|k| k.contains('~'));
+    let isolates = nature == Nature::Http && keys.len() > 1 && is_derived(&keys);
     Listener { port, nature, servers: servers.into(), keys: keys.into(), redirects, isolates }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Gateway, auto,
-    plan::{Listener, Nature},
+    plan::{Listener, Nature, is_derived},
 };
 use crate::outbound::{
     ClientIo, Connection, HttpVersion, Target, Ticket, WorkerState, serve_bytes, serve_http,
@@ -55,9 +55,11 @@ impl Binding {
         }
     }
 
-    /// Whether a host is of another server than the one that terminated TLS.
-    pub(crate) fn is_misdirected(&self, host: &str) -> bool {
-        self.server.as_ref().is_some_and(|keys| self.listener.borrow().belongs_elsewhere(host, keys))
+    /// Whether a host is of another server than the one that terminated TLS. Listeners of Gateway API say so whatever
+    /// rules they have; servers of Istio where no rule takes the host.
+    pub(crate) fn is_misdirected(&self, host: &str, unrouted: bool) -> bool {
+        let Some(keys) = self.server.as_ref().filter(|_| !self.auto) else { return false };
+        (unrouted || is_derived(keys)) && self.listener.borrow().belongs_elsewhere(host, keys)
     }
 
     /// Requests came under TLS.
@@ -176,7 +178,9 @@ pub(crate) async fn accepted(context: Context, stream: TcpStream, client: Socket
                         context.worker.shared.telemetry.edges.bad_requests.inc();
                         return;
                     };
-                    let binding = bound(Some(keys), None, false);
+                    // Routes of Gateway API for what is under TLS go by name, those of Istio are those for bytes.
+                    let by_name = (!server.http && is_derived(&keys)).then_some(sni);
+                    let binding = bound(Some(keys), by_name, false);
                     if !server.http {
                         let io = ClientIo::Tls(Box::new(stream));
                         return serve_bytes(connection(binding), io, None).await;

@@ -210,6 +210,20 @@ async fn a_websocket_stays_open_behind_tls_while_the_certificate_changes() {
     }
 }
 
+/// A browser speaks HTTP/2 with everybody who offers it; the service behind need not.
+#[tokio::test]
+async fn http2_outside_is_http1_inside_where_nobody_says_otherwise() {
+    let ca = Ca::new();
+    let edge = edge(of_mode(Mode::Simple), ca.pair(&[NAME]).secret("ns/a", None)).await;
+    let stream = shake(&ca.client(&["h2"], None, BOTH), edge.at(443), NAME).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::task::spawn(connection);
+    let request = Request::get(format!("https://{NAME}/")).body(full("")).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(edge.web.last().version, http::Version::HTTP_11);
+}
+
 /// A browser that has a connection for one name uses it for another that the certificate covers.
 #[tokio::test]
 async fn a_host_of_another_server_is_sent_to_a_connection_of_its_own() {

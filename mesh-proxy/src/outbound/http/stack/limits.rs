@@ -21,7 +21,7 @@ use super::{
         client::{Begins, Upstreams},
         view::View,
     },
-    exchange::{Forwarding, Placed},
+    exchange::{Exchange, Forwarding, Placed},
     step::{Answer, Step, answer, next, wait},
 };
 
@@ -91,7 +91,7 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
         worker: Rc::clone(&exchange.conn.connection.worker),
         source: exchange.routed.source.cloned(),
         pinned: exchange.routed.found.pinned(&cluster, to.is_some()),
-        h2: speaks_h2(&cluster, exchange.conn.version),
+        h2: speaks_h2(&cluster, client_speaks_h2(&exchange)),
         tried: Vec::new(),
         last: None,
         broke: None,
@@ -101,17 +101,22 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
     Forwarding { exchange, to, upstreams, permit }
 }
 
+/// Whether the client's own protocol is HTTP/2. What browsers speak with a gateway says nothing about the service behind,
+/// as in Istio; gRPC is nothing but HTTP/2.
+fn client_speaks_h2(exchange: &Exchange<'_>) -> bool {
+    let outside = exchange.conn.connection.gateway.is_some();
+    matches!(exchange.conn.version, Version::Http2) && (!outside || exchange.record.grpc)
+}
+
 /// HTTP/2 where the rule or the port says so; where they say nothing, what the client speaks.
-fn speaks_h2(cluster: &Cluster, client: Version) -> bool {
+fn speaks_h2(cluster: &Cluster, client: bool) -> bool {
     match cluster.policy.pool.h2_upgrade {
         H2Upgrade::Upgrade => return true,
-        H2Upgrade::Client => return matches!(client, Version::Http2),
+        H2Upgrade::Client => return client,
         H2Upgrade::ByPort => {}
     }
     match cluster.port.protocol {
         Protocol::Http2 | Protocol::Grpc => true,
-        Protocol::Http | Protocol::Detect | Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
-            matches!(client, Version::Http2)
-        }
+        Protocol::Http | Protocol::Detect | Protocol::Tcp | Protocol::Tls | Protocol::Udp => client,
     }
 }
