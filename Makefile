@@ -12,7 +12,7 @@ LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc
 # What calls services while rules change.
 LOAD_TOOLS := h2load=nghttp2-client wrk=wrk
 # What a real cluster's nodes are made of.
-CLUSTER_TOOLS := containerd=containerd runc=runc iptables=iptables conntrack=conntrack
+CLUSTER_TOOLS := containerd=containerd runc=runc iptables=iptables conntrack=conntrack promtool=prometheus
 PROGRAMS := -p mesh-proxy -p mesh-controller -p meshctl -p mesh-testkit
 
 .PHONY: help
