@@ -220,6 +220,11 @@ pub fn possible() -> Result<(), ClusterError> {
     Err(ClusterError::Unable(format!("missing: apt-get install -y {}", missing.join(" "))))
 }
 
+/// Removes the control groups of clusters that were killed; the kernel and the lab removed the rest. Every start does it.
+pub fn remove_leftovers() {
+    cgroup::janitor();
+}
+
 impl Cluster {
     /// Brings a cluster up; returns when all of its nodes are ready.
     ///
@@ -228,7 +233,7 @@ impl Cluster {
     pub fn up(options: &Options) -> Result<Self, ClusterError> {
         possible()?;
         let pause = images::pause()?;
-        cgroup::janitor();
+        remove_leftovers();
         let world = Arc::new(World::up(&spec(options)).map_err(ClusterError::World)?);
         let groups = options.nodes.iter().map(|n| cgroup::name(world.dir(), &n.name)).collect();
         if options.pod_routes {

@@ -20,6 +20,9 @@ use crate::lab::{LabError, World, state};
     after_help = "Examples:\n  cluster up\n  cluster kubectl get nodes -o wide\n  cluster helm install mesh charts/mesh --wait\n  cluster exec edge-a -- nft list ruleset"
 )]
 struct Cli {
+    /// The cluster's name; needed only when more than one is up
+    #[arg(long, global = true, default_value = "cluster")]
+    name: String,
     #[command(subcommand)]
     what: What,
 }
@@ -65,11 +68,12 @@ enum What {
 /// Runs the program; the exit code.
 #[must_use]
 pub fn main() -> i32 {
-    let outcome = match Cli::parse().what {
-        What::Up { nodes, programs, proxy_mode } => up(&nodes, &programs, &proxy_mode),
-        What::Kubectl { args } => kube("kubectl", &args),
-        What::Helm { args } => kube("helm", &args),
-        What::Exec { node, command } => running().and_then(|w| replace(&w, &node, &command)),
+    let Cli { name, what } = Cli::parse();
+    let outcome = match what {
+        What::Up { nodes, programs, proxy_mode } => up(name, &nodes, &programs, &proxy_mode),
+        What::Kubectl { args } => kube(&name, "kubectl", &args),
+        What::Helm { args } => kube(&name, "helm", &args),
+        What::Exec { node, command } => running(&name).and_then(|w| replace(&w, &node, &command)),
         What::Node { plan } => node::main(&plan),
     };
     match outcome {
@@ -81,11 +85,12 @@ pub fn main() -> i32 {
     }
 }
 
-fn up(nodes: &[String], programs: &[String], proxy_mode: &str) -> Result<(), ClusterError> {
+fn up(name: String, nodes: &[String], programs: &[String], proxy_mode: &str) -> Result<(), ClusterError> {
     let start = std::time::Instant::now();
     let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
     let programs: Vec<&str> = programs.iter().map(String::as_str).collect();
     let mut options = Options::with_nodes(&nodes).programs(&programs)?;
+    options.name = name;
     proxy_mode.clone_into(&mut options.proxy_mode);
     let mut signals = nix::sys::signal::SigSet::empty();
     signals.add(nix::sys::signal::SIGINT);
@@ -104,9 +109,12 @@ fn up(nodes: &[String], programs: &[String], proxy_mode: &str) -> Result<(), Clu
     Ok(())
 }
 
-/// The cluster that is up.
-fn running() -> Result<World, ClusterError> {
-    let own = |name: &str| name == "cluster" || name.starts_with("cluster-");
+/// The cluster of that name that is up: its world's name goes on with numbers.
+fn running(name: &str) -> Result<World, ClusterError> {
+    let number = |c: char| c.is_ascii_digit() || c == '-';
+    let own = |world: &str| {
+        world.strip_prefix(name).is_some_and(|rest| rest.starts_with('-') && rest.chars().all(number))
+    };
     let mut found: Vec<_> = state::all().into_iter().filter(|(n, f)| own(n) && f.alive()).collect();
     match (found.pop(), found.is_empty()) {
         (Some((_, files)), true) => World::attach(&files).map_err(ClusterError::World),
@@ -115,8 +123,8 @@ fn running() -> Result<World, ClusterError> {
     }
 }
 
-fn kube(program: &str, args: &[String]) -> Result<(), ClusterError> {
-    let world = running()?;
+fn kube(name: &str, program: &str, args: &[String]) -> Result<(), ClusterError> {
+    let world = running(name)?;
     let folder = world.folder("kube").map_err(ClusterError::World)?;
     let config = folder.join("admin.kubeconfig");
     let programs = crate::kube::all_programs().map_err(ClusterError::Kube)?;
