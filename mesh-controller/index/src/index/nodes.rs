@@ -1,5 +1,7 @@
 //! Nodes and the workloads on them.
 
+use std::net::{IpAddr, SocketAddr};
+
 use mesh_api::model;
 
 use super::Index;
@@ -25,7 +27,12 @@ impl Index {
         Some(model::Node {
             name: name.to_owned(),
             peer_id: registration.peer_id,
-            addresses: registration.addresses,
+            addresses: node
+                .map(|n| stated_addresses(&n.metadata.annotations.addresses))
+                .into_iter()
+                .flatten()
+                .chain(registration.addresses)
+                .collect(),
             locality: Some(locality(&labels)),
             relay: registration.relay || labels.get(RELAY).is_some_and(|v| v == "true"),
             nat: registration.nat,
@@ -50,6 +57,41 @@ impl Index {
     }
 }
 
+/// Port of the tunnel where an address states none.
+const TUNNEL: u16 = 15008;
+/// More addresses than this help nobody.
+const MAX_STATED: usize = 8;
+
+/// Multiaddrs of addresses that an operator has written, separated by commas: `192.0.2.1`, `192.0.2.1:443`,
+/// `relay.example.com`, or multiaddrs. What is none of these is left out.
+fn stated_addresses(text: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for word in text.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+        let (kind, host, port) = match (word.parse::<IpAddr>(), word.parse::<SocketAddr>()) {
+            _ if word.starts_with('/') => {
+                out.push(word.to_owned());
+                continue;
+            }
+            (Ok(ip), _) => (if ip.is_ipv4() { "ip4" } else { "ip6" }, ip.to_string(), TUNNEL),
+            (_, Ok(at)) => (if at.is_ipv4() { "ip4" } else { "ip6" }, at.ip().to_string(), at.port()),
+            _ => match word.split_once(':').map_or(Some((word, TUNNEL)), |(h, p)| Some((h, p.parse().ok()?)))
+            {
+                Some((host, port)) if is_name(host) => ("dns", host.to_owned(), port),
+                _ => continue,
+            },
+        };
+        out.push(format!("/{kind}/{host}/udp/{port}/quic-v1"));
+        out.push(format!("/{kind}/{host}/tcp/{port}"));
+    }
+    out.truncate(MAX_STATED);
+    out
+}
+
+fn is_name(host: &str) -> bool {
+    host.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+}
+
 pub(super) fn locality(labels: &Labels) -> model::Locality {
     let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
     model::Locality { region: label(REGION), zone: label(ZONE), site: label(SITE), network: label(NETWORK) }
@@ -64,5 +106,22 @@ pub(super) fn workload(name: &Name, pod: &Pod, address: String) -> model::Worklo
         labels: pod.metadata.labels.clone(),
         service_account: pod.service_account().to_owned(),
         host_network: pod.spec.host_network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_an_operator_writes_become_multiaddrs() {
+        let quic_and_tcp =
+            |at: &str, port: u16| [format!("{at}/udp/{port}/quic-v1"), format!("{at}/tcp/{port}")];
+        assert_eq!(stated_addresses("192.0.2.1"), quic_and_tcp("/ip4/192.0.2.1", 15008));
+        assert_eq!(stated_addresses(" [2001:db8::1]:443 "), quic_and_tcp("/ip6/2001:db8::1", 443));
+        assert_eq!(stated_addresses("relay.example.com:443,"), quic_and_tcp("/dns/relay.example.com", 443));
+        assert_eq!(stated_addresses("/dns4/a/tcp/443/wss"), ["/dns4/a/tcp/443/wss"]);
+        assert_eq!(stated_addresses("not an address, a:b, :1, ,"), [""; 0]);
+        assert_eq!(stated_addresses(&"192.0.2.1,".repeat(100)).len(), MAX_STATED);
     }
 }

@@ -214,13 +214,13 @@ impl Tables {
             Some(address) => Some(address.into()),
             None => (!e.workload.host_network).then_some(e.address),
         });
-        s.vips.iter().copied().chain(members)
+        s.vips.iter().copied().chain(members).filter(|_| !s.uncaptured)
     }
 
     /// Every address and port whose datagrams the mesh takes: ports of services, and of pods of other nodes. Pods of
     /// this node are reached without it.
     pub fn udp_vips(&self) -> impl Iterator<Item = (IpAddr, u16)> {
-        self.services().filter(|s| s.udp_ports().next().is_some()).flat_map(|s| {
+        self.services().filter(|s| !s.uncaptured && s.udp_ports().next().is_some()).flat_map(|s| {
             let ports = move |ip: IpAddr| s.udp_ports().map(move |p| (ip, p.number));
             let headless = s.kind == ServiceKind::Headless;
             let members = s.endpoints.endpoints.iter().filter(move |_| headless);
