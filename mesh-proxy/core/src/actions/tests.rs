@@ -131,10 +131,10 @@ fn header_changes_and_authority() {
     let HttpOutcome::Forward { destination, .. } = d.outcome else { panic!("{d:?}") };
     assert_eq!(d.rule.unwrap().rewritten_authority(destination), Some("dest.example"));
     let [rule, dest] = header_ops(&d, destination, false);
-    assert_eq!(&*rule.unwrap().set[0].1, "rule");
+    assert_eq!(rule.unwrap().set[0].1.text(), "rule");
     let dest = dest.unwrap();
     assert_eq!(dest.set.iter().map(|s| &*s.0).collect::<Vec<_>>(), ["x-a"], "the host is no ordinary header");
-    assert_eq!((&*dest.add[0].0, &*dest.add[0].1, &*dest.remove[0]), ("x-add", "100%", "x-old"));
+    assert_eq!((&*dest.add[0].0, dest.add[0].1.text(), &*dest.remove[0]), ("x-add", "100%", "x-old"));
 }
 
 /// Browsers take `*` for a name when a request has credentials.
@@ -188,4 +188,33 @@ fn cross_origin() {
         panic!("not an actual request")
     };
     assert!(h.iter().any(|(k, v)| *k == "access-control-expose-headers" && v == "X-Exp"));
+}
+
+#[test]
+fn a_header_is_a_text_or_made_of_what_a_call_says() {
+    use crate::{command::Format, route::HeaderText};
+
+    let value = |name: &str, value: &str| model::HeaderValue { name: name.into(), value: value.into() };
+    let set = vec![
+        value("X-Plain", "100%%"),
+        value("x-made", "%REQ(x-a?x-b)%-%START_TIME(%Y)%"),
+        // No value while headers are set, and no operator at all.
+        value("x-flags", "%RESPONSE_FLAGS%"),
+        value("x-odd", "50% of %%"),
+        value(":authority", "a.example.com"),
+    ];
+    let op = crate::route::compile::header_op(Some(&model::HeaderOp { set, ..Default::default() }));
+    let texts: Vec<_> = op.set.iter().map(|(n, t)| (&**n, t.text())).collect();
+    assert_eq!(
+        texts,
+        [
+            ("x-plain", "100%"),
+            ("x-made", "%REQ(x-a?x-b)%-%START_TIME(%Y)%"),
+            ("x-flags", "%RESPONSE_FLAGS%"),
+            ("x-odd", "50% of %"),
+        ]
+    );
+    assert!(matches!(op.set[1].1, HeaderText::Made(_)) && matches!(op.set[2].1, HeaderText::Plain(_)));
+    assert_eq!(op.made().flat_map(Format::operators).count(), 2);
+    assert_eq!(op.authority.as_deref(), Some("a.example.com"));
 }

@@ -199,7 +199,7 @@ impl HeaderOps {
     }
 }
 
-fn header_op(m: Option<&model::HeaderOp>) -> HeaderOp {
+pub(crate) fn header_op(m: Option<&model::HeaderOp>) -> HeaderOp {
     let Some(m) = m else { return HeaderOp::default() };
     let is_host = |n: &str| n.eq_ignore_ascii_case("host") || n.eq_ignore_ascii_case(":authority");
     let values = |list: &[model::HeaderValue]| {
