@@ -19,8 +19,9 @@ use std::{
 
 use crate::{
     client::Dice,
-    cluster::Cluster,
+    cluster::{Cluster, ClusterEndpoint},
     endpoint::Place,
+    hash::Fnv,
     outlier::{Exchange, OutlierState, may_eject},
 };
 use groups::{Group, Groups};
@@ -34,6 +35,37 @@ const AVOID_MAX: Duration = Duration::from_secs(30);
 const TRIAL: Duration = Duration::from_secs(1);
 /// How often the shares of endpoints that warm up are looked at.
 const WARM_STEP: Duration = Duration::from_millis(100);
+
+/// One endpoint among all of a cluster: sites may give their pods the same addresses, so the node that owns it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointId {
+    addr: SocketAddr,
+    /// A number for the node's name; 0: none.
+    node: u64,
+}
+
+impl EndpointId {
+    /// Of an address and the node that owns it.
+    pub fn new(addr: SocketAddr, node: Option<&str>) -> Self {
+        Self { addr, node: node.map_or(0, |n| Fnv::of(&[n.as_bytes()])) }
+    }
+
+    /// Where it is.
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    fn is(&self, endpoint: &ClusterEndpoint) -> bool {
+        self.addr == endpoint.addr && *self == endpoint.id()
+    }
+}
+
+impl ClusterEndpoint {
+    /// What tells it apart from the others.
+    pub fn id(&self) -> EndpointId {
+        EndpointId::new(self.addr, self.node().map(|n| &**n))
+    }
+}
 
 /// Run-time state of a cluster. Not shared: one for each worker, or behind a lock.
 #[derive(Debug, Default)]
@@ -87,7 +119,7 @@ impl State {
 /// What a pick looks at besides the cluster.
 pub struct Pick<'a> {
     /// Endpoints that this call has tried.
-    pub exclude: &'a [SocketAddr],
+    pub exclude: &'a [EndpointId],
     /// Requests or connections in flight to the endpoint at that position.
     pub load: &'a dyn Fn(usize) -> u32,
     /// Now.
@@ -96,6 +128,12 @@ pub struct Pick<'a> {
     pub hash: Option<u64>,
     /// Prefer localities that this call has not tried.
     pub remote: bool,
+}
+
+impl Pick<'_> {
+    fn excludes(&self, endpoint: &ClusterEndpoint) -> bool {
+        self.exclude.iter().any(|tried| tried.is(endpoint))
+    }
 }
 
 impl Balancer {
@@ -143,15 +181,13 @@ impl Balancer {
     ) -> Option<usize> {
         let now = how.now;
         let usable = |panic: bool, s: &State, i: usize| {
-            (panic || !s.outlier.is_ejected(now)) && !how.exclude.contains(&cluster.endpoints[i].addr)
+            (panic || !s.outlier.is_ejected(now)) && !how.excludes(&cluster.endpoints[i])
         };
         let count = self.groups.list.len();
         // The chosen group, then the others, the nearest first.
         let order = |k: usize| if k == 0 { first } else { k - usize::from(k <= first) };
         if how.remote && count > 1 {
-            let tried = |g: &Group| {
-                g.members.iter().any(|i| how.exclude.contains(&cluster.endpoints[*i as usize].addr))
-            };
+            let tried = |g: &Group| g.members.iter().any(|i| how.excludes(&cluster.endpoints[*i as usize]));
             for g in (0..count).map(order) {
                 if tried(&self.groups.list[g]) {
                     continue;
@@ -178,9 +214,9 @@ impl Balancer {
     }
 
     /// A connection to the endpoint came about.
-    pub fn on_connected(&mut self, addr: SocketAddr) {
+    pub fn on_connected(&mut self, endpoint: EndpointId) {
         let mut changed = false;
-        if let Some(s) = self.state(addr) {
+        if let Some(s) = self.state(endpoint) {
             changed = s.avoid_until.take().is_some();
             s.failures = 0;
             s.outlier.connected();
@@ -191,21 +227,21 @@ impl Balancer {
     }
 
     /// A connection attempt failed or did not end in time.
-    pub fn on_connect_failure(&mut self, addr: SocketAddr, now: Instant) {
-        if let Some(s) = self.state(addr) {
+    pub fn on_connect_failure(&mut self, endpoint: EndpointId, now: Instant) {
+        if let Some(s) = self.state(endpoint) {
             s.failures = s.failures.saturating_add(1);
             let time = AVOID_FIRST.saturating_mul(1 << (s.failures - 1).min(8)).min(AVOID_MAX);
             s.avoid_until = Some(now + time);
             self.shares_hold = None;
         }
-        self.on_exchange(addr, Exchange::LocalFailure, now);
+        self.on_exchange(endpoint, Exchange::LocalFailure, now);
     }
 
     /// An exchange with the endpoint ended. Connection failures are counted by [`Self::on_connect_failure`].
-    pub fn on_exchange(&mut self, addr: SocketAddr, exchange: Exchange, now: Instant) {
+    pub fn on_exchange(&mut self, endpoint: EndpointId, exchange: Exchange, now: Instant) {
         let Some(cluster) = self.cluster.clone() else { return };
         let Some(policy) = &cluster.policy.outlier else { return };
-        let Some(at) = self.position(addr) else { return };
+        let Some(at) = self.position(endpoint) else { return };
         if !self.states[at].outlier.record(policy, exchange) || self.states[at].outlier.is_ejected(now) {
             return;
         }
@@ -221,8 +257,8 @@ impl Balancer {
     }
 
     /// Whether the endpoint is avoided or ejected at the moment.
-    pub fn is_unhealthy(&self, addr: SocketAddr, now: Instant) -> bool {
-        self.position(addr).is_some_and(|i| !self.states[i].healthy(now))
+    pub fn is_unhealthy(&self, endpoint: EndpointId, now: Instant) -> bool {
+        self.position(endpoint).is_some_and(|i| !self.states[i].healthy(now))
     }
 
     /// The groups as they are now, the first to be used first.
@@ -230,12 +266,12 @@ impl Balancer {
         &self.groups.list
     }
 
-    fn position(&self, addr: SocketAddr) -> Option<usize> {
-        self.cluster.as_ref()?.endpoints.iter().position(|e| e.addr == addr)
+    fn position(&self, endpoint: EndpointId) -> Option<usize> {
+        self.cluster.as_ref()?.endpoints.iter().position(|e| endpoint.is(e))
     }
 
-    fn state(&mut self, addr: SocketAddr) -> Option<&mut State> {
-        self.position(addr).map(|i| &mut self.states[i])
+    fn state(&mut self, endpoint: EndpointId) -> Option<&mut State> {
+        self.position(endpoint).map(|i| &mut self.states[i])
     }
 
     /// Takes over what is known about endpoints that are in the new cluster too.
@@ -245,12 +281,14 @@ impl Balancer {
         }
         let same = self.cluster.as_ref().is_some_and(|c| c.endpoints == cluster.endpoints);
         if !same {
-            let known: std::collections::HashMap<SocketAddr, State> = match &self.cluster {
-                Some(c) => c.endpoints.iter().map(|e| e.addr).zip(self.states.iter().copied()).collect(),
+            let known: std::collections::HashMap<EndpointId, State> = match &self.cluster {
+                Some(c) => {
+                    c.endpoints.iter().map(ClusterEndpoint::id).zip(self.states.iter().copied()).collect()
+                }
                 None => Default::default(),
             };
-            let state = |addr| known.get(&addr).copied().unwrap_or_else(|| State::new(now));
-            self.states = cluster.endpoints.iter().map(|e| state(e.addr)).collect();
+            let state = |id| known.get(&id).copied().unwrap_or_else(|| State::new(now));
+            self.states = cluster.endpoints.iter().map(|e| state(e.id())).collect();
         }
         self.cluster = Some(cluster.clone());
         self.regroup(cluster);

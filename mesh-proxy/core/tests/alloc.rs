@@ -220,7 +220,7 @@ fn a_pick_allocates_nothing() {
         let mut balancer = Balancer::new();
         let mut dice = dice();
         let now = Instant::now();
-        let tried = [cluster.endpoints[0].addr];
+        let tried = [cluster.endpoints[0].id()];
         let mut pick = || {
             let how = Pick { exclude: &tried, load: &|i| i as u32 % 3, now, hash: None, remote: false };
             assert!(balancer.pick(cluster, &how, &mut dice).is_some_and(|i| i != 0));

@@ -3,7 +3,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
@@ -14,7 +13,7 @@ use std::{
 
 use mesh_core::{
     Cluster, Place as Here, WorkloadEntry,
-    balance::{Balancer, Pick},
+    balance::{Balancer, EndpointId, Pick},
     budget::RetryBudget,
     outlier::Exchange,
     policy::RetryBudgetPolicy,
@@ -67,8 +66,8 @@ fn budget(policy: Option<RetryBudgetPolicy>) -> RetryBudget {
     )
 }
 
-/// Addresses that a call has tried.
-pub(crate) type Tried = Vec<SocketAddr>;
+/// Endpoints that a call has tried.
+pub(crate) type Tried = Vec<EndpointId>;
 
 impl ClusterState {
     /// The state for a cluster; connections to endpoints that were there before are kept.
@@ -137,7 +136,7 @@ impl ClusterState {
     ) -> Option<usize> {
         let load = |i: usize| self.endpoints[i].load();
         let mut health = self.health.borrow_mut();
-        let mut pick = |exclude: &[SocketAddr]| {
+        let mut pick = |exclude: &[EndpointId]| {
             let Choice { hash, remote } = choice;
             let how = Pick { exclude, load: &load, now: Instant::now(), hash, remote };
             health.balancer.pick(&self.cluster, &how, &mut worker.dice())
@@ -148,32 +147,32 @@ impl ClusterState {
         }
     }
 
-    /// The position of an address among the endpoints.
-    pub(crate) fn position(&self, addr: SocketAddr) -> Option<usize> {
-        self.endpoints.iter().position(|e| e.addr == addr)
+    /// The position of one of the endpoints.
+    pub(crate) fn position(&self, endpoint: EndpointId) -> Option<usize> {
+        self.endpoints.iter().position(|e| e.id == endpoint)
     }
 
     /// A connection came about.
-    pub(crate) fn connected(&self, addr: SocketAddr) {
-        self.health.borrow_mut().balancer.on_connected(addr);
+    pub(crate) fn connected(&self, endpoint: EndpointId) {
+        self.health.borrow_mut().balancer.on_connected(endpoint);
     }
 
     /// A connection attempt failed, or stayed without an answer while another endpoint's came.
-    pub(crate) fn connect_failed(&self, addr: SocketAddr) {
-        self.health.borrow_mut().balancer.on_connect_failure(addr, Instant::now());
+    pub(crate) fn connect_failed(&self, endpoint: EndpointId) {
+        self.health.borrow_mut().balancer.on_connect_failure(endpoint, Instant::now());
     }
 
     /// An exchange with the endpoint ended.
-    pub(crate) fn exchanged(&self, addr: SocketAddr, exchange: Exchange) {
+    pub(crate) fn exchanged(&self, endpoint: EndpointId, exchange: Exchange) {
         if self.cluster.policy.outlier.is_some() {
-            self.health.borrow_mut().balancer.on_exchange(addr, exchange, Instant::now());
+            self.health.borrow_mut().balancer.on_exchange(endpoint, exchange, Instant::now());
         }
     }
 
     /// The endpoint answered with a status.
-    pub(crate) fn answered(&self, addr: SocketAddr, status: u16) {
+    pub(crate) fn answered(&self, endpoint: EndpointId, status: u16) {
         if let Some(outlier) = &self.cluster.policy.outlier {
-            self.health.borrow_mut().balancer.on_exchange(addr, outlier.exchange(status), Instant::now());
+            self.health.borrow_mut().balancer.on_exchange(endpoint, outlier.exchange(status), Instant::now());
         }
     }
 

@@ -1,9 +1,10 @@
 //! A connection to some endpoint of a cluster, soon: while one attempt stays without an answer the next endpoint is
 //! tried beside it, and the first to answer wins.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
+use mesh_core::balance::EndpointId;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -24,7 +25,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) state: &'a ClusterState,
     pub(crate) purpose: Purpose<'a>,
     /// The only endpoint that may be used.
-    pub(crate) pinned: Option<SocketAddr>,
+    pub(crate) pinned: Option<EndpointId>,
     /// The endpoint to begin with.
     pub(crate) first: Option<usize>,
     /// What the request says about its endpoint.
@@ -52,7 +53,7 @@ pub(crate) async fn connect(
     let mut next = wanted.first.or_else(|| choose(&wanted, tried));
     loop {
         if let Some(index) = next.take() {
-            tried.push(wanted.state.endpoints[index].addr);
+            tried.push(wanted.state.endpoints[index].id);
             pending.push((index, Instant::now()));
             running.push(Box::pin(attempt(wanted, index, deadline)));
         }
@@ -61,21 +62,21 @@ pub(crate) async fn connect(
         tokio::select! {
             Some(done) = running.next() => {
                 pending.retain(|(i, _)| *i != done.index);
-                let addr = wanted.state.endpoints[done.index].addr;
+                let id = wanted.state.endpoints[done.index].id;
                 match done.result {
                     Ok(stream) => {
-                        wanted.state.connected(addr);
+                        wanted.state.connected(id);
                         // Who was asked earlier and has still not answered is best left alone for a while.
                         for (slow, since) in pending {
                             if since < done.started && since.elapsed() >= stagger {
-                                wanted.state.connect_failed(wanted.state.endpoints[slow].addr);
+                                wanted.state.connect_failed(wanted.state.endpoints[slow].id);
                             }
                         }
                         return Ok((done.index, stream));
                     }
                     Err(e) => {
                         if !matches!(e, ConnectError::Overflow) {
-                            wanted.state.connect_failed(addr);
+                            wanted.state.connect_failed(id);
                         }
                         last = e;
                         next = choose(&wanted, tried);
@@ -95,8 +96,8 @@ pub(crate) async fn connect(
 }
 
 fn choose(wanted: &Wanted<'_>, tried: &Tried) -> Option<usize> {
-    if let Some(addr) = wanted.pinned {
-        return wanted.state.position(addr).filter(|_| !tried.contains(&addr));
+    if let Some(id) = wanted.pinned {
+        return wanted.state.position(id).filter(|_| !tried.contains(&id));
     }
     wanted.state.pick_for(wanted.worker, wanted.choice, tried, false)
 }

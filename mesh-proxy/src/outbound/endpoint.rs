@@ -18,7 +18,7 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 
-use mesh_core::policy::Pool;
+use mesh_core::{balance::EndpointId, policy::Pool};
 
 use super::http::body::RequestBody;
 
@@ -47,6 +47,8 @@ pub(crate) struct Owner {
 pub(crate) struct Endpoint {
     pub(crate) addr: SocketAddr,
     pub(crate) node: Option<Arc<str>>,
+    /// Both of it.
+    pub(crate) id: EndpointId,
     /// Requests and connections in flight.
     load: Cell<u32>,
     idle: RefCell<Vec<IdleH1>>,
@@ -80,6 +82,7 @@ pub(crate) struct H2 {
 impl Endpoint {
     pub(crate) fn new(addr: SocketAddr, node: Option<Arc<str>>) -> Self {
         Self {
+            id: EndpointId::new(addr, node.as_deref()),
             addr,
             node,
             load: Cell::new(0),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::{Client, Cluster, EndpointMatch, Tables, VipMatch};
+use mesh_core::{Client, Cluster, EndpointMatch, Tables, VipMatch, balance::EndpointId};
 
 /// What a client called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,11 +88,12 @@ impl<'t> Found<'t> {
 
     /// The endpoint that has to be used, because it was called by its own address: if the traffic goes to the
     /// service's own cluster and no rule sends it elsewhere.
-    pub(crate) fn pinned(&self, to: &Cluster, by_rule: bool) -> Option<SocketAddr> {
+    pub(crate) fn pinned(&self, to: &Cluster, by_rule: bool) -> Option<EndpointId> {
         match self {
             Self::Endpoint(e) if !by_rule && *to.key.host == *e.service.host => {
                 let port = e.endpoint.target_port(to.port.number)?;
-                Some(SocketAddr::new(e.endpoint.address, port))
+                let addr = SocketAddr::new(e.endpoint.address, port);
+                Some(EndpointId::new(addr, e.endpoint.node.as_deref()))
             }
             Self::Endpoint(_) | Self::Service(_) | Self::Unknown => None,
         }

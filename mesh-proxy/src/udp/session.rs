@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_api::model::tunnel_open::Kind;
-use mesh_core::{Client, Cluster, EndpointEntry, Tables};
+use mesh_core::{Client, Cluster, EndpointEntry, Tables, balance::EndpointId};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     net::UdpSocket,
@@ -119,13 +119,13 @@ impl Session {
         let (end, upstream, details) = match self.connect(&route, early.as_ref()).await {
             Ok((state, index, upstream)) => {
                 let _load = state.endpoints[index].busy();
-                let addr = state.endpoints[index].addr;
+                let (addr, id) = (state.endpoints[index].addr, state.endpoints[index].id);
                 let ahead = early.as_ref().map_or(0, |e| e.sent.get());
                 let end = self.pass(upstream, (first, ahead), &mut queue, &moved).await;
                 self.lost(&mut queue, Why::NotReached);
                 if end == End::Closed && moved.answers.get() == 0 {
                     // It never said anything: others may do better.
-                    state.connect_failed(addr);
+                    state.connect_failed(id);
                 }
                 (end, Some(addr), "")
             }
@@ -173,13 +173,13 @@ impl Session {
             let endpoint = &state.endpoints[index];
             match self.reach(&route.cluster, (endpoint.addr, endpoint.node.as_ref()), early).await {
                 Ok(upstream) => {
-                    state.connected(endpoint.addr);
+                    state.connected(endpoint.id);
                     return Ok((state, index, upstream));
                 }
                 Err(error) => {
                     tracing::debug!(%error, to = %self.key.to, endpoint = %endpoint.addr, "no way to the endpoint");
-                    state.connect_failed(endpoint.addr);
-                    tried.push(endpoint.addr);
+                    state.connect_failed(endpoint.id);
+                    tried.push(endpoint.id);
                     why = Why::NotReached;
                 }
             }
@@ -190,7 +190,7 @@ impl Session {
         Err(why)
     }
 
-    fn pick(&self, state: &ClusterState, tried: &Vec<SocketAddr>) -> Option<usize> {
+    fn pick(&self, state: &ClusterState, tried: &Vec<EndpointId>) -> Option<usize> {
         state.pick(&self.plane.worker, tried, false)
     }
 

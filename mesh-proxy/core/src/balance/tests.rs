@@ -52,7 +52,7 @@ impl Run {
         let load = vec![0; cluster.endpoints.len()];
         Self { balancer: Balancer::new(), cluster, now: Instant::now(), load, hash: None }
     }
-    fn pick(&mut self, exclude: &[SocketAddr], dice: &mut impl Dice) -> Option<usize> {
+    fn pick(&mut self, exclude: &[EndpointId], dice: &mut impl Dice) -> Option<usize> {
         let load = &self.load;
         let how = Pick { exclude, load: &|i| load[i], now: self.now, hash: self.hash, remote: false };
         self.balancer.pick(&self.cluster, &how, dice)
@@ -64,8 +64,8 @@ impl Run {
         }
         out
     }
-    fn addr(&self, i: usize) -> SocketAddr {
-        self.cluster.endpoints[i].addr
+    fn id(&self, i: usize) -> EndpointId {
+        self.cluster.endpoints[i].id()
     }
 }
 
@@ -104,11 +104,11 @@ fn least_request_shuns_the_busy_one() {
 fn what_was_tried_is_left_out() {
     for lb in [Simple::Random, Simple::LeastRequest, Simple::RoundRobin] {
         let mut r = Run::new(cluster(&[1, 1, 1], lb, None));
-        let tried = [r.addr(0), r.addr(2)];
+        let tried = [r.id(0), r.id(2)];
         for _ in 0..100 {
             assert_eq!(r.pick(&tried, &mut rng()), Some(1), "{lb:?}");
         }
-        let all = [r.addr(0), r.addr(1), r.addr(2)];
+        let all = [r.id(0), r.id(1), r.id(2)];
         assert_eq!(r.pick(&all, &mut rng()), None, "{lb:?}");
     }
 }
@@ -123,7 +123,7 @@ fn an_endpoint_that_does_not_answer_is_tried_ever_less() {
     let mut r = Run::new(cluster(&[1, 1, 1], Simple::RoundRobin, None));
     let mut d = rng();
     r.pick(&[], &mut d);
-    let dead = r.addr(1);
+    let dead = r.id(1);
     let mut trials = Vec::new();
     let start = r.now;
     for ms in (0..60_000).step_by(10) {
@@ -147,7 +147,7 @@ fn only_one_tries_an_endpoint_that_failed() {
     let mut r = Run::new(cluster(&[1, 1], Simple::RoundRobin, None));
     let mut d = rng();
     r.pick(&[], &mut d);
-    r.balancer.on_connect_failure(r.addr(1), r.now);
+    r.balancer.on_connect_failure(r.id(1), r.now);
     r.now += Duration::from_secs(2);
     assert_eq!(r.count(100, &mut d), [99, 1]);
 }
@@ -158,7 +158,7 @@ fn when_all_fail_all_are_used() {
     let mut d = rng();
     r.pick(&[], &mut d);
     for i in 0..2 {
-        r.balancer.on_connect_failure(r.addr(i), r.now);
+        r.balancer.on_connect_failure(r.id(i), r.now);
     }
     assert!(r.count(1000, &mut d).iter().all(|n| *n > 300));
 }
@@ -175,7 +175,7 @@ fn an_ejected_endpoint_is_out_until_its_time_is_over() {
     let mut d = rng();
     r.pick(&[], &mut d);
     for i in [0, 0, 1, 1] {
-        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+        r.balancer.on_exchange(r.id(i), Exchange::ServerError, r.now);
     }
     assert_eq!(r.pick(&[], &mut d), None, "all ejected: nothing is healthy");
     r.now += Duration::from_secs(31);
@@ -185,11 +185,11 @@ fn an_ejected_endpoint_is_out_until_its_time_is_over() {
     let mut r = Run::new(cluster(&[1, 1], Simple::RoundRobin, Some(panic)));
     r.pick(&[], &mut d);
     for i in [0, 0] {
-        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+        r.balancer.on_exchange(r.id(i), Exchange::ServerError, r.now);
     }
     assert_eq!(r.count(4, &mut d), [0, 4]);
     for i in [1, 1] {
-        r.balancer.on_exchange(r.addr(i), Exchange::ServerError, r.now);
+        r.balancer.on_exchange(r.id(i), Exchange::ServerError, r.now);
     }
     assert_eq!(r.count(4, &mut d), [2, 2], "too few are left: all are used");
 }
@@ -199,11 +199,11 @@ fn what_is_known_survives_a_change_of_the_cluster() {
     let mut r = Run::new(cluster(&[1, 1, 1], Simple::RoundRobin, None));
     let mut d = rng();
     r.pick(&[], &mut d);
-    r.balancer.on_connect_failure(r.addr(1), r.now);
+    r.balancer.on_connect_failure(r.id(1), r.now);
     r.cluster = cluster(&[1, 1], Simple::RoundRobin, None);
     r.load = vec![0; 2];
     assert_eq!(r.count(10, &mut d), [10, 0]);
-    assert!(r.balancer.is_unhealthy(r.addr(1), r.now));
+    assert!(r.balancer.is_unhealthy(r.id(1), r.now));
 }
 
 /// Pearson's statistic against expected shares, and its limit at p = 0.001 for so many categories.
@@ -242,7 +242,7 @@ fn calls_are_spread_by_weight_among_those_that_are_left() {
         let mut r = Run::new(cluster(&[1; 40], lb, None));
         let mut d = rng();
         // All but four stand in a row and are excluded: a walk from a random place would favour the next one.
-        let tried: Vec<_> = (0..36).map(|i| r.addr(i)).collect();
+        let tried: Vec<_> = (0..36).map(|i| r.id(i)).collect();
         let mut counts = vec![0; 40];
         for _ in 0..8_000 {
             counts[r.pick(&tried, &mut d).unwrap()] += 1;
@@ -314,8 +314,8 @@ fn a_key_keeps_its_endpoint_and_others_are_spread() {
             let first = r.pick(&[], &mut d).unwrap();
             assert!((0..5).all(|_| r.pick(&[], &mut d) == Some(first)));
             // While its endpoint does not answer a key has another one, and always the same.
-            let other = r.pick(&[r.addr(first)], &mut d).unwrap();
-            assert!(other != first && (0..5).all(|_| r.pick(&[r.addr(first)], &mut d) == Some(other)));
+            let other = r.pick(&[r.id(first)], &mut d).unwrap();
+            assert!(other != first && (0..5).all(|_| r.pick(&[r.id(first)], &mut d) == Some(other)));
             seen.insert(first);
         }
         assert_eq!(seen.len(), 10);
@@ -352,4 +352,26 @@ fn with_balancer(n: usize, lb: model::LoadBalancer) -> Arc<Cluster> {
     let list = (1..=n).map(|i| endpoint(&format!("10.1.0.{i}"), "a", &[(80, 80)], "v1")).collect();
     let t = tables(vec![set(s), endpoints(HOST, list)]);
     t.service(HOST).unwrap().cluster(&Client::in_namespace("default"), "", 80).unwrap().clone()
+}
+
+/// Two sites that use the same prefix for their pods.
+#[test]
+fn the_same_address_on_another_node_is_another_endpoint() {
+    let mut s = service("web", "default", "10.0.0.1", &[80]);
+    s.policies = Vec::new();
+    let list =
+        ["a", "b"].map(|node| model::Endpoint { weight: 1, ..endpoint("10.1.0.1", node, &[(80, 80)], "v1") });
+    let e = Change::Set(Resource::Endpoints(model::Endpoints { host: HOST.into(), endpoints: list.into() }));
+    let t = tables(vec![set(s), e]);
+    let c = t.service(HOST).unwrap().cluster(&Client::in_namespace("default"), "", 80).unwrap().clone();
+    let mut r = Run::new(c);
+    let mut dice = rng();
+    assert_eq!(r.id(0).addr, r.id(1).addr);
+    assert_ne!(r.id(0), r.id(1));
+    r.count(2, &mut dice);
+    r.balancer.on_connect_failure(r.id(0), r.now);
+    assert!(r.balancer.is_unhealthy(r.id(0), r.now) && !r.balancer.is_unhealthy(r.id(1), r.now));
+    assert_eq!(r.count(20, &mut dice), [0, 20]);
+    let tried = [r.id(1)];
+    assert_eq!(r.pick(&tried, &mut dice), Some(0), "what was tried is not taken for the other one");
 }

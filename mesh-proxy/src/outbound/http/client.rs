@@ -10,7 +10,7 @@ use std::{
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::model::tunnel_open::Kind;
-use mesh_core::{WorkloadEntry, policy::H2Keepalive, retry::TryResult};
+use mesh_core::{WorkloadEntry, balance::EndpointId, policy::H2Keepalive, retry::TryResult};
 
 use super::{
     super::{
@@ -35,7 +35,7 @@ pub(crate) struct Upstreams {
     pub(crate) state: Rc<ClusterState>,
     pub(crate) source: Option<Rc<Held<WorkloadEntry>>>,
     /// The only endpoint that may be used.
-    pub(crate) pinned: Option<SocketAddr>,
+    pub(crate) pinned: Option<EndpointId>,
     /// Speak HTTP/2 to the endpoint.
     pub(crate) h2: bool,
     /// Endpoints that this request has tried.
@@ -140,7 +140,7 @@ impl Upstreams {
     async fn obtain(&mut self) -> Result<Lease, ConnectError> {
         let pool = &self.state.cluster.policy.pool;
         let index = match self.pinned {
-            Some(addr) => self.state.position(addr),
+            Some(id) => self.state.position(id),
             None => self.state.pick_for(&self.worker, self.choice, &self.tried, true),
         };
         let index = index.ok_or(ConnectError::NoEndpoint)?;
@@ -156,7 +156,7 @@ impl Upstreams {
         };
         let owner = self.owner(&endpoint);
         if let Some(lease) = pooled(owner) {
-            self.tried.push(endpoint.addr);
+            self.tried.push(endpoint.id);
             return Ok(lease);
         }
         // A burst of streams makes one connection, not many.
@@ -165,14 +165,14 @@ impl Upstreams {
             && let Some(lease) = pooled(owner)
         {
             drop(dialling);
-            self.tried.push(endpoint.addr);
+            self.tried.push(endpoint.id);
             return Ok(lease);
         }
         let permit = match self.state.place(|| pooled(owner)).await {
             Ok(Place::New(permit)) => permit,
             Ok(Place::Pooled(lease)) => {
                 drop(dialling);
-                self.tried.push(endpoint.addr);
+                self.tried.push(endpoint.id);
                 return Ok(lease);
             }
             Err(Full) => return Err(ConnectError::Overflow),

@@ -88,10 +88,10 @@ fn the_nearest_serves_and_the_next_helps_out() {
     let now = Instant::now();
     assert_eq!(count(&mut b, &c, now, 100), [100, 0, 0, 0, 0]);
     for (i, then) in [(0, [0, 100, 0, 0, 0]), (1, [0, 0, 100, 0, 0])] {
-        b.on_exchange(c.endpoints[i].addr, crate::outlier::Exchange::ServerError, now);
+        b.on_exchange(c.endpoints[i].id(), crate::outlier::Exchange::ServerError, now);
         assert_eq!(count(&mut b, &c, now, 100), then);
     }
-    b.on_exchange(c.endpoints[2].addr, crate::outlier::Exchange::ServerError, now);
+    b.on_exchange(c.endpoints[2].id(), crate::outlier::Exchange::ServerError, now);
     let far = count(&mut b, &c, now, 1000);
     assert!(far[3] > 400 && far[4] > 400, "{far:?}");
     let later = now + Duration::from_secs(31);
@@ -118,7 +118,7 @@ fn part_of_the_calls_go_on_when_part_is_ill() {
     let now = Instant::now();
     count(&mut b, &c, now, 1);
     for i in 0..5 {
-        b.on_exchange(c.endpoints[i].addr, crate::outlier::Exchange::ServerError, now);
+        b.on_exchange(c.endpoints[i].id(), crate::outlier::Exchange::ServerError, now);
     }
     let n = count(&mut b, &c, now, 10_000);
     let near: usize = n[..10].iter().sum();
@@ -134,7 +134,7 @@ fn a_region_has_the_successor_that_the_rule_names() {
     let mut b = Balancer::at(place("eu", "a", "shop"));
     let now = Instant::now();
     count(&mut b, &c, now, 1);
-    b.on_exchange(c.endpoints[0].addr, crate::outlier::Exchange::ServerError, now);
+    b.on_exchange(c.endpoints[0].id(), crate::outlier::Exchange::ServerError, now);
     assert_eq!(count(&mut b, &c, now, 100), [0, 0, 100]);
 }
 
@@ -178,7 +178,7 @@ fn a_group_that_does_not_answer_is_followed_by_the_next() {
     let c = cluster(world(), None, true);
     let mut b = Balancer::at(place("eu", "a", "shop"));
     let now = Instant::now();
-    let tried = [c.endpoints[0].addr];
+    let tried = [c.endpoints[0].id()];
     let how = Pick { exclude: &tried, load: &|_| 0, now, hash: None, remote: false };
     assert_eq!(b.pick(&c, &how, &mut rng()), Some(1));
     // A retry that wants another locality leaves the tried one alone.

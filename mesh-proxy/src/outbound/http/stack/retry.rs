@@ -128,8 +128,8 @@ fn judge(
     grpc: bool,
 ) -> (Result<(Response, Lease), FailureClass>, TryResult) {
     let failed = || {
-        if let Some(addr) = upstreams.tried.last() {
-            upstreams.state.exchanged(*addr, Exchange::LocalFailure);
+        if let Some(tried) = upstreams.tried.last() {
+            upstreams.state.exchanged(*tried, Exchange::LocalFailure);
         }
     };
     match done {
@@ -139,7 +139,7 @@ fn judge(
         }
         Some(Ok((response, lease))) => {
             let status = response.status().as_u16();
-            upstreams.state.answered(lease.endpoint().addr, status);
+            upstreams.state.answered(lease.endpoint().id, status);
             let result = meaning(&response, status, grpc);
             (Ok((response, lease)), result)
         }

@@ -43,8 +43,8 @@ where
                 tries.deadline = Some(at);
                 return Ok(tries);
             }
-            if let Some(addr) = upstreams.tried.last() {
-                upstreams.state.exchanged(*addr, Exchange::LocalFailure);
+            if let Some(tried) = upstreams.tried.last() {
+                upstreams.state.exchanged(*tried, Exchange::LocalFailure);
             }
             Ok(Tries::of(Err(FailureClass::RouteTimeout)))
         })
