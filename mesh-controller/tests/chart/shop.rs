@@ -68,7 +68,7 @@ impl Shop {
         std::fs::write(&file, all.to_string()).unwrap();
         let (chart, file) = (chart.display().to_string(), file.display().to_string());
         let mut args =
-            vec![verb, "mesh", &chart, "-n", NAMESPACE, "--wait", "--timeout", "180s", "-f", &file];
+            vec![verb, "mesh", &chart, "-n", NAMESPACE, "--wait", "--timeout", "300s", "-f", &file];
         if verb == "install" {
             args.push("--create-namespace");
         }
