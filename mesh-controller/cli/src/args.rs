@@ -1,8 +1,12 @@
 //! What can be asked for.
 
+mod state;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+pub use state::{Node, NodeCommand, Place, State, Token, TokenCommand};
 
 /// Checks mesh rules, explains routing, makes join tokens, looks into a node's proxy.
 #[derive(Debug, Parser)]
@@ -42,6 +46,8 @@ pub enum Command {
     Doctor(Doctor),
     /// Make, list and revoke join tokens.
     Token(Token),
+    /// List the nodes that have joined, and take one out.
+    Node(Node),
     /// Look into a node's proxy through its admin page on loopback.
     Proxy(Proxy),
     /// Print the CustomResourceDefinitions of the mesh.
@@ -257,75 +263,6 @@ impl Doctor {
     }
 }
 
-/// `meshctl token`
-#[derive(Debug, Clone, ClapArgs)]
-pub struct Token {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: TokenCommand,
-}
-
-/// The state directory of a controller.
-#[derive(Debug, Clone, ClapArgs)]
-pub struct State {
-    /// State directory of the controller on this machine.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "MESH_CONTROLLER_STATE_DIR",
-        default_value = "/var/lib/mesh-controller"
-    )]
-    pub state_dir: PathBuf,
-    /// Trust domain of the mesh; counts only when the CA does not exist yet.
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: String,
-}
-
-/// What to do with tokens.
-#[derive(Debug, Clone, Subcommand)]
-pub enum TokenCommand {
-    /// Make a token with which one node may join once. It is printed and kept nowhere.
-    #[command(after_help = "\
-Examples:
-  meshctl token create --node edge-a --ttl 1h
-  meshctl token create --node edge-a --controller mesh.example.com:15012 > edge-a.token")]
-    Create {
-        /// Name of the node.
-        #[arg(long, value_name = "NAME")]
-        node: String,
-        /// How long the token may be used.
-        #[arg(long, value_name = "DURATION", default_value = "24h")]
-        ttl: String,
-        /// Where controllers answer; any number of times.
-        #[arg(long = "controller", value_name = "HOST:PORT")]
-        controllers: Vec<String>,
-        /// State directory.
-        #[command(flatten)]
-        state: State,
-        /// Format.
-        #[command(flatten)]
-        output: Output,
-    },
-    /// List tokens, without their secrets.
-    List {
-        /// State directory.
-        #[command(flatten)]
-        state: State,
-        /// Format.
-        #[command(flatten)]
-        output: Output,
-    },
-    /// Revoke a token that was not used.
-    #[command(after_help = "Example:\n  meshctl token revoke 4f0c2a9d1b7e6a35")]
-    Revoke {
-        /// Its id, from `list`.
-        id: String,
-        /// State directory.
-        #[command(flatten)]
-        state: State,
-    },
-}
-
 /// `meshctl proxy`
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "\
@@ -373,6 +310,24 @@ pub enum ProxyWhat {
     Peers,
     /// Who the proxy is, whether it is ready, how much it knows.
     Status,
+    /// Show log levels, or change them while the proxy runs.
+    #[command(
+        after_help = "Examples:\n  meshctl proxy log-level\n  meshctl proxy log-level debug --for 10m\n  \
+                            meshctl proxy log-level trace --target mesh_proxy::dns\n  meshctl proxy log-level --reset"
+    )]
+    LogLevel {
+        /// off, error, warn, info, debug or trace; without it the levels are shown.
+        level: Option<String>,
+        /// Only of this part of the program.
+        #[arg(long, value_name = "TARGET", requires = "level")]
+        target: Option<String>,
+        /// Undo the change after this time: 30s, 10m, 1h.
+        #[arg(long = "for", value_name = "TIME", requires = "level")]
+        time: Option<String>,
+        /// Back to what the proxy started with.
+        #[arg(long, conflicts_with = "level")]
+        reset: bool,
+    },
 }
 
 /// `meshctl crds`

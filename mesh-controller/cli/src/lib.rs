@@ -7,8 +7,10 @@ mod crds;
 mod doctor;
 mod input;
 mod migrate;
+mod node;
 mod output;
 mod paths;
+mod place;
 mod proxy;
 pub mod simulate;
 mod token;
@@ -45,6 +47,7 @@ pub fn run(args: &args::Args) -> ExitCode {
         Command::Paths(a) => paths::run(a),
         Command::Doctor(a) => doctor::run(a),
         Command::Token(a) => token::run(a),
+        Command::Node(a) => node::run(a),
         Command::Proxy(a) => proxy::run(a),
         Command::Crds(a) => crds::run(a),
         Command::Webhook(a) => webhook::run(a),

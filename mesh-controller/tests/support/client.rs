@@ -124,7 +124,7 @@ impl Controller {
     }
 
     fn state_dir(&self) -> StateDir {
-        StateDir::new(&self.config.state_dir)
+        StateDir::new(&self.config.state_path())
     }
 
     /// As `meshctl token create` does it, on the same directory.
@@ -150,8 +150,26 @@ impl Controller {
             name: name.to_owned(),
             identity: None,
             peer_id: String::new(),
+            machine: None,
         };
         node.join_request(name, token).await
+    }
+
+    /// A controller with this configuration, which may be one of several.
+    pub(crate) async fn start_as(config: Config) -> Self {
+        node_rt::install_crypto_provider();
+        let (drain, readiness) = (Drain::new(), Readiness::new());
+        let tasks = Tasks::new(drain.clone());
+        let running = app::start(&config, &tasks, &readiness).await.unwrap();
+        Self { dir: tempfile::tempdir().unwrap(), config, running, drain, tasks, readiness }
+    }
+
+    /// Stops as the program does on SIGTERM; the report comes when all is ended.
+    pub(crate) async fn stop(&self) {
+        self.drain.begin(Reason::Requested("test"));
+        let limits = DrainConfig { not_ready_for: self.config.handover(), ..DrainConfig::default() };
+        let report = self.drain.run(limits, &self.readiness, &self.tasks).await;
+        assert!(report.stuck.is_empty(), "{report:?}");
     }
 
     pub(crate) async fn metrics(&self) -> String {
@@ -225,6 +243,8 @@ pub(crate) struct Node {
     /// Certificate and key, DER.
     pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
     pub(crate) peer_id: String,
+    /// On which machine it says it runs.
+    pub(crate) machine: Option<String>,
 }
 
 impl Node {
@@ -281,18 +301,32 @@ impl Node {
         name: &str,
         token: &str,
     ) -> Result<Node, Status> {
+        self.join_by(owner, name, |request| token.clone_into(&mut request.token)).await
+    }
+
+    /// Joins as the pod that this service-account token is of.
+    pub(crate) async fn join_as_pod(&self, owner: &str, name: &str, token: &str) -> Result<Node, Status> {
+        self.join_by(owner, name, |request| token.clone_into(&mut request.service_account_token)).await
+    }
+
+    async fn join_by(
+        &self,
+        owner: &str,
+        name: &str,
+        prove: impl FnOnce(&mut model::JoinRequest),
+    ) -> Result<Node, Status> {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
         let signature = peer_key(owner).sign(&peer_id::signed_message(&csr)).as_ref().to_vec();
         let id = peer_id::verify(&peer_key_protobuf(owner), &signature, &csr).unwrap();
-        let request = model::JoinRequest {
+        let mut request = model::JoinRequest {
             node: name.to_owned(),
-            token: token.to_owned(),
             csr_der: csr,
             peer_public_key: peer_key_protobuf(owner),
             peer_signature: signature,
             ..model::JoinRequest::default()
         };
+        prove(&mut request);
         let answer = self.raw_join(request).await?;
         assert_eq!(answer.trust_domain, DOMAIN);
         Ok(Node {
@@ -318,6 +352,17 @@ impl Node {
         self.unary("/selvage.mesh.v1.NodeAgent/Report", request).await
     }
 
+    /// The node as it is before it has joined: it knows where a controller is, and its CA.
+    pub(crate) fn new(address: SocketAddr, ca_sha256: [u8; 32], name: &str) -> Self {
+        let (name, ca, peer_id) = (name.to_owned(), Vec::new(), String::new());
+        Self { address, ca_sha256, ca, name, identity: None, peer_id, machine: None }
+    }
+
+    /// The same node, calling another controller.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
     async fn open(
         &self,
     ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), Status> {
@@ -327,9 +372,17 @@ impl Node {
         let (sender, receiver) = mpsc::channel(16);
         let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
         let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
-        let request = tonic::Request::new(ReceiverStream::new(receiver));
+        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+        if let Some(machine) = &self.machine {
+            request.metadata_mut().insert("selvage-machine", machine.parse().unwrap());
+        }
         let answer = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
         Ok((sender, answer.into_inner()))
+    }
+
+    /// The same node, on a machine.
+    pub(crate) fn on(&self, machine: &str) -> Self {
+        Self { machine: Some(machine.to_owned()), ..self.clone() }
     }
 
     pub(crate) async fn ads(&self) -> Ads {
