@@ -12,13 +12,14 @@ use serde_json::Value;
 
 use crate::shop::{NAMESPACE, NODES, Shop, root};
 
-/// How Prometheus' own documentation finds pods by annotation.
+/// How Prometheus' own documentation finds pods by annotation. Debian's build has no discovery by the API server; a file with
+/// the same labels takes its place.
 const CONFIG: &str = r"
 global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
 rule_files: ['RULES/*.yaml']
 scrape_configs:
   - job_name: kubernetes-pods
-    kubernetes_sd_configs: [{role: pod, kubeconfig_file: 'KUBECONFIG'}]
+    file_sd_configs: [{files: ['TARGETS'], refresh_interval: 1s}]
     relabel_configs:
       - {source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape], action: keep, regex: 'true'}
       - {source_labels: [__meta_kubernetes_pod_phase], action: drop, regex: Pending|Succeeded|Failed|Completed}
@@ -58,10 +59,11 @@ impl<'a> Prometheus<'a> {
         for (name, text) in shipped {
             std::fs::write(rules.join(name), text.as_str().unwrap()).unwrap();
         }
-        let kubeconfig = shop.cluster.kube().admin_kubeconfig();
+        let targets = folder.join("targets.json");
+        std::fs::write(&targets, discovered(shop).to_string()).unwrap();
         let config = CONFIG
             .replace("RULES", &rules.display().to_string())
-            .replace("KUBECONFIG", &kubeconfig.display().to_string());
+            .replace("TARGETS", &targets.display().to_string());
         let file = folder.join("prometheus.yml");
         std::fs::write(&file, config).unwrap();
         let mut command = Command::new("prometheus");
@@ -165,4 +167,29 @@ impl<'a> Prometheus<'a> {
         .unwrap();
         println!("prometheus: {} rules evaluated", rules.len());
     }
+}
+
+/// What Prometheus' discovery makes of the cluster's pods.
+fn discovered(shop: &Shop) -> Value {
+    let pods = shop.cluster.kubectl(&["get", "pods", "-A", "-o", "json"]).unwrap();
+    let pods: Value = serde_json::from_str(&pods).unwrap();
+    let groups = pods["items"].as_array().unwrap().iter().map(|pod| {
+        let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+        let mut labels = serde_json::Map::new();
+        let mut set = |name: &str, value: &Value| {
+            labels.insert(format!("__meta_kubernetes_{name}"), value.as_str().unwrap_or_default().into());
+        };
+        set("namespace", &pod["metadata"]["namespace"]);
+        set("pod_name", &pod["metadata"]["name"]);
+        set("pod_node_name", &pod["spec"]["nodeName"]);
+        set("pod_phase", &pod["status"]["phase"]);
+        set("pod_ip", &pod["status"]["podIP"]);
+        for (name, value) in pod["metadata"]["annotations"].as_object().into_iter().flatten() {
+            let name: String =
+                name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            set(&format!("pod_annotation_{name}"), value);
+        }
+        serde_json::json!({ "targets": [address], "labels": labels })
+    });
+    groups.collect()
 }
