@@ -75,7 +75,8 @@ impl Mesh {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             let all = self.since(node, at);
-            let fits = |p: &str| if path == "straight" { !p.starts_with("relayed") } else { p.starts_with(path) };
+            let fits =
+                |p: &str| if path == "straight" { !p.starts_with("relayed") } else { p.starts_with(path) };
             if let Some(look) = all.iter().find(|l| l.path.as_deref().is_some_and(fits)) {
                 return look.ended.duration_since(at).unwrap();
             }
