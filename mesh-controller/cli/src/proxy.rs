@@ -23,6 +23,13 @@ pub(crate) fn fetch(admin: &str, page: &str) -> Result<Value> {
 }
 
 pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
+    if let ProxyWhat::LogLevel { level, target, time, reset } = &args.what {
+        let change = Change { level: level.as_deref(), target: target.as_deref(), time: time.as_deref() };
+        let value = log_level(&args.admin, &change, *reset)?;
+        let view = rows::of_levels(&value);
+        output::print(args.format, &value, || output::table(&view.head, &view.rows))?;
+        return Ok(Outcome::Fine);
+    }
     let page = match args.what {
         ProxyWhat::Peers => "/peers",
         _ => "/config_dump",
@@ -41,9 +48,39 @@ pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
         ProxyWhat::Services { filter } => shown(&dump, filter.as_deref(), rows::of_services),
         ProxyWhat::Routes { filter } => shown(&dump, filter.as_deref(), rows::of_routes),
         ProxyWhat::Endpoints { filter } => shown(&dump, filter.as_deref(), rows::of_endpoints),
+        // Has ended above: it asks another page.
+        ProxyWhat::LogLevel { .. } => return Ok(Outcome::Fine),
     };
     output::print(args.format, &value, || output::table(&view.head, &view.rows))?;
     Ok(Outcome::Fine)
+}
+
+/// Another log level.
+struct Change<'a> {
+    level: Option<&'a str>,
+    target: Option<&'a str>,
+    time: Option<&'a str>,
+}
+
+/// The levels, after a change if one is wanted.
+fn log_level(admin: &str, change: &Change<'_>, reset: bool) -> Result<Value> {
+    if reset {
+        return fetch::post(admin, "/logging?format=json&reset");
+    }
+    let Some(level) = change.level else { return fetch::get(admin, "/logging?format=json") };
+    let mut path = format!("/logging?format=json&level={}", quoted(level));
+    for (name, value) in [("target", change.target), ("for", change.time)] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={}", quoted(value)));
+        }
+    }
+    fetch::post(admin, &path)
+}
+
+/// A text as part of a query.
+fn quoted(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:,".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Services whose host contains the filter, and their rows.
@@ -53,4 +90,46 @@ fn shown(dump: &Value, filter: Option<&str>, view: fn(&[Value]) -> rows::View) -
     let list: Vec<Value> = all.into_iter().filter(kept).collect();
     let view = view(&list);
     (json!(list), view)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// What is asked of a page that answers like this, and what comes of it.
+    fn asked(answer: &'static str, change: &Change<'_>, reset: bool) -> (String, Result<Value>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let page = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            write!(stream, "{answer}").unwrap();
+            line
+        });
+        let value = log_level(&url, change, reset);
+        (page.join().unwrap(), value)
+    }
+
+    const FINE: &str = "HTTP/1.0 200 OK\r\n\r\n{\"levels\":{\"default\":\"debug\"}}";
+    const NONE: Change<'_> = Change { level: None, target: None, time: None };
+
+    #[test]
+    fn log_levels_are_shown_and_changed() {
+        let (line, value) = asked(FINE, &NONE, false);
+        assert_eq!(line, "GET /logging?format=json HTTP/1.0\r\n");
+        assert_eq!(rows::of_levels(&value.unwrap()).rows, [["default", "debug"]]);
+        let change = Change { level: Some("trace"), target: Some("a b&c"), time: Some("10m") };
+        let (line, _) = asked(FINE, &change, false);
+        assert_eq!(line, "POST /logging?format=json&level=trace&target=a%20b%26c&for=10m HTTP/1.0\r\n");
+        assert_eq!(asked(FINE, &NONE, true).0, "POST /logging?format=json&reset HTTP/1.0\r\n");
+        let wrong = "HTTP/1.0 400 Bad Request\r\n\r\n\"loud\" is no level\n";
+        let error = asked(wrong, &Change { level: Some("loud"), ..NONE }, false).1.unwrap_err();
+        assert!(error.to_string().contains("is no level"), "{error}");
+    }
 }

@@ -145,7 +145,7 @@ fn route(
     tables: &Tables,
     caller: &Client<'_>,
     sni: Option<&str>,
-) -> Result<(Arc<Cluster>, Option<std::net::SocketAddr>), FailureClass> {
+) -> Result<(Arc<Cluster>, Option<mesh_core::balance::EndpointId>), FailureClass> {
     let target = &connection.target;
     let found = target.find(tables, caller);
     let vip = found.vip();

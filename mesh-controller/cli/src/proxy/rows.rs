@@ -22,6 +22,12 @@ pub(super) fn of_status(status: &Value) -> View {
     View { head: vec!["field", "value"], rows }
 }
 
+pub(super) fn of_levels(page: &Value) -> View {
+    let row = |(target, level): (&String, &Value)| vec![target.clone(), text(level)];
+    let levels = page["levels"].as_object().into_iter().flatten();
+    View { head: vec!["target", "level"], rows: levels.map(row).collect() }
+}
+
 pub(super) fn of_peers(peers: &Value) -> View {
     let keys = ["node", "transport", "dialled", "streams", "rtt_ms", "peer_id"];
     let row = |p: &Value| keys.iter().map(|k| text(&p[k])).collect();
