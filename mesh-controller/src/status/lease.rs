@@ -60,7 +60,14 @@ impl Seat {
 
     /// Our side of another lease.
     pub(crate) fn named(client: Client, namespace: &str, name: &'static str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name, owner: None, me, held: None, watch: Watch::default() }
+        Self {
+            api: Api::namespaced(client, namespace),
+            name,
+            owner: None,
+            me,
+            held: None,
+            watch: Watch::default(),
+        }
     }
 
     /// A lease that is collected with an object of its namespace.
