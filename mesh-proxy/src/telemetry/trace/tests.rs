@@ -64,7 +64,7 @@ fn the_chain_of_spans_crosses_the_nodes() {
             assert_eq!(second.attribute("http.method"), "GET");
             assert_eq!(first.attribute("user_agent"), "test");
             assert!(first.nanos > 0 && second.nanos <= first.nanos, "a hop is no longer than the call");
-            assert_eq!(mesh.outcome("exported"), 4.0);
+            mesh.until("all are counted", |m| m.outcome("exported") == 4.0).await;
         });
     }
 }
