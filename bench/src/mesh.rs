@@ -1,5 +1,6 @@
-//! The mesh in the bench: a controller that reads a folder, the proxy of the node `one` with redirect on, and the proxy of
-//! the node `two` at the other end of the tunnel. Both share the namespace, each with ports of its own.
+//! The mesh in the bench: a controller that reads a folder, the proxy of the node `one` with redirect on, the proxy of
+//! the node `two` at the other end of the tunnel, and that of the node `three` behind a relay. All share the namespace,
+//! each with ports of its own.
 
 use std::{
     fs,
@@ -18,29 +19,38 @@ use crate::{
     load::{self, Kind},
     report::{APPLY, Report},
     subject::{self, Group, Subject},
-    world::{CLIENT, FAR, NEAR, NODES},
+    world::{CLIENT, FAR, NEAR, NODES, REMOTE, run},
 };
 
 /// Services that are known and not called, as in a mesh of some size.
 const OTHERS: usize = 1000;
 /// The services of the bench: name, address, L7 or L4. Each has the pod of the name before its dash.
-const SERVICES: [(&str, [u8; 4], bool); 4] = [
+const SERVICES: [(&str, [u8; 4], bool); 6] = [
     ("near", [10, 96, 0, 10], true),
     ("near-tcp", [10, 96, 0, 11], false),
     ("far", [10, 96, 0, 20], true),
     ("far-tcp", [10, 96, 0, 21], false),
+    ("remote", [10, 96, 0, 30], true),
+    ("remote-tcp", [10, 96, 0, 31], false),
 ];
+/// First port of each proxy.
+const ONE: u16 = 15_000;
+const TWO: u16 = 16_000;
+const RELAY: u16 = 17_000;
+const THREE: u16 = 18_000;
+/// Of the tunnel, after the first.
+const TUNNEL: u16 = 8;
 
 /// The mesh's processes, and its rule.
 pub(crate) struct Mesh {
     rule: PathBuf,
     rules: usize,
-    /// The node `two`, the node `one`, the controller.
-    _processes: [Daemon; 3],
+    /// The other nodes, the node `one`, the controller.
+    _processes: Vec<Daemon>,
 }
 
-/// Starts controller and proxies, and returns when calls go through.
-pub(crate) fn start(dir: &Path) -> Result<(Mesh, Vec<Group>)> {
+/// Starts controller and proxies, and returns when calls go through. `relayed`: with a node that only a relay reaches.
+pub(crate) fn start(dir: &Path, relayed: bool) -> Result<(Mesh, Vec<Group>)> {
     let objects = dir.join("objects");
     fs::create_dir_all(&objects)?;
     replace(&objects.join("world.json"), &world())?;
@@ -48,16 +58,39 @@ pub(crate) fn start(dir: &Path) -> Result<(Mesh, Vec<Group>)> {
     replace(&rule_file, &rule(0))?;
     let state = dir.join("controller");
     let controller = controller(dir, &objects, &state)?;
-    let one = proxy(dir, &state, "one", 15_000, true)?;
-    let two = proxy(dir, &state, "two", 16_000, false)?;
+    let one = proxy(dir, &state, "one", ONE)?;
+    let two = proxy(dir, &state, "two", TWO)?;
     let mut near = Group::of("mesh-proxy", subjects("mesh-proxy", "near"), vec![one.pid()]);
     near.binary = Some(find("mesh-proxy")?);
     let far = Group::of("mesh-tunnel", subjects("mesh-tunnel", "far"), vec![one.pid(), two.pid()]);
-    let groups = vec![near, far];
+    let mut groups = vec![near, far];
+    let mut processes = vec![two];
+    if relayed {
+        let relay = proxy(dir, &state, "relay", RELAY)?;
+        // All nodes are one host here. What leads straight to these two ports goes nowhere.
+        let closed = format!("{{ {}, {} }}", ONE + TUNNEL, THREE + TUNNEL);
+        run("nft", &["add table inet bench"])?;
+        run("nft", &["add chain inet bench out { type filter hook output priority 0 ; }"])?;
+        run(
+            "nft",
+            &[&format!("add rule inet bench out meta l4proto {{ tcp, udp }} th dport {closed} drop")],
+        )?;
+        let three = proxy(dir, &state, "three", THREE)?;
+        let pids = vec![one.pid(), relay.pid(), three.pid()];
+        let mut subject = subjects("mesh-tunnel", "remote");
+        subject.truncate(1);
+        subject[0].name = "mesh-tunnel-relayed".to_owned();
+        match reachable(&subject[0]) {
+            Ok(()) => groups.push(Group::of("mesh-tunnel-relayed", subject, pids)),
+            Err(error) => eprintln!("bench: mesh-tunnel-relayed is left out: {error:#}"),
+        }
+        processes.extend([three, relay]);
+    }
+    processes.extend([one, controller]);
     for subject in groups.iter().flat_map(|g| &g.subjects) {
         reachable(subject).with_context(|| format!("logs are in {}", dir.display()))?;
     }
-    Ok((Mesh { rule: rule_file, rules: 0, _processes: [two, one, controller] }, groups))
+    Ok((Mesh { rule: rule_file, rules: 0, _processes: processes }, groups))
 }
 
 fn subjects(name: &str, service: &str) -> Vec<Subject> {
@@ -81,7 +114,7 @@ fn controller(dir: &Path, objects: &Path, state: &Path) -> Result<Daemon> {
 }
 
 /// Starts the proxy of a node whose ports begin at `base`.
-fn proxy(dir: &Path, state: &Path, node: &'static str, base: u16, capture: bool) -> Result<Daemon> {
+fn proxy(dir: &Path, state: &Path, node: &'static str, base: u16) -> Result<Daemon> {
     let token = Command::new(find("meshctl")?)
         .args(["token", "create", "--node", node, "--state-dir"])
         .arg(state)
@@ -99,12 +132,15 @@ fn proxy(dir: &Path, state: &Path, node: &'static str, base: u16, capture: bool)
         "join_token": String::from_utf8_lossy(&token.stdout).trim(),
         "workers": 2,
         "listen": {
-            "outbound": at(1), "tunnel": at(8), "admin": local(0), "metrics": at(20),
+            "outbound": at(1), "tunnel": at(TUNNEL), "admin": local(0), "metrics": at(20),
             "health": at(21), "proxy": local(80),
         },
         "dns": { "enabled": false },
-        "capture": { "enabled": capture },
-        "advertise": [NODES],
+        // Calls are captured for the node of the client.
+        "capture": { "enabled": base == ONE },
+        "tunnel": { "relay": { "enabled": base == RELAY } },
+        // A node that says where it is reached asks no relay for a place.
+        "advertise": if base == THREE { json!([]) } else { json!([NODES]) },
         "log_level": "warn",
     });
     let file = dir.join(format!("{node}.yaml"));
@@ -137,9 +173,12 @@ fn world() -> Value {
     let mut items = vec![
         node("one"),
         node("two"),
+        node("three"),
+        node("relay"),
         pod("client", "one", CLIENT),
         pod("near", "one", NEAR),
         pod("far", "two", FAR),
+        pod("remote", "three", REMOTE),
     ];
     for (name, address, is_http) in SERVICES {
         let pod = name.split('-').next().unwrap_or(name);

@@ -17,7 +17,8 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use mesh_testkit::{
     lab::{Proc, Spec},
-    mesh::{App, Mesh, Plan, manifest, metric},
+    matrix::{PathView, Paths},
+    mesh::{App, Mesh, Plan, manifest},
 };
 
 use crate::report::{RATE, Report, SHARE, TRANSFER};
@@ -83,12 +84,11 @@ impl Way {
         }
     }
 
-    /// What the proxy says of the path when it is as wanted.
-    fn labels(self) -> &'static [&'static str] {
+    fn is(self, path: &PathView) -> bool {
         match self {
-            Self::Tcp => &["transport=\"tcp\"", "path=\"direct\""],
-            Self::Quic => &["transport=\"quic\"", "path=\"direct\""],
-            Self::Relayed => &["path=\"relayed\""],
+            Self::Tcp => path.path != "relayed" && path.transport == "tcp",
+            Self::Quic => path.path != "relayed" && path.transport == "quic",
+            Self::Relayed => path.path == "relayed",
         }
     }
 }
@@ -202,26 +202,16 @@ impl Shaped {
         for what in blocked {
             nft(&format!("add rule inet bench out ip daddr {{ {own}, {other} }} {what} drop"))?;
         }
-        let began = Instant::now();
+        let (began, mut paths) = (Instant::now(), Paths::of(&self.mesh, "a"));
         loop {
             // A call makes the tunnel look for a path.
             let called = self.transfer("client", &self.service(), MIB);
-            let text = self.mesh.metrics("a").unwrap_or_default();
-            let counted = |labels: &[&str]| metric(&text, "selvage_tunnel_connections", labels);
-            let straight = counted(&["path=\"direct\""]);
-            let only = match way {
-                Way::Relayed => straight == 0.0,
-                Way::Tcp => counted(&["transport=\"quic\"", "path=\"direct\""]) <= 1.0,
-                // The relay is reached by TCP too.
-                Way::Quic => counted(&["transport=\"tcp\"", "path=\"direct\""]) <= 1.0,
-            };
-            if called.is_ok() && only && counted(way.labels()) > 0.0 {
+            let path = paths.to("b");
+            if called.is_ok() && path.as_ref().is_some_and(|p| way.is(p)) {
                 return Ok(());
             }
             if began.elapsed() > PATH_LIMIT {
-                let seen: Vec<_> =
-                    text.lines().filter(|l| l.starts_with("selvage_tunnel_connections")).collect();
-                bail!("the path did not come about: {called:?}\n{}", seen.join("\n"));
+                bail!("the path did not come about: {called:?}, {path:?}");
             }
             std::thread::sleep(Duration::from_millis(500));
         }

@@ -24,7 +24,9 @@ pub(crate) const CLIENT: &str = "10.77.0.1";
 pub(crate) const NEAR: &str = "10.77.0.2";
 /// The same backend as a pod of the node `two`.
 pub(crate) const FAR: &str = "10.77.0.3";
-/// Where both nodes are reached.
+/// And as a pod of the node `three`.
+pub(crate) const REMOTE: &str = "10.77.0.5";
+/// Where all nodes are reached.
 pub(crate) const NODES: &str = "10.77.0.4";
 const BACKEND_HTTP: ([u8; 4], u16) = ([10, 77, 0, 2], 8080);
 const BACKEND_BULK: ([u8; 4], u16) = ([10, 77, 0, 2], 8081);
@@ -89,8 +91,9 @@ impl World {
             || wanted("mesh-proxy-l7")
             || wanted("mesh-tunnel-l4")
             || wanted("mesh-tunnel-l7")
+            || wanted("mesh-tunnel-relayed")
         {
-            match mesh::start(world.dir.path()) {
+            match mesh::start(world.dir.path(), wanted("mesh-tunnel-relayed")) {
                 Ok((mesh, groups)) => {
                     world.mesh = Some(mesh);
                     world.groups.extend(groups);
@@ -152,7 +155,7 @@ fn relay(
 
 fn network() -> Result<()> {
     run("ip", &["link", "set", "lo", "up"])?;
-    for address in [CLIENT, NEAR, FAR, NODES] {
+    for address in [CLIENT, NEAR, FAR, REMOTE, NODES] {
         run("ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"])?;
     }
     // Virtual addresses lead nowhere by themselves; with a route, redirection gets to see them.
@@ -163,7 +166,7 @@ fn network() -> Result<()> {
     Ok(())
 }
 
-fn run(program: &str, args: &[&str]) -> Result<()> {
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
     let output = Command::new(program).args(args).output().with_context(|| format!("run {program}"))?;
     if !output.status.success() {
         bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());

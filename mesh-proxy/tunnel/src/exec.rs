@@ -115,3 +115,31 @@ impl Placement {
         self.handle(worker).spawn(task);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    #[test]
+    fn quic_connections_take_turns_and_are_found_by_their_latest_address() {
+        let runtimes: Vec<Runtime> = (0..3).map(|_| Builder::new_current_thread().build().unwrap()).collect();
+        let handle = |i: usize| runtimes[i].handle().clone();
+        let placement = Placement::new(Executors { control: handle(0), workers: vec![handle(1), handle(2)] });
+        let at = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        let placed: Vec<_> = (0..4).map(|i| placement.place_quic(at(i))).collect();
+        assert_eq!(placed, [Some(0), Some(1), Some(0), Some(1)]);
+        assert_eq!((placement.quic(at(1)), placement.quic(at(9))), (Some(1), None));
+        assert_eq!(placement.place_quic(at(1)), Some(0));
+        assert_eq!(placement.quic(at(1)), Some(0));
+        for port in 100..5_000 {
+            placement.place_quic(at(port));
+        }
+        assert_eq!(placement.quic(at(1)), None, "the list is bounded");
+        assert_eq!(placement.handle(Some(1)).id(), runtimes[2].handle().id());
+        assert_eq!(placement.handle(Some(7)).id(), runtimes[0].handle().id());
+        let alone = Placement::new(Executors { control: handle(0), workers: Vec::new() });
+        assert_eq!(alone.place_quic(at(1)), None);
+    }
+}

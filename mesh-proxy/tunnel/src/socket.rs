@@ -35,6 +35,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(24);
 /// Bytes that wait in the kernel without having been sent. More would only delay other streams, and on a slow line
 /// nothing would tell for seconds that it moves.
 const UNSENT: u32 = 256 << 10;
+/// Congestion control.
+const CONGESTION: &[u8] = b"bbr";
 /// Buffers that a thread keeps for its sockets.
 const KEPT: usize = 4;
 
@@ -65,6 +67,10 @@ impl Socket {
         }
         if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
             tracing::debug!(%error, "set TCP_NOTSENT_LOWAT");
+        }
+        // As on QUIC: loss on a radio or a long line is no sign of a full queue. Not every kernel has it.
+        if let Err(error) = SockRef::from(&stream).set_tcp_congestion(CONGESTION) {
+            tracing::debug!(%error, "set TCP_CONGESTION");
         }
         let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
         let life = stream.peer_addr().ok().map(|at| lives.of(canonical(at)));

@@ -81,14 +81,10 @@ fn transport(limits: &Limits) -> TransportConfig {
     config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
     config.allow_spin(false);
     // Loss on a radio or a long line is no sign of a full queue.
-    if std::env::var_os("QCUBIC").is_none() {
-        config.congestion_controller_factory(Arc::new(BbrConfig::default()));
-    }
+    config.congestion_controller_factory(Arc::new(BbrConfig::default()));
     let mut acknowledge = AckFrequencyConfig::default();
     acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
-    if std::env::var_os("QACK").is_none() {
-        config.ack_frequency_config(Some(acknowledge));
-    }
+    config.ack_frequency_config(Some(acknowledge));
     config
 }
 
