@@ -177,7 +177,8 @@ impl Mesh {
         args.extend(
             ["-n", &count.to_string(), "--timeout", &limit.as_secs_f64().to_string()].map(str::to_owned),
         );
-        let output = self.world.pod("client").unwrap().exec(&args).unwrap();
+        // Hundreds of calls take a fraction of that, unless the machine has better things to do.
+        let output = self.world.pod("client").unwrap().exec_within(&args, Duration::from_secs(120)).unwrap();
         Report::parse(&output.stdout)
             .unwrap_or_else(|| panic!("echo call: {}{}", output.stdout, output.stderr))
     }

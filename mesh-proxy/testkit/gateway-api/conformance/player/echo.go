@@ -58,7 +58,7 @@ func serve(args []string) error {
 		protocols.SetHTTP2(true)
 		protocols.SetUnencryptedHTTP2(true)
 		server := &http.Server{
-			Addr: ":" + port, Handler: said(*name, port), Protocols: protocols, ReadHeaderTimeout: 10 * time.Second,
+			Addr: ":" + port, Handler: answers(*name, port), Protocols: protocols, ReadHeaderTimeout: 10 * time.Second,
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{*certificate}},
 		}
 		if slices.Contains(tlsPorts, port) {
@@ -82,7 +82,7 @@ func serve(args []string) error {
 	return <-failed
 }
 
-func said(name, port string) http.Handler {
+func answers(name, port string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		fmt.Fprintf(w, "ServicePort=%s\nHost=%s\nURL=%s\nMethod=%s\nProto=%s\n", port, r.Host, r.RequestURI, r.Method, r.Proto)

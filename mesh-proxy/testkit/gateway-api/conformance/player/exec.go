@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,14 +46,14 @@ func inside(folder, place string, argv, env []string, out, err io.Writer) (*exec
 	return command, <-started
 }
 
-// kubelet answers the API server's exec, which is all that the suite asks of a node.
+// kubelet answers the API server's exec and logs, which is all that the suite asks of a node.
 func (p *player) kubelet() error {
 	certificate, err := selfSigned("kubelet")
 	if err != nil {
 		return err
 	}
 	server := &http.Server{
-		Addr: p.Kubelet, Handler: http.HandlerFunc(p.serveExec), ReadHeaderTimeout: 10 * time.Second,
+		Addr: p.Kubelet, Handler: http.HandlerFunc(p.serve), ReadHeaderTimeout: 10 * time.Second,
 		// SPDY takes the connection over; HTTP/2 cannot be taken over.
 		TLSConfig:    &tls.Config{Certificates: []tls.Certificate{*certificate}, NextProtos: []string{"http/1.1"}},
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
@@ -60,10 +61,57 @@ func (p *player) kubelet() error {
 	return server.ListenAndServeTLS("", "")
 }
 
-// serveExec is /exec/NAMESPACE/POD/CONTAINER?command=…
-func (p *player) serveExec(w http.ResponseWriter, r *http.Request) {
+// said is what a pod has written, with times: the suite looks for what came since a moment.
+type said struct {
+	mu    sync.Mutex
+	file  io.Writer
+	part  []byte
+	lines []line
+}
+
+type line struct {
+	at   time.Time
+	text string
+}
+
+// most lines that are kept of a pod.
+const most = 20_000
+
+func (s *said) Write(text []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.part = append(s.part, text...)
+	for {
+		end := bytes.IndexByte(s.part, '\n')
+		if end < 0 {
+			break
+		}
+		s.lines = append(s.lines, line{time.Now(), string(s.part[:end+1])})
+		s.part = s.part[end+1:]
+	}
+	if len(s.lines) > most {
+		s.lines = s.lines[len(s.lines)-most:]
+	}
+	return s.file.Write(text)
+}
+
+func (s *said) since(at time.Time) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out strings.Builder
+	for _, l := range s.lines {
+		// The API server asks for whole seconds.
+		if !l.at.Before(at) {
+			out.WriteString(l.text)
+		}
+	}
+	return out.String()
+}
+
+// serve answers /exec/NAMESPACE/POD/CONTAINER?command=… and /containerLogs/NAMESPACE/POD/CONTAINER?sinceTime=…
+func (p *player) serve(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
-	if len(parts) != 4 || parts[0] != "exec" {
+	if len(parts) != 4 || parts[0] != "exec" && parts[0] != "containerLogs" {
 		http.NotFound(w, r)
 		return
 	}
@@ -75,6 +123,11 @@ func (p *player) serveExec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query := r.URL.Query()
+	if parts[0] == "containerLogs" {
+		since, _ := time.Parse(time.RFC3339, query.Get("sinceTime"))
+		_, _ = io.WriteString(w, instance.said.since(since))
+		return
+	}
 	wanted := 1 // the error stream
 	for _, name := range []string{"input", "output", "error", "stdin", "stdout", "stderr"} {
 		if query.Get(name) == "1" || query.Get(name) == "true" {

@@ -63,11 +63,11 @@ func (p *player) noGateway(gateway *unstructured.Unstructured) {
 	_ = p.client.CoreV1().Pods(gateway.GetNamespace()).Delete(ctx, name, meta.DeleteOptions{GracePeriodSeconds: &now})
 }
 
-// retried tries for some seconds: service accounts of new namespaces and secrets of the same manifest come a moment later.
+// retried tries for half a minute: service accounts of new namespaces and secrets of the same manifest come a moment later.
 func retried[T any](f func() (T, error)) (T, error) {
 	for i := 0; ; i++ {
 		out, err := f()
-		if err == nil || apierrors.IsAlreadyExists(err) || i == 100 {
+		if err == nil || apierrors.IsAlreadyExists(err) || i == 300 {
 			return out, err
 		}
 		time.Sleep(100 * time.Millisecond)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,6 +69,7 @@ type instance struct {
 	place   Place
 	pod     *core.Pod
 	process *os.Process
+	said    *said
 }
 
 func run(args []string) error {
@@ -170,7 +172,7 @@ func (p *player) place(pod *core.Pod) *instance {
 			taken = taken || i.place.Name == s.Name
 		}
 		if wanted && !taken {
-			return &instance{place: s, pod: pod}
+			return &instance{place: s, pod: pod, said: &said{}}
 		}
 	}
 	return nil
@@ -209,13 +211,30 @@ func (p *player) start(i *instance) error {
 		if err != nil {
 			return err
 		}
-		process, err := inside(p.Namespaces, i.place.Name, argv, env, out, out)
+		i.said.file = out
+		process, err := inside(p.Namespaces, i.place.Name, argv, env, i.said, i.said)
 		if err != nil {
 			return err
 		}
 		p.mu.Lock()
 		i.process = process.Process
 		p.mu.Unlock()
+	}
+	if isGateway(pod) {
+		// What a readiness probe does: without an address nobody counts on the pod.
+		_, err := retried(func() (*http.Response, error) {
+			response, err := http.Get("http://" + i.place.Address + ":15021/healthz/ready")
+			if err == nil {
+				_ = response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					err = errors.New(response.Status)
+				}
+			}
+			return response, err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if err := p.ready(i); err != nil {
 		return err
