@@ -8,7 +8,7 @@ LOGS := target/logs
 export CARGO_TERM_COLOR ?= auto
 
 # What worlds of network namespaces are made of.
-LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc
+LAB_TOOLS := ip=iproute2 nft=nftables gcc=gcc miniupnpd=miniupnpd-nftables
 # What calls services while rules change.
 LOAD_TOOLS := h2load=nghttp2-client wrk=wrk
 # What a real cluster's nodes are made of.

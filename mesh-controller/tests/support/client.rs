@@ -124,7 +124,7 @@ impl Controller {
     }
 
     fn state_dir(&self) -> StateDir {
-        StateDir::new(&self.config.state_path())
+        StateDir::new(self.config.state_path())
     }
 
     /// As `meshctl token create` does it, on the same directory.

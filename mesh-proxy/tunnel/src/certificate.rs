@@ -11,8 +11,8 @@ use libp2p::{
 };
 use rustls::{
     SignatureScheme,
-    crypto::aws_lc_rs::sign::any_ecdsa_type,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime},
+    crypto::aws_lc_rs::sign::any_eddsa_type,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime},
     sign::CertifiedKey,
 };
 use x509_parser::{
@@ -59,12 +59,12 @@ pub(crate) enum CertificateError {
     Handshake,
 }
 
-/// A certificate of this node, with a key made for it alone.
+/// A certificate of this node, with a key made for it alone: Ed25519, which stays fast where aws-lc is built small.
 pub(crate) fn generate(host: &Keypair) -> Result<Arc<CertifiedKey>, String> {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|e| e.to_string())?;
     let certificate = self_signed(host, &key)?;
-    let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let private = any_ecdsa_type(&private).map_err(|e| e.to_string())?;
+    let private = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let private = any_eddsa_type(&private).map_err(|e| e.to_string())?;
     Ok(Arc::new(CertifiedKey::new(vec![certificate], private)))
 }
 

@@ -85,7 +85,7 @@ impl<S> Tapped<S> {
 
 impl Tap {
     /// Looks at bytes to the pod; says which digits of them change.
-    fn to_pod(&mut self, mut bytes: &[u8]) -> Vec<Change> {
+    fn towards_pod(&mut self, mut bytes: &[u8]) -> Vec<Change> {
         let mut changes = Vec::new();
         let whole = bytes.len();
         while !self.off && !bytes.is_empty() {
@@ -175,7 +175,7 @@ impl Tap {
     }
 
     /// Looks at bytes from the pod.
-    fn from_pod(&mut self, mut bytes: &[u8]) {
+    fn back_from_pod(&mut self, mut bytes: &[u8]) {
         while !self.off && !bytes.is_empty() {
             let (taken, seen) = self.responses.feed(bytes);
             match seen {
@@ -249,7 +249,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
         let this = self.get_mut();
         if buf.len() > this.seen {
             let fresh = &buf[this.seen..];
-            let changes = this.tap.to_pod(fresh);
+            let changes = this.tap.towards_pod(fresh);
             if this.changed.is_some() || !changes.is_empty() {
                 let changed = this.changed.get_or_insert_with(|| buf[..this.seen].to_vec());
                 let start = changed.len();
@@ -286,7 +286,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tapped<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        this.tap.from_pod(&buf.filled()[before..]);
+        this.tap.back_from_pod(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
 }
