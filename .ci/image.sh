@@ -10,6 +10,7 @@ repository=${REPOSITORY:-selvage}
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 0)
 export SOURCE_DATE_EPOCH
+build=${CARGO_TARGET_DIR:-target}
 out=target/image
 profile=${PROFILE:-release}
 arches=("$@")
@@ -72,8 +73,8 @@ for arch in "${arches[@]}"; do
   rustup target list --installed 2>/dev/null | grep -qx "$target" || rustup target add "$target" >/dev/null
   echo "image: building for $arch ($profile; some ten minutes the first time)"
   cargo zigbuild --locked --profile "$profile" --target "$target" -p mesh-proxy -p mesh-controller -p meshctl --bins
-  folder=target/$target/$profile
-  [ "$profile" = dev ] && folder=target/$target/debug
+  folder=$build/$target/$profile
+  [ "$profile" = dev ] && folder=$build/$target/debug
   root=$(tools "$arch")
   for program in mesh-proxy mesh-controller meshctl; do
     more=()
@@ -83,7 +84,7 @@ for arch in "${arches[@]}"; do
     mesh-controller) title="control plane of the Selvage mesh" ;;
     meshctl) title="operator's tool of the Selvage mesh" ;;
     esac
-    check "$program $arch: archive and bill of materials" target/debug/oci-image --name "$repository/$program:$tag" --arch "$arch" \
+    check "$program $arch: archive and bill of materials" "$build/debug/oci-image" --name "$repository/$program:$tag" --arch "$arch" \
       --binary "$folder/$program" --out "$out/$program-$arch.oci.tar" --sbom "$out/$program-$arch.cdx.json" --target "$target" \
       --label "org.opencontainers.image.title=$program" --label "org.opencontainers.image.description=$title" \
       --label "org.opencontainers.image.version=$version" --label "org.opencontainers.image.revision=$revision" \

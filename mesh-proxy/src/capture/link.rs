@@ -10,6 +10,9 @@ use tokio::process::Command;
 
 /// Our link, where the kernel has the dummy driver.
 const LINK: &str = "selvage0";
+/// Where it has not: the loopback link, with a label that says whose the address is.
+const LOOPBACK: &str = "lo";
+const LABEL: &str = "lo:selvage";
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the address is not there.
@@ -43,10 +46,7 @@ pub struct LinkAddress {
 pub async fn ensure_address(address: IpAddr) -> Result<LinkAddress, LinkError> {
     if is_local(address) {
         // The process before us may have added it, and has left it to us.
-        let text = address.to_string();
-        let shown = ip(address, &["-o", "address", "show", "dev", LINK, "to", &text]).await;
-        let ours = shown.is_ok_and(|lines| !lines.is_empty());
-        return Ok(LinkAddress { address, added_to: ours.then_some(LINK) });
+        return Ok(LinkAddress { address, added_to: ours(address).await });
     }
     // Left from an earlier run is as good as new.
     let _exists_or_unknown = ip(address, &["link", "add", LINK, "type", "dummy"]).await;
@@ -57,8 +57,8 @@ pub async fn ensure_address(address: IpAddr) -> Result<LinkAddress, LinkError> {
     let added_to = match on_dummy.await {
         Ok(()) => LINK,
         Err(_no_dummy) => {
-            add(address, "lo").await?;
-            "lo"
+            add(address, LOOPBACK).await?;
+            LOOPBACK
         }
     };
     tracing::debug!(%address, link = added_to, "address added");
@@ -72,12 +72,29 @@ impl LinkAddress {
         let result = if link == LINK {
             ip(self.address, &["link", "delete", LINK]).await
         } else {
-            ip(self.address, &["address", "delete", &self.address.to_string(), "dev", link]).await
+            ip(self.address, &["address", "delete", &whole(self.address), "dev", link]).await
         };
         if let Err(error) = result {
             tracing::warn!(%error, "address not removed");
         }
     }
+}
+
+/// The link on which a process of this program has put the address.
+async fn ours(address: IpAddr) -> Option<&'static str> {
+    let text = address.to_string();
+    for (link, mark) in [(LINK, ""), (LOOPBACK, LABEL)] {
+        let shown = ip(address, &["-o", "address", "show", "dev", link, "to", &text]).await;
+        if shown.is_ok_and(|lines| !lines.is_empty() && String::from_utf8_lossy(&lines).contains(mark)) {
+            return Some(link);
+        }
+    }
+    None
+}
+
+/// The address alone, as a network.
+fn whole(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }
 
 /// Only an address of our own can be bound.
@@ -86,8 +103,11 @@ fn is_local(address: IpAddr) -> bool {
 }
 
 async fn add(address: IpAddr, link: &str) -> Result<(), LinkError> {
-    let prefix = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+    let prefix = whole(address);
     let mut arguments = vec!["address", "replace", &prefix, "dev", link];
+    if address.is_ipv4() && link == LOOPBACK {
+        arguments.extend(["label", LABEL]);
+    }
     if address.is_ipv6() {
         // Or it cannot be bound until the kernel has looked for another owner.
         arguments.push("nodad");

@@ -409,11 +409,17 @@ fn the_address_of_dns_is_added_once_and_taken_away() {
         let address: IpAddr = "169.254.96.16".parse().unwrap();
         let added = ensure_address(address).await.unwrap();
         tokio::net::UdpSocket::bind((address, 53)).await.unwrap();
+        // A successor knows whose it is, and takes it away when it is the last.
         let again = ensure_address(address).await.unwrap();
+        assert_eq!(again, added);
         again.remove().await;
-        tokio::net::UdpSocket::bind((address, 53)).await.unwrap();
-        added.remove().await;
         assert!(tokio::net::UdpSocket::bind((address, 53)).await.is_err());
+        // What an operator has added stays.
+        let other: IpAddr = "169.254.96.17".parse().unwrap();
+        let args = ["address", "add", "169.254.96.17/32", "dev", "lo"];
+        assert!(Command::new("ip").args(args).status().unwrap().success());
+        ensure_address(other).await.unwrap().remove().await;
+        tokio::net::UdpSocket::bind((other, 53)).await.unwrap();
         ensure_address("fd00:96::16".parse().unwrap()).await.unwrap();
         tokio::net::UdpSocket::bind("[fd00:96::16]:53").await.unwrap();
     });
