@@ -18,7 +18,10 @@ use mesh_net::tls::{self, Credentials, Expect, NodeTls, TlsError};
 use mesh_tunnel::NodeKey;
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     Identity, IdentityError,
@@ -155,10 +158,9 @@ impl Keeper {
     pub async fn run(self) {
         let mut backoff = Backoff::new();
         loop {
-            let wait = self.until_due();
-            if !wait.is_zero() && !self.is_doubted_within(wait).await {
-                continue;
-            }
+            // Doubts that turn out to be none must not put it off.
+            let due = Instant::now() + self.until_due();
+            while Instant::now() < due && !self.is_doubted_before(due).await {}
             match self.obtain().await {
                 Ok(()) => backoff.reset(),
                 Err(error) => {
@@ -173,9 +175,9 @@ impl Keeper {
     }
 
     /// Waits until the certificate is due; `false` when a doubt came up that turned out to be none.
-    async fn is_doubted_within(&self, wait: Duration) -> bool {
+    async fn is_doubted_before(&self, due: Instant) -> bool {
         tokio::select! {
-            () = tokio::time::sleep(wait) => true,
+            () = tokio::time::sleep_until(due) => true,
             () = self.doubts.arise() => {
                 let founded = self.doubts.take_refused() || self.ca_is_another();
                 // However often it is doubted, not all the time is spent on that.
