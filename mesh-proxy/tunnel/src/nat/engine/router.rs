@@ -32,6 +32,8 @@ pub(super) struct Router {
     /// Addresses that packets to elsewhere leave with.
     leaves: Vec<IpAddr>,
     next_look: Option<Instant>,
+    /// Whether that was done before: who has just come up has not moved.
+    looked: bool,
     /// Whether another node got in at an address, by AutoNAT.
     reached: BTreeMap<Multiaddr, bool>,
 }
@@ -121,6 +123,7 @@ impl Engine {
             return;
         }
         self.router.next_look = Some(now + LOOK);
+        let first = !std::mem::replace(&mut self.router.looked, true);
         let leaves = outward();
         let before = std::mem::replace(&mut self.router.leaves, leaves);
         if before == self.router.leaves {
@@ -128,7 +131,9 @@ impl Engine {
         }
         // What was not reached before may be now.
         self.reservations.hurry(now);
-        self.shared.all_moved();
+        if !first {
+            self.shared.all_moved();
+        }
         let gone = before.iter().any(|ip| !self.router.leaves.contains(ip));
         if gone && !self.router.leaves.is_empty() {
             tracing::info!(addresses = ?self.router.leaves, "this node has moved to another network");
