@@ -59,7 +59,8 @@ impl Shop {
         }
     }
 
-    /// `helm VERB mesh CHART --wait` with the test's images and these values on top.
+    /// `helm VERB mesh CHART --wait` with the test's images and these values on top. The limit is longer than the five minutes
+    /// after which Kubernetes' DaemonSet controller looks again when it has missed what became of a pod; that was seen once.
     pub(crate) fn helm(&self, verb: &str, chart: &Path, values: &Value) -> Result<Duration, ClusterError> {
         let start = Instant::now();
         let file = self.cluster.world().folder("helm").unwrap().join("values.json");
@@ -68,7 +69,7 @@ impl Shop {
         std::fs::write(&file, all.to_string()).unwrap();
         let (chart, file) = (chart.display().to_string(), file.display().to_string());
         let mut args =
-            vec![verb, "mesh", &chart, "-n", NAMESPACE, "--wait", "--timeout", "300s", "-f", &file];
+            vec![verb, "mesh", &chart, "-n", NAMESPACE, "--wait", "--timeout", "400s", "-f", &file];
         if verb == "install" {
             args.push("--create-namespace");
         }
