@@ -172,7 +172,7 @@ fn node_drains(shop: &Shop) {
 
 fn rolls_back(shop: &Shop) -> Duration {
     let start = Instant::now();
-    shop.cluster.helm(&["rollback", "mesh", "1", "-n", NAMESPACE, "--wait", "--timeout", "300s"]).unwrap();
+    shop.cluster.helm(&["rollback", "mesh", "1", "-n", NAMESPACE, "--wait", "--timeout", "400s"]).unwrap();
     start.elapsed()
 }
 
