@@ -145,7 +145,7 @@ impl Shop {
 
     /// The same, and no call may fail. Prints the counts.
     pub(crate) fn without_failure<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
-        let (done, reports) = self.under_load("reviews", 4, work);
+        let (done, reports) = self.under_load("reviews", 9, work);
         let sent: u64 = reports.iter().map(Report::sent).sum();
         let failed: u64 = reports.iter().map(|r| r.failed).sum();
         println!("{what}: {sent} calls, {failed} failed");
