@@ -42,8 +42,9 @@ use sockets::Sockets;
 
 /// How long "not ready" is shown, and capture taken away, before listeners stop accepting.
 const NOT_READY_FOR: Duration = Duration::from_millis(250);
-/// A ready proxy is looked at for the first time after this; by then its start is over.
-const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// Pauses after which a ready proxy gives back what only its start needed: when it serves; when its first look at the
+/// network around it, its first connections to peers and its first reports are over; and for the latecomers among them.
+const SETTLED_AFTER: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(5), Duration::from_secs(50)];
 /// How long tasks get to end after everything was cancelled.
 const CANCEL_FOR: Duration = Duration::from_secs(2);
 /// Threads of the control side: nothing that a request waits for runs there.
@@ -242,18 +243,20 @@ pub async fn start(
 
 /// Gives back what only the start needed, once the proxy has been ready for a while.
 async fn release_startup_memory(readiness: Readiness, drain: Drain) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SETTLED_AFTER) => {}
-            _ = drain.begun() => return,
+    for pause in SETTLED_AFTER {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = drain.begun() => return,
+            }
+            if readiness.is_ready() {
+                break;
+            }
         }
-        if readiness.is_ready() {
-            break;
-        }
+        mesh_net::memory::release_unused();
+        let code = mesh_net::memory::release_startup_code();
+        tracing::debug!(bytes = code, "pages of the program that only the start needed are let go");
     }
-    mesh_net::memory::release_unused();
-    let code = mesh_net::memory::release_startup_code();
-    tracing::debug!(bytes = code, "pages of the program that only the start needed are let go");
 }
 
 /// Leaves out what this process may not do, and says so: applications then use the HTTP CONNECT or SOCKS5 proxy. Without

@@ -1,0 +1,70 @@
+//! Options of TCP sockets that no crate here knows.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
+
+/// Since Linux 6.15; libc has no name for it yet.
+const TCP_RTO_MAX_MS: libc::c_int = 44;
+/// What the kernel takes.
+const LEAST: u128 = 1_000;
+const MOST: u128 = 120_000;
+
+/// Bounds the pause after which the kernel sends again what was not acknowledged. It doubles each time, up to two minutes
+/// when nobody says otherwise: after an outage a connection then stays silent for up to as long again. Older kernels refuse.
+pub fn set_retransmission_max(socket: &impl AsFd, longest: Duration) -> io::Result<()> {
+    let millis = longest.as_millis().clamp(LEAST, MOST) as libc::c_int;
+    #[allow(unsafe_code, reason = "no crate here knows TCP_RTO_MAX_MS")]
+    // SAFETY: the descriptor is open for the whole call, and the pointer and length describe `millis`, an initialised c_int
+    // that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_RTO_MAX_MS,
+            (&raw const millis).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(socket: &impl AsFd) -> libc::c_int {
+        let (mut millis, mut length) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        #[allow(unsafe_code, reason = "no crate here knows TCP_RTO_MAX_MS")]
+        // SAFETY: the descriptor is open for the whole call, and the pointers describe `millis` and `length`, which outlive it.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                TCP_RTO_MAX_MS,
+                (&raw mut millis).cast(),
+                &raw mut length,
+            )
+        };
+        assert_eq!(result, 0);
+        millis
+    }
+
+    #[test]
+    fn the_pause_is_bounded_where_the_kernel_can() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        if let Err(error) = set_retransmission_max(&stream, Duration::from_secs(2)) {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOPROTOOPT), "{error}");
+            eprintln!("this kernel is older than 6.15");
+            return;
+        }
+        assert_eq!(of(&stream), 2_000);
+        set_retransmission_max(&stream, Duration::from_millis(10)).unwrap();
+        assert_eq!(of(&stream), 1_000, "no less than the kernel takes");
+        set_retransmission_max(&stream, Duration::from_secs(9_999)).unwrap();
+        assert_eq!(of(&stream), 120_000);
+    }
+}
