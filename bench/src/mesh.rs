@@ -67,13 +67,17 @@ pub(crate) fn start(dir: &Path, relayed: bool) -> Result<(Mesh, Vec<Group>)> {
     let mut processes = vec![two];
     if relayed {
         let relay = proxy(dir, &state, "relay", RELAY)?;
-        // All nodes are one host here. What leads straight to these two ports goes nowhere.
+        // All nodes are one host here. What leads straight to these two ports goes nowhere; what the relay answers does:
+        // nodes dial it from there.
         let closed = format!("{{ {}, {} }}", ONE + TUNNEL, THREE + TUNNEL);
         run("nft", &["add table inet bench"])?;
         run("nft", &["add chain inet bench out { type filter hook output priority 0 ; }"])?;
         run(
             "nft",
-            &[&format!("add rule inet bench out meta l4proto {{ tcp, udp }} th dport {closed} drop")],
+            &[&format!(
+                "add rule inet bench out meta l4proto {{ tcp, udp }} th dport {closed} th sport != {} drop",
+                RELAY + TUNNEL
+            )],
         )?;
         let three = proxy(dir, &state, "three", THREE)?;
         let pids = vec![one.pid(), relay.pid(), three.pid()];

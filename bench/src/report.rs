@@ -56,6 +56,8 @@ pub(crate) const FILES: Metric = Metric("open_files", "");
 pub(crate) const STREAMS: Metric = Metric("tunnel_streams", "");
 pub(crate) const SESSIONS: Metric = Metric("udp_sessions", "");
 pub(crate) const TRANSFER: Metric = Metric("transfer_ms", "ms");
+/// Time over that of a plain connection right before it.
+pub(crate) const TIMES: Metric = Metric("times_direct", "x");
 pub(crate) const RATE: Metric = Metric("mbit_s", "Mbit/s");
 pub(crate) const SHARE: Metric = Metric("of_line_percent", "%");
 pub(crate) const REACHED: Metric = Metric("all_reached_s", "s");

@@ -241,6 +241,7 @@ fn failure(error: OpenError) -> TunnelError {
         | OpenError::NoAddress(_)
         | OpenError::Dial { .. }
         | OpenError::Backoff { .. }
+        | OpenError::Silent { .. }
         | OpenError::Lost(_)
         | OpenError::Spoken(_)
         | OpenError::BadAnswer(_)

@@ -13,6 +13,7 @@ pub mod original_dst;
 mod prefixed;
 pub mod rulewatch;
 pub mod sniff;
+pub mod tcp;
 pub mod tls;
 pub mod udp;
 

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use mesh_tunnel::{Proxy, TunnelConfig};
+use mesh_tunnel::{Congestion, Proxy, TunnelConfig};
 use node_rt::Secret;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct TunnelSettings {
     pub websocket: Option<SocketAddr>,
     /// Further multiaddrs at which other nodes reach this one, such as `/dns4/edge.example/tcp/443/wss`.
     pub addresses: Vec<String>,
+    /// Congestion control of the tunnel's connections: `auto`, or one of the kernel's: `cubic`, `reno`, `bbr`.
+    pub congestion: String,
     /// Circuits of other nodes through this one.
     pub relay: RelaySettings,
     /// Ways through NATs.
@@ -48,6 +50,9 @@ impl TunnelSettings {
         }
         if let Some(wrong) = self.addresses.iter().find(|a| !mesh_tunnel::is_multiaddr(a)) {
             bad("addresses", &format!("{wrong:?} is no multiaddr"));
+        }
+        if let Err(e) = self.congestion.parse::<Congestion>() {
+            bad("congestion", &e);
         }
         out.extend(self.relay.validate());
         out.extend(self.nat.validate());
@@ -78,6 +83,7 @@ impl TunnelSettings {
             tracing::warn!(%error, "the proxy is not used");
             None
         });
+        to.congestion = self.congestion.parse().unwrap_or_default();
         to.listen.extend(self.websocket.into_iter().flat_map(websocket));
         let external = advertise.iter().chain(&self.addresses).cloned().collect();
         to.nat = self.nat.apply(node, external, self.relay.limits());
@@ -110,6 +116,7 @@ mod tests {
             proxy: Secret::new("http://u:hush@proxy.corp:3128".to_owned()),
             websocket: Some("127.0.0.1:443".parse().unwrap()),
             addresses: vec!["/dns4/edge.example/tcp/443/wss".to_owned()],
+            congestion: "cubic".to_owned(),
             relay: RelaySettings { enabled: Some(true), ..RelaySettings::default() },
             ..TunnelSettings::default()
         };
@@ -119,6 +126,7 @@ mod tests {
         assert_eq!(config.listen.last().unwrap(), "/ip4/127.0.0.1/tcp/443/tls/ws");
         assert_eq!(config.proxy.unwrap().to_string(), "http://***@proxy.corp:3128");
         assert!(config.nat.relay.enabled);
+        assert_eq!(config.congestion, "cubic".parse().unwrap());
         assert_eq!(config.nat.external, ["/ip4/203.0.113.1/tcp/15008", "/dns4/edge.example/tcp/443/wss"]);
 
         assert_eq!(
@@ -128,9 +136,10 @@ mod tests {
 
         settings.proxy = Secret::new("https://u:hush@proxy.corp".to_owned());
         settings.addresses = vec!["edge.example:443".to_owned()];
+        settings.congestion = "Cubic; rm".to_owned();
         settings.nat.reservations = 99;
         let wrong = settings.validate();
-        assert_eq!(wrong.iter().map(|w| w.0).collect::<Vec<_>>(), ["proxy", "addresses", "nat.reservations"]);
+        assert_eq!(wrong.iter().map(|w| w.0).collect::<Vec<_>>(), ["proxy", "addresses", "congestion", "nat.reservations"]);
         assert!(!format!("{wrong:?} {settings:?}").contains("hush"));
     }
 }

@@ -1,6 +1,6 @@
 //! What a node sets for its tunnel, and every bound with its default.
 
-use std::time::Duration;
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use crate::{identity::NodeKey, ws::proxy::Proxy};
 
@@ -15,6 +15,8 @@ pub struct TunnelConfig {
     pub listen: Vec<String>,
     /// Through which addresses of WebSockets are dialled.
     pub proxy: Option<Proxy>,
+    /// Congestion control of all connections.
+    pub congestion: Congestion,
     /// Reaching peers through NATs, and being reached.
     pub nat: NatConfig,
     /// Bounds.
@@ -31,9 +33,49 @@ impl TunnelConfig {
             key,
             listen,
             proxy: None,
+            congestion: Congestion::default(),
             nat: NatConfig::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// How fast connections send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// By the rate that the line shows: BBR on TCP where the kernel has it, one of our own on QUIC.
+    #[default]
+    Auto,
+    /// By one of the kernel's that the operator names. QUIC then does the same where it can, for `cubic` and `reno`.
+    Named(Arc<str>),
+}
+
+impl Congestion {
+    /// Its name for the kernel, if there is one.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Auto => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
+/// The name is none that a kernel has.
+#[derive(Debug, thiserror::Error)]
+#[error("is neither auto nor a name of the kernel's, such as cubic, reno, bbr")]
+pub struct NoCongestion;
+
+impl FromStr for Congestion {
+    type Err = NoCongestion;
+
+    fn from_str(text: &str) -> Result<Self, NoCongestion> {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        match text {
+            "" | "auto" => Ok(Self::Auto),
+            // The kernel's names have at most 15 bytes.
+            name if name.len() < 16 && name.bytes().all(fits) => Ok(Self::Named(name.into())),
+            _ => Err(NoCongestion),
         }
     }
 }

@@ -99,15 +99,15 @@ const fn patience_of(path: Path, shaken: bool, leg_is_silent: bool) -> u32 {
         _ if shaken || leg_is_silent => 3,
         (PathKind::Relayed, _) => 8,
         (_, PathTransport::Quic) => 3,
-        _ => TAKEN,
+        _ => 5,
     }
 }
 
 /// So many waits end a TCP connection whose bytes were all acknowledged: a box on the way takes them and delivers
-/// nothing, or the peer's process is stuck.
-const TAKEN: u32 = 5;
+/// nothing, or the peer's process is stuck. Waiting for a line to come back would be in vain.
+const TAKEN: u32 = 3;
 /// So many when nothing else answers: a link that comes back after ten seconds finds its streams as it left them. TCP
-/// sends again after pauses that double: it may need as long again.
+/// sends again after pauses that double where the kernel cannot bound them: it may need as long again.
 const fn outage_of(path: Path) -> u32 {
     match (path.kind, path.transport) {
         (PathKind::Relayed, _) | (_, PathTransport::Tcp | PathTransport::Ws) => 26,
@@ -182,10 +182,15 @@ impl Shared {
                     conn.probes.1.fetch_add(1, Ordering::Relaxed);
                     conn.suspect.store(true, Ordering::Relaxed);
                     self.table.refresh(conn.peer);
+                    // Requests on kept streams would wait for it as long as these do; new ones are told soon.
+                    conn.generation.fetch_add(1, Ordering::Relaxed);
                     conn.doubt.notify_waiters();
                     // Perhaps it is the relay that is gone; or all that leads to the peer, or this host's own line.
                     let legs = conn.relay.map(|relay| self.table.connections_of(&relay)).unwrap_or_default();
                     legs.iter().chain(&self.others(conn)).for_each(|other| self.probe(other));
+                    if conn.streams.load(Ordering::Relaxed) > 0 {
+                        self.dial_silent(conn.peer);
+                    }
                 }
                 n => {
                     alone += u32::from(shaken || self.others(conn).iter().any(|c| answers(c)));

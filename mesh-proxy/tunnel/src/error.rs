@@ -108,6 +108,16 @@ pub enum OpenError {
         /// Why the last one failed.
         reason: Arc<str>,
     },
+    /// The node's connections have been silent for this long, and a dial had no answer.
+    #[error(
+        "{node} does not answer: its connections have been silent for {since:?}, and a dial had no answer"
+    )]
+    Silent {
+        /// The node.
+        node: Arc<str>,
+        /// Since somebody asked for the first time.
+        since: Duration,
+    },
     /// A bound of this node is reached.
     #[error("stream limit reached: {0}")]
     Limit(&'static str),
@@ -150,6 +160,7 @@ impl OpenError {
             Self::NoAddress(_) => "no_address",
             Self::Dial { .. } => "dial",
             Self::Backoff { .. } => "backoff",
+            Self::Silent { .. } => "silent",
             Self::Limit(_) => "limit",
             Self::Timeout(_) => "timeout",
             Self::Lost(_) => "lost",

@@ -11,10 +11,11 @@
 //!
 //! Inside: `driver` runs the swarm and dials, `table` knows the connections of each peer and picks one, `behaviour`
 //! and `handler` open and admit streams on a connection, `transport` stacks TCP (`socket`), TLS (`security`) and
-//! the muxer (`mux`), `quic` is QUIC and `ws` WebSocket, `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
+//! the muxer (`mux`), `ahead` reads ahead on circuits, `quic` is QUIC and `ws` WebSocket, `wire` is the open message and its answer, `marked` gives QUIC streams a reset.
 #![deny(missing_docs)]
 
 pub mod accept;
+mod ahead;
 mod behaviour;
 mod certificate;
 pub mod config;
@@ -46,7 +47,7 @@ mod wire;
 mod ws;
 
 pub use accept::{Acceptor, Incoming};
-pub use config::{Limits, NatConfig, RelayConfig, Timeouts, TunnelConfig};
+pub use config::{Congestion, Limits, NatConfig, RelayConfig, Timeouts, TunnelConfig};
 pub use error::{OpenError, Refusal, StartError};
 pub use exec::Executors;
 pub use identity::{KeyError, NodeKey, peer_id_of, verify_join};

@@ -50,6 +50,8 @@ struct Asking {
     stream: Stream,
     conn: Arc<Conn>,
     guard: StreamGuard,
+    /// How long it is waited for, if the connection does not answer.
+    until: Option<Instant>,
 }
 
 impl Tunnel {
@@ -122,7 +124,10 @@ impl Tunnel {
                 // its own.
                 (e @ OpenError::Refused { code: Refusal::Draining, .. }, _) if left > 0 => draining = Some(e),
                 // There is none.
-                (OpenError::Dial { .. } | OpenError::Backoff { .. }, Some(said)) => return Err(said.clone()),
+                (
+                    OpenError::Dial { .. } | OpenError::Backoff { .. } | OpenError::Silent { .. },
+                    Some(said),
+                ) => return Err(said.clone()),
                 (error, _) => return Err(error),
             }
         }
@@ -144,31 +149,31 @@ impl Tunnel {
             .await
             .map_err(|_| Failed { error: lost(), spoken: !early.is_empty() })?;
         asking.conn.sent.add(early.len());
-        let Asking { stream, conn, guard } = asking;
+        let Asking { stream, conn, guard, until } = asking;
         if at_once {
             return Ok(TunnelStream::awaiting(stream, known.node.clone(), conn.path, guard));
         }
-        self.answer(known, stream, guard, early.len()).await
+        self.answer(known, (stream, until), guard, early.len()).await
     }
 
     /// Takes the best connection and asks it for a stream.
     async fn ask(&self, known: &Known) -> Result<Asking, OpenError> {
         let lost = || OpenError::Lost(known.node.clone());
-        let conn = self.connection(known).await?;
+        let (conn, until) = self.connection(known).await?;
         let guard = self.shared.admit(&conn, Direction::Outbound).map_err(OpenError::Limit)?;
         let (reply, stream) = oneshot::channel();
         let asked = async {
             conn.opens.send(Ask { reply, what: Asked::Tunnel }).await.map_err(|_| lost())?;
             stream.await.map_err(|_| lost())
         };
-        let stream = self.unless_silent(&conn, asked).await.unwrap_or_else(|| Err(lost()))?;
-        Ok(Asking { stream, conn, guard })
+        let stream = self.unless_silent(&conn, until, asked).await.unwrap_or_else(|| Err(lost()))?;
+        Ok(Asking { stream, conn, guard, until })
     }
 
     async fn answer(
         &self,
         known: &Known,
-        mut stream: Stream,
+        (mut stream, until): (Stream, Option<Instant>),
         guard: StreamGuard,
         early: usize,
     ) -> Result<TunnelStream, Failed> {
@@ -177,9 +182,9 @@ impl Tunnel {
         let read = wire::read::<TunnelAnswer>(&mut stream);
         let read = if early > 0 {
             // Asking elsewhere too could say the bytes twice.
-            read.await
+            in_time(until, read).await.ok_or_else(lost)?
         } else {
-            self.unless_silent(&conn, read).await.ok_or_else(lost)?
+            self.unless_silent(&conn, until, read).await.ok_or_else(lost)?
         };
         let (answer, rest) = match read {
             Ok(read) => read,
@@ -193,8 +198,14 @@ impl Tunnel {
     }
 
     /// Waits for `what`, which needs the connection; gives up when the connection falls silent meanwhile and there is
-    /// a chance elsewhere.
-    async fn unless_silent<T>(&self, conn: &Arc<Conn>, what: impl Future<Output = T>) -> Option<T> {
+    /// a chance elsewhere, or is silent `until` then.
+    async fn unless_silent<T>(
+        &self,
+        conn: &Arc<Conn>,
+        until: Option<Instant>,
+        what: impl Future<Output = T>,
+    ) -> Option<T> {
+        let what = in_time(until, what);
         tokio::pin!(what);
         // Every other way was tried before a silent one was taken.
         let only_way = conn.suspect.load(Ordering::Relaxed);
@@ -202,47 +213,51 @@ impl Tunnel {
         let doubt = conn.doubt.notified();
         tokio::pin!(doubt);
         tokio::select! {
-            done = &mut what => return Some(done),
+            done = &mut what => return done,
             () = tokio::time::sleep(patience) => {}
             () = &mut doubt, if !only_way => return None,
         }
         self.shared.probe(conn);
         if only_way {
-            return Some(what.await);
+            return what.await;
         }
         if conn.suspect.load(Ordering::Relaxed) {
             return None;
         }
         tokio::select! {
-            done = &mut what => Some(done),
+            done = &mut what => done,
             () = doubt => None,
         }
     }
 
-    /// The best connection to a peer, dialled if there is none.
-    async fn connection(&self, known: &Known) -> Result<Arc<Conn>, OpenError> {
+    /// The best connection to a peer, dialled if there is none; and until when it is worth waiting for, if it is silent.
+    async fn connection(&self, known: &Known) -> Result<(Arc<Conn>, Option<Instant>), OpenError> {
         let worker = self.shared.placement.current();
         loop {
             if self.shared.closed.is_cancelled() {
                 return Err(OpenError::Closed);
             }
             match self.shared.table.step(known.id, worker, self.shared.spread(), Instant::now()) {
-                Step::Use { conn, spread } => {
+                Step::Use { conn, spread, until } => {
                     if spread && self.commands.try_send(Command::Dial(known.id)).is_err() {
                         self.shared.table.dialled(known.id, Ok(()), Instant::now(), |_| Duration::ZERO);
                     }
-                    return Ok(conn);
+                    return Ok((conn, until));
                 }
                 Step::Held { wait, reason } => {
                     return Err(OpenError::Backoff { node: known.node.clone(), wait, reason });
                 }
-                Step::Wait { mut end, start } => {
+                Step::Silent { since } => {
+                    return Err(OpenError::Silent { node: known.node.clone(), since });
+                }
+                Step::Wait { mut end, start, until } => {
                     if start {
                         self.commands.send(Command::Dial(known.id)).await.map_err(|_| OpenError::Closed)?;
                     }
-                    let ended = match end.wait_for(Option::is_some).await {
-                        Ok(ended) => ended.clone(),
-                        Err(_) => None,
+                    // Too late, or the dial is another one by now: the table knows.
+                    let ended = match in_time(until, end.wait_for(Option::is_some)).await {
+                        Some(Ok(ended)) => ended.clone(),
+                        Some(Err(_)) | None => None,
                     };
                     if let Some(Err(reason)) = ended
                         && self.shared.table.path(&known.id).is_none()
@@ -252,6 +267,13 @@ impl Tunnel {
                 }
             }
         }
+    }
+}
+
+async fn in_time<T>(until: Option<Instant>, what: impl Future<Output = T>) -> Option<T> {
+    match until {
+        Some(until) => tokio::time::timeout_at(until.into(), what).await.ok(),
+        None => Some(what.await),
     }
 }
 

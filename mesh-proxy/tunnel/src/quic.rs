@@ -3,11 +3,12 @@
 //! the control thread; and it gives no choice of congestion control, refuses migration and writes keys to
 //! `SSLKEYLOGFILE`. On the wire it is the same.
 //!
-//! - [`settings`]: what quinn is told.
+//! - [`settings`]: what quinn is told. [`congestion`]: how much it sends.
 //! - [`place`]: on which thread a socket and a connection live.
 //! - [`listener`]: a socket that takes connections, and its addresses.
 //! - [`muxer`]: connections and streams as libp2p wants them.
 
+mod congestion;
 mod listener;
 mod muxer;
 mod place;
@@ -36,7 +37,12 @@ use quinn::rustls::pki_types::CertificateDer;
 
 use self::{listener::Listener, muxer::Connection, place::Home, settings::Settings};
 use crate::{
-    certificate, config::Limits, error::StartError, exec::Placement, identity::NodeKey, path::ip_of,
+    certificate,
+    config::{Congestion, Limits},
+    error::StartError,
+    exec::Placement,
+    identity::NodeKey,
+    path::ip_of,
     security::Security,
 };
 
@@ -68,11 +74,11 @@ pub(crate) struct QuicTransport {
 impl QuicTransport {
     pub(crate) fn new(
         (key, security): (&NodeKey, &Security),
-        limits: &Limits,
+        bounds: (&Limits, &Congestion),
         handshake: Duration,
         placement: Arc<Placement>,
     ) -> Result<Self, StartError> {
-        let settings = Settings::new(key, security, limits, handshake)?;
+        let settings = Settings::new(key, security, bounds, handshake)?;
         Ok(Self { settings, placement, listeners: SelectAll::new(), diallers: HashMap::new(), waker: None })
     }
 

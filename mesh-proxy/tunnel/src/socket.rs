@@ -1,6 +1,6 @@
 //! The TCP socket under a tunnel connection. Reads ahead, because TLS asks for 4 KiB at a time; and follows its task:
 //! a socket that was connected or accepted on one runtime reports its readiness there, so it is registered anew when
-//! its task is found running on another.
+//! its task is found running on another. What the kernel is told about it is here too.
 
 use std::{
     cell::RefCell,
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::numbers::Numbers;
+use crate::{config::Congestion, numbers::Numbers};
 
 /// Bytes that one system call reads.
 const AHEAD: usize = 64 << 10;
@@ -35,8 +35,11 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(24);
 /// Bytes that wait in the kernel without having been sent. More would only delay other streams, and on a slow line
 /// nothing would tell for seconds that it moves.
 const UNSENT: u32 = 256 << 10;
-/// Congestion control.
-const CONGESTION: &[u8] = b"bbr";
+/// The kernel sends again at least this often. Its own pauses double: after an outage of nine seconds it would be silent for
+/// up to nine more, and be given up for a new connection.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Congestion control where the operator says nothing. Not every kernel has it.
+const CONGESTION: &str = "bbr";
 /// Buffers that a thread keeps for its sockets.
 const KEPT: usize = 4;
 
@@ -59,25 +62,41 @@ pub(crate) struct Socket {
     blocked: bool,
 }
 
-impl Socket {
-    pub(crate) fn new(stream: TcpStream, lives: &Numbers<SocketAddr>) -> Self {
-        // A peer that vanished is noticed by unacknowledged bytes, long before TCP itself gives up (15 minutes).
-        if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)) {
-            tracing::debug!(%error, "set TCP_USER_TIMEOUT");
-        }
-        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
-            tracing::debug!(%error, "set TCP_NOTSENT_LOWAT");
-        }
-        // As on QUIC: loss on a radio or a long line is no sign of a full queue. Not every kernel has it.
-        if let Err(error) = SockRef::from(&stream).set_tcp_congestion(CONGESTION) {
-            tracing::debug!(%error, "set TCP_CONGESTION");
-        }
-        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
-        let life = stream.peer_addr().ok().map(|at| lives.of(canonical(at)));
-        let home = Handle::try_current().ok().map(|h| (h.id(), thread::current().id()));
-        Self { stream: Some(stream), home, ahead: Vec::new(), start: 0, life, blocked: false }
+/// What all sockets of a tunnel share.
+#[derive(Debug, Clone)]
+pub(crate) struct Sockets {
+    lives: Arc<Numbers<SocketAddr>>,
+    congestion: Congestion,
+}
+
+impl Sockets {
+    pub(crate) fn new(lives: Arc<Numbers<SocketAddr>>, congestion: Congestion) -> Self {
+        Self { lives, congestion }
     }
 
+    /// Takes a socket that was connected or accepted. What a kernel does not know it does without.
+    pub(crate) fn take(&self, stream: TcpStream) -> Socket {
+        let says = |what: &str, result: io::Result<()>| {
+            if let Err(error) = result {
+                tracing::debug!(%error, what, "option of a socket");
+            }
+        };
+        let socket = SockRef::from(&stream);
+        // A peer that vanished is noticed by unacknowledged bytes, long before TCP itself gives up (15 minutes).
+        says("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
+        says("TCP_RTO_MAX_MS", mesh_net::tcp::set_retransmission_max(&stream, AGAIN));
+        says("TCP_NOTSENT_LOWAT", socket.set_tcp_notsent_lowat(UNSENT));
+        // As on QUIC: loss on a radio or a long line is no sign of a full queue.
+        let congestion = self.congestion.name().unwrap_or(CONGESTION);
+        says("TCP_CONGESTION", socket.set_tcp_congestion(congestion.as_bytes()));
+        let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        let life = stream.peer_addr().ok().map(|at| self.lives.of(canonical(at)));
+        let home = Handle::try_current().ok().map(|h| (h.id(), thread::current().id()));
+        Socket { stream: Some(stream), home, ahead: Vec::new(), start: 0, life, blocked: false }
+    }
+}
+
+impl Socket {
     fn lives(&self) {
         if let Some(life) = &self.life {
             life.fetch_add(1, Ordering::Relaxed);
@@ -187,5 +206,31 @@ impl AsyncWrite for Socket {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         tokio::io::AsyncWrite::poll_shutdown(self.get_mut().stream()?, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_congestion_control_is_the_operators_or_bbr_where_the_kernel_has_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let of = async |congestion: &str| {
+            let stream = TcpStream::connect(at).await.unwrap();
+            let before = SockRef::from(&stream).tcp_congestion().unwrap();
+            let sockets = Sockets::new(Arc::default(), congestion.parse().unwrap());
+            let taken = sockets.take(stream);
+            let after = SockRef::from(taken.stream.as_ref().unwrap()).tcp_congestion().unwrap();
+            let text = |name: Vec<u8>| String::from_utf8(name).unwrap().trim_end_matches('\0').to_owned();
+            (text(before), text(after))
+        };
+        // Every kernel has it and lets everybody use it.
+        assert_eq!(of("reno").await.1, "reno");
+        let (before, after) = of("auto").await;
+        assert!(after == CONGESTION || after == before, "{before}, then {after}");
+        let (before, after) = of("none_such").await;
+        assert_eq!(before, after, "what the kernel does not have is not used");
     }
 }

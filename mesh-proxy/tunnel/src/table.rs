@@ -1,170 +1,26 @@
-//! The connections of each peer: which one a stream takes, when a dial starts, how long a failing peer is left alone.
-//! Holds no sockets and runs no tasks; `now` is an argument.
+//! The connections of each peer: which one a stream takes, when a dial starts, how long a failing peer is left alone, and
+//! how long anyone waits for a silent one. Holds no sockets and runs no tasks; `now` is an argument.
 
+mod conn;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
-use libp2p::{Multiaddr, PeerId, Stream, swarm::ConnectionId};
-use prometheus::{IntCounter, IntCounterVec};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use libp2p::{PeerId, swarm::ConnectionId};
+use prometheus::IntCounterVec;
+use tokio::sync::watch;
 
+use self::conn::NO_PATH;
+pub(crate) use self::conn::{Ask, Asked, Conn, Counted, OPEN_QUEUE, PeerLoad};
 use crate::{
     exec::Worker,
     path::{Path, PathKind, PathTransport},
 };
-
-/// Asks a connection for a stream. Dropping the receiver cancels it.
-#[derive(Debug)]
-pub(crate) struct Ask {
-    pub(crate) reply: oneshot::Sender<Stream>,
-    pub(crate) what: Asked,
-}
-
-/// What the stream is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// An endpoint of the peer.
-    Tunnel,
-    /// A word between the two nodes about the connection itself.
-    Control,
-}
-
-/// Opens that wait for the connection task to notice them.
-pub(crate) const OPEN_QUEUE: usize = 1024;
-
-/// One established connection.
-#[derive(Debug)]
-pub(crate) struct Conn {
-    pub(crate) id: ConnectionId,
-    pub(crate) peer: PeerId,
-    pub(crate) path: Path,
-    /// The relay that carries it.
-    pub(crate) relay: Option<PeerId>,
-    pub(crate) remote: Multiaddr,
-    pub(crate) dialled: bool,
-    pub(crate) worker: Option<Worker>,
-    pub(crate) opens: mpsc::Sender<Ask>,
-    pub(crate) since: (SystemTime, Instant),
-    /// Streams of both directions on this connection.
-    pub(crate) streams: AtomicUsize,
-    pub(crate) load: Arc<PeerLoad>,
-    /// Smoothed round trip; 0 = not measured.
-    pub(crate) rtt_us: AtomicU64,
-    /// Probes that were sent, and those that had no answer in time.
-    pub(crate) probes: (AtomicU32, AtomicU32),
-    pub(crate) sent: Counted,
-    pub(crate) received: Counted,
-    /// Signs of life beside the bytes of streams.
-    pub(crate) signs: AtomicU64,
-    /// Signs of life of the socket below, which it may share with other connections to the same address.
-    pub(crate) socket: Option<Arc<AtomicU64>>,
-    pub(crate) closed: AtomicBool,
-    /// The peer's process behind it takes no new streams, or a better connection has taken its place.
-    pub(crate) retired: AtomicBool,
-    /// The peer has heard that it takes no new streams.
-    pub(crate) told: AtomicBool,
-    /// It has not answered for a while; new streams prefer any other.
-    pub(crate) suspect: AtomicBool,
-    /// Moves when pooled streams to the node should be left for new ones.
-    pub(crate) generation: Arc<AtomicU64>,
-    /// Another connection to the same place has just broken: this one is asked with less patience.
-    pub(crate) shaken: AtomicBool,
-    /// A probe is under way.
-    pub(crate) probing: AtomicBool,
-    /// Tells opens that wait on it that it became suspect.
-    pub(crate) doubt: Notify,
-}
-
-/// Bytes of one direction of one connection, counted for the node too.
-#[derive(Debug)]
-pub(crate) struct Counted {
-    own: AtomicU64,
-    all: IntCounter,
-}
-
-impl Counted {
-    pub(crate) fn new(all: IntCounter) -> Self {
-        Self { own: AtomicU64::new(0), all }
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        let bytes = bytes as u64;
-        self.own.fetch_add(bytes, Ordering::Relaxed);
-        self.all.inc_by(bytes);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.own.load(Ordering::Relaxed)
-    }
-}
-
-impl Conn {
-    /// Whether new streams may take it.
-    pub(crate) fn is_usable(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed)
-            && !self.retired.load(Ordering::Relaxed)
-            // The connection's task has ended; the swarm says so a little later.
-            && !self.opens.is_closed()
-    }
-
-    /// Notes that something came from the peer.
-    pub(crate) fn heard(&self) {
-        self.signs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Moves whenever something comes from the peer.
-    pub(crate) fn life(&self) -> u64 {
-        let socket = self.socket.as_ref().map_or(0, |s| s.load(Ordering::Relaxed));
-        self.signs.load(Ordering::Relaxed).wrapping_add(self.received.get()).wrapping_add(socket)
-    }
-
-    /// Whether a pool should leave it at the next request: there is a better connection, or it takes no new streams.
-    pub(crate) fn is_superseded(&self) -> bool {
-        !self.is_usable() || self.load.best.load(Ordering::Relaxed) < self.path.rank()
-    }
-
-    pub(crate) fn rtt(&self) -> Option<Duration> {
-        match self.rtt_us.load(Ordering::Relaxed) {
-            0 => None,
-            micros => Some(Duration::from_micros(micros)),
-        }
-    }
-
-    /// Takes a new measurement of the round trip.
-    pub(crate) fn measured(&self, rtt: Duration) {
-        let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1);
-        let before = self.rtt_us.load(Ordering::Relaxed);
-        let smoothed = if before == 0 { micros } else { before - before / 4 + micros / 4 };
-        self.rtt_us.store(smoothed.max(1), Ordering::Relaxed);
-    }
-}
-
-/// No usable connection.
-const NO_PATH: u8 = u8::MAX;
-
-/// What all connections of one peer share.
-#[derive(Debug)]
-pub(crate) struct PeerLoad {
-    pub(crate) outbound: AtomicUsize,
-    pub(crate) inbound: AtomicUsize,
-    /// Rank of the best usable path.
-    best: AtomicU8,
-}
-
-impl Default for PeerLoad {
-    fn default() -> Self {
-        Self { outbound: AtomicUsize::new(0), inbound: AtomicUsize::new(0), best: AtomicU8::new(NO_PATH) }
-    }
-}
 
 /// How a dial ended, for those who wait for it.
 pub(crate) type DialEnd = Option<Result<(), Arc<str>>>;
@@ -173,22 +29,65 @@ pub(crate) type DialEnd = Option<Result<(), Arc<str>>>;
 struct Entry {
     conns: Vec<Arc<Conn>>,
     load: Arc<PeerLoad>,
-    dialling: Option<watch::Sender<DialEnd>>,
+    dialling: Option<Dialling>,
     failures: u32,
     held: Option<(Instant, Arc<str>)>,
     /// The path of new streams.
     path: Option<Path>,
+    silence: Option<Silence>,
+}
+
+#[derive(Debug)]
+struct Dialling {
+    end: watch::Sender<DialEnd>,
+    began: Instant,
+}
+
+impl Dialling {
+    fn new(began: Instant) -> Self {
+        Self { end: watch::Sender::new(None), began }
+    }
+
+    fn wait(&self, start: bool, until: Option<Instant>) -> Step {
+        Step::Wait { end: self.end.subscribe(), start, until }
+    }
+}
+
+/// No connection of a peer answers, and openers have noticed.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    since: Instant,
+    /// When the last opener came.
+    asked: Instant,
+    /// How long openers wait, for a sign of life and for a dial.
+    patience: Duration,
 }
 
 /// What an opener does next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Take this connection; `spread` asks for one more dial in the background.
-    Use { conn: Arc<Conn>, spread: bool },
-    /// Wait for the dial; `start` says that this caller must start it.
-    Wait { end: watch::Receiver<DialEnd>, start: bool },
+    /// Take this connection; `spread` asks for one more dial in the background. It does not answer: take it `until` then.
+    Use { conn: Arc<Conn>, spread: bool, until: Option<Instant> },
+    /// Wait for the dial; `start` says that this caller must start it. The peer is silent: wait `until` then.
+    Wait { end: watch::Receiver<DialEnd>, start: bool, until: Option<Instant> },
+    /// The peer's connections are silent, and a dial had no answer.
+    Silent { since: Duration },
     /// Dials failed a moment ago.
     Held { wait: Duration, reason: Arc<str> },
+}
+
+/// A silence that nobody asked about for this long is none: whoever comes next waits for a dial as for any other.
+const FORGET: Duration = Duration::from_secs(30);
+/// How long openers wait for a peer that has fallen silent: for a sign of life, and for each dial of it.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+/// The same where a relay carried it: another one may have to be asked again until it knows of the peer.
+const RELAYED_PATIENCE: Duration = Duration::from_millis(3_500);
+/// Round trips that a dial may need.
+const DIAL_ROUND_TRIPS: u32 = 8;
+
+fn patience(conn: &Conn) -> Duration {
+    let least = if conn.path.kind == PathKind::Relayed { RELAYED_PATIENCE } else { PATIENCE };
+    least.max(conn.rtt().unwrap_or_default() * DIAL_ROUND_TRIPS)
 }
 
 /// When more connections to one peer are worth having.
@@ -238,32 +137,40 @@ impl Table {
         let mut peers = self.lock();
         let entry = peers.entry(peer).or_default();
         if let Some(conn) = entry.pick(worker) {
-            // A connection that does not answer serves only until there is another one.
-            let suspect = conn.suspect.load(Ordering::Relaxed) && entry.may_dial(now);
-            let spread = suspect || entry.wants_more(&conn, worker, spread, now);
+            if conn.suspect.load(Ordering::Relaxed) {
+                return entry.doubted(conn, now);
+            }
+            let spread = entry.wants_more(&conn, worker, spread, now);
             if spread {
-                entry.dialling = Some(watch::Sender::new(None));
+                entry.dialling = Some(Dialling::new(now));
             }
-            // Who comes while that dial runs waits for it too: it ends with another connection, or when this one answers.
-            if let Some(dialling) = &entry.dialling
-                && conn.suspect.load(Ordering::Relaxed)
-                && dialling.borrow().is_none()
-            {
-                return Step::Wait { end: dialling.subscribe(), start: suspect };
-            }
-            return Step::Use { conn, spread };
+            return Step::Use { conn, spread, until: None };
         }
+        let silence = entry.silence(now, None);
         if let Some(dialling) = &entry.dialling {
-            return Step::Wait { end: dialling.subscribe(), start: false };
+            return match silence.map(|s| (s, dialling.began + s.patience)) {
+                Some((silence, until)) if until <= now => Step::Silent { since: now - silence.since },
+                until => dialling.wait(false, until.map(|(_, until)| until)),
+            };
         }
         if let Some((until, reason)) = &entry.held
             && *until > now
         {
             return Step::Held { wait: *until - now, reason: reason.clone() };
         }
-        let (sender, end) = watch::channel(None);
-        entry.dialling = Some(sender);
-        Step::Wait { end, start: true }
+        entry.dialling.insert(Dialling::new(now)).wait(true, silence.map(|s| now + s.patience))
+    }
+
+    /// Whether a dial is due because no connection of the peer answers; the caller then starts it.
+    pub(crate) fn is_silent(&self, peer: PeerId, now: Instant) -> bool {
+        let mut peers = self.lock();
+        let Some(entry) = peers.get_mut(&peer) else { return false };
+        let suspect = entry.pick(None).is_some_and(|c| c.suspect.load(Ordering::Relaxed));
+        let due = suspect && entry.may_dial(now);
+        if due {
+            entry.dialling = Some(Dialling::new(now));
+        }
+        due
     }
 
     /// What a new connection of `peer` shares with its others.
@@ -285,10 +192,11 @@ impl Table {
         let entry = peers.entry(conn.peer).or_default();
         entry.failures = 0;
         entry.held = None;
+        entry.silence = None;
         entry.conns.push(conn);
         if let Some(dialling) = &entry.dialling {
             // Wakes those who wait, also when it was the peer who connected.
-            let _ = dialling.send(Some(Ok(())));
+            let _ = dialling.end.send(Some(Ok(())));
         }
         entry.refresh(self.changes.as_ref());
     }
@@ -302,7 +210,7 @@ impl Table {
         entry.refresh(self.changes.as_ref());
         if let (None, Some(dialling)) = (entry.path, &entry.dialling) {
             // What those who wait were woken for is gone again.
-            dialling.send_replace(None);
+            dialling.end.send_replace(None);
         }
         if entry.is_empty() {
             peers.remove(&peer);
@@ -314,8 +222,9 @@ impl Table {
     pub(crate) fn answered(&self, peer: PeerId) {
         let mut peers = self.lock();
         let Some(entry) = peers.get_mut(&peer) else { return };
+        entry.silence = None;
         if let Some(dialling) = &entry.dialling {
-            let _ = dialling.send(Some(Ok(())));
+            let _ = dialling.end.send(Some(Ok(())));
         }
         entry.refresh(self.changes.as_ref());
     }
@@ -377,7 +286,7 @@ impl Table {
             entry.held = Some((now + pause(entry.failures), reason.clone()));
         }
         if let Some(dialling) = dialling {
-            let _ = dialling.send(Some(end));
+            let _ = dialling.end.send(Some(end));
         }
         if entry.is_empty() {
             peers.remove(&peer);
@@ -390,6 +299,7 @@ impl Table {
         let Some(entry) = peers.get_mut(&peer) else { return };
         entry.failures = 0;
         entry.held = None;
+        entry.silence = None;
         if entry.is_empty() {
             peers.remove(&peer);
         }
@@ -454,6 +364,36 @@ impl Entry {
             (c.suspect.load(Ordering::Relaxed), c.path, elsewhere, c.streams.load(Ordering::Relaxed))
         })
         .cloned()
+    }
+
+    /// What an opener does whose best connection does not answer. It waits for a sign of life or for another connection, but
+    /// not for long; and not at all once both were waited for in vain. Dials go on behind those who come and are told so.
+    fn doubted(&mut self, conn: Arc<Conn>, now: Instant) -> Step {
+        let start = self.may_dial(now);
+        if start {
+            self.dialling = Some(Dialling::new(now));
+        }
+        let Some(silence) = self.silence(now, Some(&conn)) else {
+            return Step::Use { conn, spread: false, until: None };
+        };
+        let running = self.dialling.as_ref().filter(|d| d.end.borrow().is_none());
+        let until = running.map_or(silence.since, |d| d.began) + silence.patience;
+        match running {
+            _ if until <= now => Step::Silent { since: now - silence.since },
+            Some(dialling) => dialling.wait(start, Some(until)),
+            None => Step::Use { conn, spread: false, until: Some(until) },
+        }
+    }
+
+    /// Notes an opener that meets silence: that of a connection, or what is left of one that was given up.
+    fn silence(&mut self, now: Instant, of: Option<&Conn>) -> Option<Silence> {
+        let known = self.silence.filter(|s| now.saturating_duration_since(s.asked) < FORGET);
+        self.silence = match (known, of) {
+            (Some(silence), _) => Some(Silence { asked: now, ..silence }),
+            (None, Some(conn)) => Some(Silence { since: now, asked: now, patience: patience(conn) }),
+            (None, None) => None,
+        };
+        self.silence
     }
 
     /// Works out which path new streams take.

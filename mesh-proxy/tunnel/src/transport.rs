@@ -15,8 +15,8 @@ use libp2p::{
 };
 
 use crate::{
-    config::TunnelConfig, error::StartError, mux, quic::QuicTransport, security::Security, socket::Socket,
-    tunnel::Shared, ws::WsTransport,
+    ahead::Ahead, config::TunnelConfig, error::StartError, mux, quic::QuicTransport, security::Security,
+    socket::Sockets, tunnel::Shared, ws::WsTransport,
 };
 
 pub(crate) fn build(
@@ -24,8 +24,10 @@ pub(crate) fn build(
     circuits: relay::client::Transport,
     shared: &Shared,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
-    let (locals, lives) = (shared.locals.clone(), shared.lives.clone());
-    let TunnelConfig { key, limits, timeouts, proxy, .. } = config;
+    let locals = shared.locals.clone();
+    let TunnelConfig { key, limits, timeouts, proxy, congestion, .. } = config;
+    let sockets = Sockets::new(shared.lives.clone(), congestion.clone());
+    let of_web = sockets.clone();
     let security = Security::new(key.keypair()).map_err(StartError::Certificate)?;
     // Both directions of opening, and streams that are being refused.
     let muxer =
@@ -35,20 +37,22 @@ pub(crate) fn build(
             if let (Ok(remote), Ok(local)) = (stream.0.peer_addr(), stream.0.local_addr()) {
                 locals.note(remote, local.port());
             }
-            Socket::new(stream.0, &lives)
+            sockets.take(stream.0)
         })
         .upgrade(Version::V1Lazy)
         .authenticate(security.clone())
         .multiplex(muxer)
         .timeout(timeouts.dial);
-    let ws = WsTransport::new(&security, muxer, (timeouts.dial, shared.lives.clone()), proxy.clone())
+    let ws = WsTransport::new(&security, muxer, (timeouts.dial, of_web), proxy.clone())
         .map_err(StartError::Resolver)?;
     let circuits = circuits
+        .map(|circuit, _| Ahead::new(circuit))
         .upgrade(Version::V1Lazy)
         .authenticate(security.clone())
         .multiplex(muxer)
         .timeout(timeouts.dial);
-    let quic = QuicTransport::new((key, &security), limits, timeouts.dial, shared.placement.clone())?;
+    let quic =
+        QuicTransport::new((key, &security), (limits, congestion), timeouts.dial, shared.placement.clone())?;
     let both = OrTransport::new(
         quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))),
         tcp.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))),

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use libp2p::{
@@ -161,6 +161,18 @@ impl Shared {
         if let Some(commands) = self.commands.upgrade() {
             // As above.
             let _ = commands.try_send(Command::Moved(peers));
+        }
+    }
+
+    /// Has the driver dial a peer whose connections are in use and silent: who asks for it next meets what came of it.
+    pub(crate) fn dial_silent(&self, peer: PeerId) {
+        let now = Instant::now();
+        if let Some(commands) = self.commands.upgrade()
+            && self.table.is_silent(peer, now)
+            && commands.try_send(Command::Dial(peer)).is_err()
+        {
+            // The driver is busy; whoever asks for the peer starts a dial again.
+            self.table.dialled(peer, Ok(()), now, |_| Duration::ZERO);
         }
     }
 

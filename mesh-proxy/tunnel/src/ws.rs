@@ -12,9 +12,7 @@ pub(crate) mod proxy;
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -33,7 +31,11 @@ use libp2p::{
 };
 
 use self::{frames::Frames, proxy::Proxy};
-use crate::{mux, numbers::Numbers, security::Security, socket::Socket};
+use crate::{
+    mux,
+    security::Security,
+    socket::{Socket, Sockets},
+};
 
 /// A transport for addresses that end in `/tls/ws` or `/wss`.
 pub(crate) struct WsTransport {
@@ -54,11 +56,11 @@ impl WsTransport {
     pub(crate) fn new(
         security: &Security,
         muxer: mux::Config,
-        (limit, lives): (Duration, Arc<Numbers<SocketAddr>>),
+        (limit, sockets): (Duration, Sockets),
         proxy: Option<Proxy>,
     ) -> io::Result<Self> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-            .map(move |stream, _| Socket::new(stream.0, &lives));
+            .map(move |stream, _| sockets.take(stream.0));
         let tcp = dns::tokio::Transport::system(tcp).map_err(io::Error::other)?.boxed();
         Ok(Self { tcp, setup: Setup { security: security.for_web(), muxer, limit }, proxy })
     }

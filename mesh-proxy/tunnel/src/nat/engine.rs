@@ -1,8 +1,7 @@
 //! Listens to the swarm and acts on it. Owned by the driver and called from its loop; every wait is a task in here, so
 //! nothing of it holds up a dial or a stream.
 //!
-//! - `circuits`: requests of others to this relay, reservations of this node at relays.
-//! - `finding`: peers without the registry, the router, measurements of the NAT.
+//! - `circuits`: requests to this relay, reservations at others. `finding`: peers without the registry, measurements of the NAT.
 //! - `punching`: talks about punches, and the dials that follow. `router`: ports that the router opens.
 
 mod circuits;
@@ -128,11 +127,12 @@ pub(crate) struct Engine {
     /// Candidates that peers were told last; others start punches anew.
     told: Vec<Multiaddr>,
     next_tick: Instant,
-    /// When transports that are missing to held relays are dialled again.
+    /// When transports that are missing to held relays are dialled again; and QUIC to those that TCP has not reached.
     next_mend: Instant,
+    late: Vec<(Instant, PeerId)>,
     /// Addresses of peers that the registry does not know.
     found: Found,
-    /// When the LAN and other nodes may be asked again, and the NAT is measured again.
+    /// When the LAN and other nodes may be asked again; the NAT is measured.
     next_lan: Instant,
     next_kad: Instant,
     next_measure: Instant,
@@ -167,6 +167,7 @@ impl Engine {
             told: Vec::new(),
             next_tick: now,
             next_mend: now,
+            late: Vec::new(),
             found: Found::default(),
             next_lan: now,
             next_kad: now,

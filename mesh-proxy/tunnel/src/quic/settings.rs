@@ -9,12 +9,18 @@ use std::{
 use libp2p::identity::Keypair;
 use quinn::{
     AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
-    congestion::BbrConfig,
+    congestion::{ControllerFactory, CubicConfig, NewRenoConfig},
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{config::Limits, error::StartError, identity::NodeKey, security::Security};
+use super::congestion::Factory;
+use crate::{
+    config::{Congestion, Limits},
+    error::StartError,
+    identity::NodeKey,
+    security::Security,
+};
 
 /// Streams that a peer may have open on one connection. quinn makes two table entries for each at once, used or not:
 /// 32,768 of them would cost an idle connection 3 MiB, these cost 140 KiB (the next table has 8,192 buckets).
@@ -47,7 +53,7 @@ impl Settings {
     pub(super) fn new(
         key: &NodeKey,
         security: &Security,
-        limits: &Limits,
+        (limits, congestion): (&Limits, &Congestion),
         handshake: Duration,
     ) -> Result<Self, StartError> {
         let (server, client) = security.configs();
@@ -56,7 +62,7 @@ impl Settings {
             QuicServerConfig::try_from(server).map_err(none)?,
             QuicClientConfig::try_from(client).map_err(none)?,
         );
-        let transport = Arc::new(transport(limits));
+        let transport = Arc::new(transport(limits, controllers(congestion)));
         let mut client = ClientConfig::new(Arc::new(client));
         client.transport_config(transport.clone());
         let mut server = ServerConfig::with_crypto(Arc::new(server));
@@ -67,7 +73,15 @@ impl Settings {
     }
 }
 
-fn transport(limits: &Limits) -> TransportConfig {
+fn controllers(congestion: &Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion.name() {
+        Some("cubic") => Arc::new(CubicConfig::default()),
+        Some("reno") => Arc::new(NewRenoConfig::default()),
+        _ => Arc::new(Factory),
+    }
+}
+
+fn transport(limits: &Limits, controllers: Arc<dyn ControllerFactory + Send + Sync>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.max_concurrent_uni_streams(VarInt::from_u32(0));
     config.datagram_receive_buffer_size(None);
@@ -80,8 +94,7 @@ fn transport(limits: &Limits) -> TransportConfig {
     config.keep_alive_interval(Some(KEEP_ALIVE));
     config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
     config.allow_spin(false);
-    // Loss on a radio or a long line is no sign of a full queue.
-    config.congestion_controller_factory(Arc::new(BbrConfig::default()));
+    config.congestion_controller_factory(controllers);
     let mut acknowledge = AckFrequencyConfig::default();
     acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
     config.ack_frequency_config(Some(acknowledge));

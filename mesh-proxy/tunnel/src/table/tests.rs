@@ -1,3 +1,12 @@
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    time::SystemTime,
+};
+
+use libp2p::Multiaddr;
+use prometheus::IntCounter;
+use tokio::sync::{Notify, mpsc};
+
 use super::*;
 
 const SPREAD: Spread = Spread { max_connections: 2, at_streams: 2 };
@@ -43,7 +52,7 @@ fn conn(table: &Table, peer: PeerId, id: usize, path: Path, worker: Option<Worke
 
 fn used(step: Step) -> (usize, bool) {
     match step {
-        Step::Use { conn, spread } => (format!("{}", conn.id).parse().unwrap(), spread),
+        Step::Use { conn, spread, .. } => (format!("{}", conn.id).parse().unwrap(), spread),
         other => panic!("{other:?}"),
     }
 }
@@ -52,7 +61,7 @@ fn used(step: Step) -> (usize, bool) {
 fn concurrent_openers_share_one_dial_and_a_failure_holds_the_next() {
     let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
     assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
-    let Step::Wait { start: false, end } = table.step(peer, None, SPREAD, now) else { panic!() };
+    let Step::Wait { start: false, end, until: None } = table.step(peer, None, SPREAD, now) else { panic!() };
     table.dialled(peer, Err("refused".into()), now, |n| Duration::from_secs(n.into()));
     assert!(end.borrow().as_ref().unwrap().is_err());
     assert!(matches!(table.step(peer, None, SPREAD, now), Step::Held { wait, .. } if wait.as_secs() == 1));
@@ -158,10 +167,70 @@ fn a_connection_that_does_not_answer_waits_behind_every_other() {
     table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
     straight.suspect.store(true, Ordering::Relaxed);
     assert!(matches!(table.step(peer, None, SPREAD, now), Step::Wait { start: true, .. }));
-    let Step::Wait { end, start: false } = table.step(peer, None, SPREAD, now) else { panic!("no wait") };
+    let Step::Wait { end, start: false, until: Some(until) } = table.step(peer, None, SPREAD, now) else {
+        panic!("no wait")
+    };
+    assert_eq!(until, now + PATIENCE);
     table.answered(peer);
     assert!(end.borrow().is_some(), "those who wait are woken");
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
     table.dialled(peer, Err("no".into()), now, |_| Duration::from_secs(9));
     assert_eq!(used(table.step(peer, None, SPREAD, now)).0, 1);
+}
+
+fn waits(step: Step) -> (bool, Option<Instant>) {
+    match step {
+        Step::Wait { start, until, .. } => (start, until),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_asks_for_a_silent_peer_is_told_soon_and_dials_go_on() {
+    let (table, peer, start) = (Table::default(), PeerId::random(), Instant::now());
+    let at = |millis| start + Duration::from_millis(millis);
+    let step = |millis| table.step(peer, None, SPREAD, at(millis));
+    let alone = conn(&table, peer, 1, TCP, None);
+    table.established(alone.clone());
+    alone.suspect.store(true, Ordering::Relaxed);
+    assert_eq!(waits(step(0)), (true, Some(at(1_500))));
+    assert_eq!(waits(step(1_000)), (false, Some(at(1_500))), "no longer than the first one");
+    assert!(matches!(step(1_500), Step::Silent { since } if since.as_millis() == 1_500));
+    // The dial fails: nobody waits until the next one may start.
+    table.dialled(peer, Err("no".into()), at(5_000), |_| Duration::from_secs(1));
+    assert!(matches!(step(5_100), Step::Silent { .. }));
+    assert_eq!(waits(step(6_100)), (true, Some(at(7_600))));
+    // A dial that fails at once says little of a connection that may only be slow: it gets its time too.
+    table.answered(peer);
+    table.dialled(peer, Err("no address".into()), at(6_200), |_| Duration::from_secs(60));
+    assert!(matches!(step(8_000), Step::Use { until: Some(until), .. } if until == at(9_500)));
+    assert!(matches!(step(9_500), Step::Silent { .. }));
+    // What is left when it was given up; and later it is a peer like any other.
+    table.closed(peer, ConnectionId::new_unchecked(1)).unwrap();
+    table.forgive(peer);
+    assert_eq!(waits(step(9_600)), (true, None));
+    table.dialled(peer, Ok(()), at(9_700), |_| Duration::ZERO);
+    let again = conn(&table, peer, 2, TCP, None);
+    table.established(again.clone());
+    again.suspect.store(true, Ordering::Relaxed);
+    assert_eq!(waits(step(20_000)), (true, Some(at(21_500))));
+    table.closed(peer, ConnectionId::new_unchecked(2)).unwrap();
+    assert_eq!(waits(step(20_500)), (false, Some(at(21_500))));
+    assert!(matches!(step(22_000), Step::Silent { .. }));
+    assert_eq!(waits(step(60_000)), (false, None), "nobody has asked for long");
+}
+
+#[test]
+fn a_silent_relay_and_a_long_line_get_more_time() {
+    let (table, peer, now) = (Table::default(), PeerId::random(), Instant::now());
+    let relayed = conn(&table, peer, 1, RELAYED, None);
+    table.established(relayed.clone());
+    relayed.suspect.store(true, Ordering::Relaxed);
+    assert_eq!(waits(table.step(peer, None, SPREAD, now)), (true, Some(now + RELAYED_PATIENCE)));
+    let far = PeerId::random();
+    let slow = conn(&table, far, 2, TCP, None);
+    slow.measured(Duration::from_millis(600));
+    table.established(slow.clone());
+    slow.suspect.store(true, Ordering::Relaxed);
+    assert_eq!(waits(table.step(far, None, SPREAD, now)), (true, Some(now + Duration::from_millis(4_800))));
 }

@@ -79,41 +79,63 @@ fn memory() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_four_thousand_cycles_leave_nothing_behind() {
-    const ROUND: usize = 4_000;
-    for (kind, rounds) in [(Kind::Tcp, 4), (Kind::Quic, 2)] {
-        let (a, mut b) = pair(kind).await;
-        let server = serve(b.acceptor.take().unwrap(), echo);
-        let cycle = async |i: usize| {
-            let mut stream = a.tunnel.open("b", open()).await.unwrap();
-            stream.write_all(b"x").await.unwrap();
-            stream.read_exact(&mut [0]).await.unwrap();
-            // Half of them end cleanly, half are dropped.
-            if i.is_multiple_of(2) {
-                stream.shutdown().await.unwrap();
-                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-            }
-        };
-        let round = async || {
-            stream::iter(0..ROUND).map(cycle).buffer_unordered(64).collect::<Vec<()>>().await;
-            eventually("streams are counted down", Duration::from_secs(10), || {
-                a.tunnel.streams() == 0 && b.tunnel.streams() == 0
-            })
-            .await;
-        };
-        round().await;
-        let (files_before, memory_before) = (files(), memory());
-        for _ in 1..rounds {
-            round().await;
-        }
-        let (files_after, memory_after) = (files(), memory());
-        // Other tests run in this process too: a leak of each cycle is what is looked for.
-        let grown = memory_after.saturating_sub(memory_before) / (ROUND * (rounds - 1));
-        eprintln!("{} files, then {}; {grown} bytes more for each cycle", files_before, files_after);
-        assert!(files_after < files_before + 200, "{files_before} files, then {files_after}");
-        assert!(grown < 8_000, "{grown} bytes for each cycle");
-        assert_eq!((a.tunnel.status().len(), b.tunnel.status().len()), (1, 1));
-        server.abort();
+/// In a process of its own: what other tests open and hold in the meantime is not this one's.
+#[test]
+fn twenty_four_thousand_cycles_leave_nothing_behind() {
+    for kind in ["tcp", "quic"] {
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        alone.args(["--exact", "load::cycles_alone", "--nocapture"]).env(ALONE, kind);
+        let done = alone.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{kind}: {}{said}", String::from_utf8_lossy(&done.stdout));
+        let figures = said.lines().find(|l| l.contains("for each cycle"));
+        eprintln!("{kind}: {}", figures.expect("the cycles have run"));
     }
+}
+
+/// Set in the environment of a process that only runs cycles.
+const ALONE: &str = "TUNNEL_TEST_CYCLES";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cycles_alone() {
+    const ROUND: usize = 4_000;
+    let (kind, rounds) = match std::env::var(ALONE).as_deref() {
+        Ok("tcp") => (Kind::Tcp, 4),
+        Ok(_) => (Kind::Quic, 2),
+        Err(_) => return,
+    };
+    let (a, mut b) = pair(kind).await;
+    let server = serve(b.acceptor.take().unwrap(), echo);
+    let cycle = async |i: usize| {
+        let mut stream = a.tunnel.open("b", open()).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+        // Half of them end cleanly, half are dropped.
+        if i.is_multiple_of(2) {
+            stream.shutdown().await.unwrap();
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        }
+    };
+    let round = async || {
+        stream::iter(0..ROUND).map(cycle).buffer_unordered(64).collect::<Vec<()>>().await;
+        eventually("streams are counted down", Duration::from_secs(30), || {
+            a.tunnel.streams() == 0 && b.tunnel.streams() == 0
+        })
+        .await;
+    };
+    round().await;
+    let (files_before, memory_before) = (files(), memory());
+    for _ in 1..rounds {
+        round().await;
+    }
+    let (files_after, memory_after) = (files(), memory());
+    let grown = memory_after.saturating_sub(memory_before) / (ROUND * (rounds - 1));
+    eprintln!("{files_before} files, then {files_after}; {grown} bytes more for each cycle");
+    // On a machine that stops for a second a connection is doubted, and there are two from then on.
+    assert!(files_after < files_before + 4, "{files_before} files, then {files_after}");
+    assert!(grown < 1_000, "{grown} bytes for each cycle");
+    assert_eq!((a.tunnel.tracked_peers(), b.tunnel.tracked_peers()), (1, 1));
+    let connections = (a.tunnel.paths().len(), b.tunnel.paths().len());
+    assert!(connections.0 <= 2 && connections.1 <= 2, "{connections:?}");
+    server.abort();
 }

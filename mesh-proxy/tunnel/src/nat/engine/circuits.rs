@@ -32,6 +32,17 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// How often transports that are missing to a held relay are dialled again.
 const MEND: Duration = Duration::from_secs(20);
 
+/// Connections with a relay that are dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// There is none.
+    First,
+    /// Those that are not there.
+    Missing,
+    /// What waited for the first one, which does not stand yet.
+    Late,
+}
+
 impl Engine {
     // === this node is a relay ===
 
@@ -162,7 +173,13 @@ impl Engine {
         if now >= self.next_mend {
             self.next_mend = now + MEND;
             for relay in self.reservations.held().collect::<Vec<_>>() {
-                self.connect(relay, swarm, false);
+                self.connect(relay, swarm, Which::Missing);
+            }
+        }
+        for (_, relay) in self.late.extract_if(.., |(due, _)| *due <= now).collect::<Vec<_>>() {
+            // What a connection that stands misses is dialled when it is chosen.
+            if swarm.behaviour().nat.ports.direct(&relay).is_none() {
+                self.connect(relay, swarm, Which::Late);
             }
         }
     }
@@ -172,7 +189,7 @@ impl Engine {
             match op {
                 Op::Connect(relay) => {
                     self.count_links(&relay, swarm, now);
-                    if !self.connect(relay, swarm, true) {
+                    if !self.connect(relay, swarm, Which::First) {
                         self.reservations.dial_failed(&relay, now);
                     }
                 }
@@ -190,8 +207,9 @@ impl Engine {
     }
 
     /// Dials a relay from the listen ports, by each transport that has no such connection yet: only then it sees the
-    /// address that others must dial. WebSocket only when there is nothing else.
-    fn connect(&mut self, relay: PeerId, swarm: &mut Swarm<Behaviour>, first: bool) -> bool {
+    /// address that others must dial. TCP has a head start when there is none at all: circuits take the connection that
+    /// stood first, and TCP carries bulk at half of what QUIC costs all three. WebSocket only when there is nothing else.
+    fn connect(&mut self, relay: PeerId, swarm: &mut Swarm<Behaviour>, which: Which) -> bool {
         let addresses = self.reservations.addresses(&relay).to_vec();
         let of = |transport: PathTransport| {
             let all = addresses.iter().filter(|a| PathTransport::of(a) == transport);
@@ -207,11 +225,16 @@ impl Engine {
             })
         };
         let (udp, tcp) = (has(Carrier::Udp), has(Carrier::Tcp));
+        let first = which == Which::First && !udp && !tcp;
+        let waits = first && !of(PathTransport::Tcp).is_empty();
+        if waits {
+            self.late.push((Instant::now() + self.shared.timeouts.quic_delay, relay));
+        }
         let mut begun = false;
         for (transport, wanted) in [
-            (PathTransport::Quic, !udp),
-            (PathTransport::Tcp, !tcp),
-            (PathTransport::Ws, first && !udp && !tcp),
+            (PathTransport::Quic, !udp && !waits),
+            (PathTransport::Tcp, !tcp && which != Which::Late),
+            (PathTransport::Ws, first),
         ] {
             let to = of(transport);
             if !wanted || to.is_empty() {
@@ -240,7 +263,7 @@ impl Engine {
                 for id in ports.all_direct(&relay) {
                     ports.hold(id, true);
                 }
-                self.connect(relay, swarm, false);
+                self.connect(relay, swarm, Which::Missing);
             }
             Err(error) => {
                 tracing::warn!(%relay, %error, "listen on a circuit");
