@@ -46,7 +46,7 @@ test: ## everything: unit, in-process, worlds, real Kubernetes, conformance when
 	@mesh-proxy/testkit/kube/build.sh all
 	@$(MAKE) --no-print-directory build
 	rc=0; export SELVAGE_BIN_DIR=$(CURDIR)/target/debug; \
-	$(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 2>&1 | tee $(LOGS)/test.log || rc=$$?; \
+	$(CARGO) test --locked --workspace --no-fail-fast -- --test-threads=2 --show-output 2>&1 | tee $(LOGS)/test.log | .ci/brief.sh || rc=$$?; \
 	again=0; if [ $$rc != 0 ]; then if .ci/again.sh $(LOGS)/test.log; then rc=0; again=1; fi; fi; \
 	AGAIN=$$again .ci/count.sh test $(LOGS)/test.log || rc=1; exit $$rc
 
@@ -59,7 +59,7 @@ nat-matrix: ## every NAT kind against every NAT kind, QUIC and TCP: path reached
 .PHONY: test-unit
 test-unit: ## what needs neither namespaces nor other programs
 	@mkdir -p $(LOGS)
-	rc=0; $(CARGO) test --locked --workspace --lib --bins 2>&1 | tee $(LOGS)/test-unit.log || rc=$$?; .ci/count.sh test-unit $(LOGS)/test-unit.log || rc=1; exit $$rc
+	rc=0; $(CARGO) test --locked --workspace --lib --bins -- --show-output 2>&1 | tee $(LOGS)/test-unit.log | .ci/brief.sh || rc=$$?; .ci/count.sh test-unit $(LOGS)/test-unit.log || rc=1; exit $$rc
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for SECONDS (60) each, another way each time; `make test` runs each for a moment
@@ -72,12 +72,12 @@ conformance: ## replay CONFORMANCE_VECTORS; exit 1 if any case fails
 	CONFORMANCE_STRICT=1 $(CARGO) test --locked --workspace --no-fail-fast --test 'conformance*' -- --nocapture --test-threads=1
 
 .PHONY: kube-test
-kube-test: ## the mesh on a real kube-apiserver, and Gateway API's own suite (SUITE=0: without it; SUITE=HTTPRouteWeight: that test)
+kube-test: ## the mesh and enrolment on a real kube-apiserver, and Gateway API's own suite (SUITE=0: without it; SUITE=HTTPRouteWeight: that test)
 	@$(NEED) $(LAB_TOOLS) $(LOAD_TOOLS)
 	@mkdir -p $(LOGS)
 	@mesh-proxy/testkit/kube/build.sh
 	@$(MAKE) --no-print-directory build
-	rc=0; export SELVAGE_GATEWAY_CONFORMANCE=$(or $(SUITE),1) SELVAGE_BIN_DIR=$(CURDIR)/target/debug; $(CARGO) test --locked -p mesh-controller --test 'kube*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
+	rc=0; export SELVAGE_GATEWAY_CONFORMANCE=$(or $(SUITE),1) SELVAGE_BIN_DIR=$(CURDIR)/target/debug; $(CARGO) test --locked -p mesh-controller --test 'kube*' --test enrol_kube -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/kube-test.log || rc=$$?; .ci/count.sh kube-test $(LOGS)/kube-test.log || rc=1; exit $$rc
 
 .PHONY: chart-test
 chart-test: ## the chart on a real cluster: kubelets, containers, helm install to uninstall, calls without failure (root)
