@@ -44,7 +44,8 @@ use sockets::Sockets;
 const NOT_READY_FOR: Duration = Duration::from_millis(250);
 /// Pauses after which a ready proxy gives back what only its start needed: when it serves; when its first look at the
 /// network around it, its first connections to peers and its first reports are over; and for the latecomers among them.
-const SETTLED_AFTER: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(5), Duration::from_secs(50)];
+const SETTLED_AFTER: [Duration; 3] =
+    [Duration::from_secs(5), Duration::from_secs(5), Duration::from_secs(50)];
 /// How long tasks get to end after everything was cancelled.
 const CANCEL_FOR: Duration = Duration::from_secs(2);
 /// Threads of the control side: nothing that a request waits for runs there.
@@ -326,7 +327,8 @@ fn data_side(
     identity: outbound::tls::Identity,
 ) -> Result<(Arc<outbound::Shared>, Arc<Inbound>), StartError> {
     let config = &shared.config;
-    let telemetry = Arc::new(Telemetry::new(&shared.metrics, config.telemetry.clone())?);
+    let telemetry = Arc::new(Telemetry::apart(&shared.metrics, config.telemetry.clone())?);
+    let telemetry = shared.traffic.get_or_init(|| telemetry).clone();
     let lines = config.access_log.output().map_err(system("the access log"))?;
     let access_log = AccessLog::start(&config.access_log, lines).map_err(system("the access log"))?;
     let tracer = Tracer::new(&config.tracing, &shared.metrics)?;
@@ -346,6 +348,7 @@ fn data_side(
     let own = InboundConfig {
         mark: config.outbound.mark,
         own_ports: config.outbound.own_ports.clone(),
+        requests: config.telemetry.inbound_requests,
         ..InboundConfig::default()
     };
     let mut inbound = Inbound::new(own, node, tables, telemetry, access_log, &shared.metrics)?;

@@ -2,12 +2,12 @@
 //!
 //! - [`check`]: may this peer reach that endpoint in the name of that source? Pure.
 //! - [`serve`]: the path of one stream, in request order.
-//! - `rules`: what Telemetry resources say about it.
-//! - [`counts`]: refusals, gauges and the Istio series with `reporter="destination"`.
+//! - [`counts`]: refusals and gauges, and who is on both sides of a stream.
+//!
+//! The Istio series with `reporter="destination"` are in [`crate::telemetry`], as is what reads the HTTP that goes by.
 
 pub mod check;
 pub(crate) mod counts;
-mod rules;
 pub mod serve;
 
 pub use check::{Admission, Denied};

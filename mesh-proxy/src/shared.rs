@@ -1,7 +1,7 @@
 //! What every part of the proxy reads: the current tables, and who this node is.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +22,8 @@ pub struct Shared {
     pub config: Arc<Config>,
     /// Where metrics are registered.
     pub metrics: prometheus::Registry,
+    /// The metrics of traffic, which are too many to be gathered; there once the data side has started.
+    pub traffic: OnceLock<Arc<crate::telemetry::Telemetry>>,
     updates: watch::Sender<Updates>,
     /// [`Updates::vips`] that the capture rules follow; none = they follow nothing.
     captured: watch::Sender<Option<u64>>,
@@ -50,6 +52,7 @@ impl Shared {
             node: config.node.as_str().into(),
             config,
             metrics,
+            traffic: OnceLock::new(),
             updates: watch::Sender::new(Updates::default()),
             captured: watch::Sender::new(None),
             writer: Mutex::new(()),

@@ -7,6 +7,7 @@
 //! - [`local`]: a worker's cache of resolved series, so that a request formats no label.
 //! - `rules`: what Telemetry resources change about metrics, the log and traces.
 //! - [`access_log`]: one line a call, text or JSON, written by a thread of its own that may drop lines.
+//! - `tap`: what the endpoint's node reads of HTTP that goes by.
 //! - [`trace`]: spans of sampled requests, sent to a collector.
 
 pub mod access_log;
@@ -16,6 +17,7 @@ pub mod istio;
 pub(crate) mod local;
 pub mod peer;
 pub(crate) mod rules;
+pub(crate) mod tap;
 pub mod trace;
 
 pub use access_log::{AccessLog, AccessLogConfig};

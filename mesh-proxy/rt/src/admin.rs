@@ -1,5 +1,7 @@
 //! Health, metrics and admin pages over HTTP/1.1, with bounds on everything a client can choose.
 
+mod scrape;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,14 +20,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use crate::{Readiness, Tasks};
+use crate::{Exposed, Readiness, Tasks};
+use scrape::Page;
 
 /// A request to an admin page, its body read.
 pub type AdminRequest = Request<Bytes>;
 /// An answer of an admin page.
 pub type AdminResponse = Response<Full<Bytes>>;
 
-type Answer = Pin<Box<dyn Future<Output = AdminResponse> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Response<Page>> + Send>>;
 type Handler = Arc<dyn Fn(AdminRequest) -> Answer + Send + Sync>;
 
 /// What a client can take.
@@ -81,9 +84,12 @@ impl AdminServer {
         F: Fn(AdminRequest) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = AdminResponse> + Send + 'static,
     {
-        let handler: Handler = Arc::new(move |request| Box::pin(page(request)));
-        self.routes.entry(path).or_default().insert(method, handler);
+        self.add(method, path, Arc::new(move |request| whole(page(request))));
         self
+    }
+
+    fn add(&mut self, method: &'static str, path: &'static str, handler: Handler) {
+        self.routes.entry(path).or_default().insert(method, handler);
     }
 
     /// Adds `/healthz/ready` (503 with the names of what is pending) and `/healthz/live`.
@@ -103,12 +109,18 @@ impl AdminServer {
     /// Adds `/metrics` and `/stats/prometheus`, in Prometheus' text format.
     #[must_use]
     pub fn metrics(self, registry: Registry) -> Self {
-        let again = registry.clone();
-        self.route("GET", "/metrics", move |_| render(registry.clone())).route(
-            "GET",
-            "/stats/prometheus",
-            move |_| render(again.clone()),
-        )
+        self.metrics_and(registry, None)
+    }
+
+    /// The same, with families that are written in parts.
+    #[must_use]
+    pub fn metrics_and(mut self, registry: Registry, large: Option<Arc<dyn Exposed>>) -> Self {
+        for path in ["/metrics", "/stats/prometheus"] {
+            let (registry, large) = (registry.clone(), large.clone());
+            let page = move |_| -> Answer { Box::pin(scrape::answer(registry.clone(), large.clone())) };
+            self.add("GET", path, Arc::new(page));
+        }
+        self
     }
 
     /// Serves `listener` until the drain cancels: health must answer while connections drain.
@@ -169,10 +181,10 @@ impl AdminServer {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Page> {
         let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
         let Some(methods) = self.find(request.uri().path()) else {
-            return text_response(StatusCode::NOT_FOUND, "no such page\n");
+            return text_response(StatusCode::NOT_FOUND, "no such page\n").map(Page::Whole);
         };
         let Some(handler) = methods.get(method).cloned() else {
             let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
@@ -180,20 +192,21 @@ impl AdminServer {
             if let Ok(allowed) = HeaderValue::from_str(&allowed) {
                 response.headers_mut().insert(ALLOW, allowed);
             }
-            return response;
+            return response.map(Page::Whole);
         };
         let (head, body) = request.into_parts();
         let work = async {
             match Limited::new(body, self.limits.body).collect().await {
                 Ok(body) => handler(Request::from_parts(head, body.to_bytes())).await,
                 Err(error) => {
-                    text_response(StatusCode::PAYLOAD_TOO_LARGE, format!("request body: {error}\n"))
+                    let text = format!("request body: {error}\n");
+                    text_response(StatusCode::PAYLOAD_TOO_LARGE, text).map(Page::Whole)
                 }
             }
         };
         match tokio::time::timeout(self.limits.request, work).await {
             Ok(response) => response,
-            Err(_late) => text_response(StatusCode::GATEWAY_TIMEOUT, "took too long\n"),
+            Err(_late) => text_response(StatusCode::GATEWAY_TIMEOUT, "took too long\n").map(Page::Whole),
         }
     }
 
@@ -227,13 +240,9 @@ fn typed(status: StatusCode, content_type: &'static str, body: Bytes) -> AdminRe
     response
 }
 
-/// A scrape, off the runtime's threads: with many series it takes tens of milliseconds.
-async fn render(registry: Registry) -> AdminResponse {
-    let written = tokio::task::spawn_blocking(move || crate::exposition(&registry.gather())).await;
-    match written {
-        Ok(body) => typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into()),
-        Err(error) => text_response(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")),
-    }
+/// The answer of a page that is written at once.
+fn whole(page: impl Future<Output = AdminResponse> + Send + 'static) -> Answer {
+    Box::pin(async move { page.await.map(Page::Whole) })
 }
 
 #[cfg(test)]

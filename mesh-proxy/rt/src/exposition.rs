@@ -5,26 +5,42 @@ use std::io::Write;
 
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 
+/// Where a text that is written in parts goes on: a family, and a place in it.
+pub type Place = (usize, usize);
+
+/// Families that are too large to be gathered at once. They are written in parts, with nothing held in between.
+pub trait Exposed: Send + Sync {
+    /// Appends a part, some tens of kilobytes; `from` is where the part before ended, zeros at first. Says where to go on;
+    /// none: that was all.
+    fn expose(&self, from: Place, out: &mut Vec<u8>) -> Option<Place>;
+}
+
 /// The families as a scrape sees them.
 pub fn exposition(families: &[MetricFamily]) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut labels = Vec::new();
+    let mut text = Vec::new();
     for family in families {
-        let name = family.name();
-        head(family, &mut out);
+        let (name, kind) = (family.name(), family.get_field_type());
+        head(name, family.help(), kind, &mut out);
         for metric in family.get_metric() {
-            labels.clear();
-            for (i, pair) in metric.get_label().iter().enumerate() {
-                labels.extend_from_slice(if i == 0 { b"" } else { b"," });
-                labels.extend_from_slice(pair.name().as_bytes());
-                labels.extend_from_slice(b"=\"");
-                escape(pair.value(), true, &mut labels);
-                labels.push(b'"');
-            }
-            lines(name, family.get_field_type(), metric, &labels, &mut out);
+            text.clear();
+            let pairs = metric.get_label().iter().map(|pair| (pair.name(), pair.value()));
+            labels(pairs, &mut text);
+            series(name, kind, metric, &text, &mut out);
         }
     }
     out
+}
+
+/// Appends labels as they stand between braces.
+pub fn labels<'l>(pairs: impl Iterator<Item = (&'l str, &'l str)>, out: &mut Vec<u8>) {
+    for (i, (name, value)) in pairs.enumerate() {
+        out.extend_from_slice(if i == 0 { b"" } else { b"," });
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"=\"");
+        escape(value, true, out);
+        out.push(b'"');
+    }
 }
 
 // Writing to a Vec cannot fail.
@@ -32,23 +48,25 @@ macro_rules! put {
     ($out:expr, $($arg:tt)*) => {{ let _cannot_fail = write!($out, $($arg)*); }};
 }
 
-fn head(family: &MetricFamily, out: &mut Vec<u8>) {
-    if !family.help().is_empty() {
-        put!(out, "# HELP {} ", family.name());
-        escape(family.help(), false, out);
+/// Appends what comes before the lines of a family.
+pub fn head(name: &str, help: &str, kind: MetricType, out: &mut Vec<u8>) {
+    if !help.is_empty() {
+        put!(out, "# HELP {name} ");
+        escape(help, false, out);
         out.push(b'\n');
     }
-    let kind = match family.get_field_type() {
+    let kind = match kind {
         MetricType::COUNTER => "counter",
         MetricType::GAUGE => "gauge",
         MetricType::SUMMARY => "summary",
         MetricType::HISTOGRAM => "histogram",
         MetricType::UNTYPED => "untyped",
     };
-    put!(out, "# TYPE {} {kind}\n", family.name());
+    put!(out, "# TYPE {name} {kind}\n");
 }
 
-fn lines(name: &str, kind: MetricType, metric: &Metric, labels: &[u8], out: &mut Vec<u8>) {
+/// Appends the lines of one metric, whose labels are written already.
+pub fn series(name: &str, kind: MetricType, metric: &Metric, labels: &[u8], out: &mut Vec<u8>) {
     let mut line = |suffix: &str, bound: Option<f64>, value: f64| {
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(suffix.as_bytes());
@@ -59,13 +77,15 @@ fn lines(name: &str, kind: MetricType, metric: &Metric, labels: &[u8], out: &mut
                 out.extend_from_slice(if labels.is_empty() { b"le=\"" } else { b",le=\"" });
                 match bound.is_infinite() {
                     true => out.extend_from_slice(b"+Inf"),
-                    false => put!(out, "{bound}"),
+                    false => number(bound, out),
                 }
                 out.push(b'"');
             }
             out.push(b'}');
         }
-        put!(out, " {value}\n");
+        out.push(b' ');
+        number(value, out);
+        out.push(b'\n');
     };
     match kind {
         MetricType::COUNTER => line("", None, metric.get_counter().get_value()),
@@ -85,6 +105,20 @@ fn lines(name: &str, kind: MetricType, metric: &Metric, labels: &[u8], out: &mut
         }
         // Nothing here makes these.
         MetricType::SUMMARY | MetricType::UNTYPED => {}
+    }
+}
+
+/// Whole numbers, which most are, are quicker to write as such.
+fn number(value: f64, out: &mut Vec<u8>) {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "in the range that was asked for"
+    )]
+    if (1.0..1e15).contains(&value) && value.fract() == 0.0 {
+        put!(out, "{}", value as u64);
+    } else {
+        put!(out, "{value}");
     }
 }
 

@@ -22,7 +22,7 @@ pub use admin::{AdminLimits, AdminRequest, AdminResponse, AdminServer, json_resp
 pub use config::{ConfigErrors, ConfigProblem, Layers, Origin, Validate, load, load_from};
 pub use crypto::install_crypto_provider;
 pub use drain::{Drain, DrainConfig, DrainGuard, DrainReport, Reason, Stage};
-pub use exposition::exposition;
+pub use exposition::{Exposed, Place, exposition, head, labels, series};
 pub use limits::raise_descriptor_limit;
 pub use logging::{LogControl, LogError, LogFormat, init_logging};
 pub use readiness::{Readiness, ReadyGuard};

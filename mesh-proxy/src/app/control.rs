@@ -1,9 +1,12 @@
 //! The control side: identity, discovery, DNS, capture, pages.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use mesh_tunnel::Tunnel;
-use node_rt::{AdminServer, LogControl, Readiness, Tasks};
+use node_rt::{AdminServer, Exposed, LogControl, Readiness, Tasks};
 
 use super::{Disk, StartError, sockets::ControlSockets, system, tunnel};
 use crate::{
@@ -53,7 +56,9 @@ pub(super) async fn start(
         tunnel: Some(tunnel.clone()),
     };
     pages.server().serve("admin", to_tokio(sockets.admin)?, tasks);
-    AdminServer::new().metrics(shared.metrics.clone()).serve("metrics", to_tokio(sockets.metrics)?, tasks);
+    let traffic = shared.traffic.get().cloned().map(|t| -> Arc<dyn Exposed> { t });
+    let scraped = AdminServer::new().metrics_and(shared.metrics.clone(), traffic);
+    scraped.serve("metrics", to_tokio(sockets.metrics)?, tasks);
     AdminServer::new().health(readiness.clone()).serve("health", to_tokio(sockets.health)?, tasks);
 
     // Last: what is captured is served.

@@ -2,21 +2,21 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     rc::Rc,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use mesh_core::Tables;
 use mesh_net::copy::Observe;
-use mesh_tunnel::Incoming;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::{
-    check::{Admission, Denied},
-    rules::Rules,
+use super::check::{Admission, Denied};
+use crate::telemetry::{
+    Telemetry,
+    local::{Connections, Held, Local, Parties},
+    rules::RuleTable,
 };
-use crate::telemetry::{Call, Destination, Flags, Peer, Reporter, Security, TcpSeries, Telemetry};
 
 /// Counters of the process.
 #[derive(Debug, Clone)]
@@ -54,83 +54,53 @@ impl Counts {
     }
 }
 
-/// Series that one worker keeps; a full cache starts again.
-const CACHED: usize = 4096;
+/// How long entries of tables that are no longer in force may be kept by the series that were resolved with them.
+const OLD: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    source: Option<usize>,
-    destination: Option<usize>,
-    host: Box<str>,
-    flags: Flags,
+/// One worker's counters of the Istio series, as the newest tables want them.
+pub(crate) struct Followed {
+    pub(crate) local: Rc<Local>,
+    tables: RefCell<Option<Arc<Tables>>>,
+    forgot: Cell<Instant>,
 }
 
-/// One worker's cache of resolved series. The entries of a key stay alive with it, so an address names one workload.
-pub(crate) struct SeriesCache {
-    telemetry: Arc<Telemetry>,
-    entries: RefCell<HashMap<Key, (Rc<TcpSeries>, Admission)>>,
-}
-
-impl SeriesCache {
+impl Followed {
     pub(crate) fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, entries: RefCell::default() }
+        let local = Rc::new(Local::of_owner(telemetry));
+        Self { local, tables: RefCell::default(), forgot: Cell::new(Instant::now()) }
     }
 
-    /// Forgets which series belong to whom; streams that come find theirs again.
-    pub(crate) fn forget(&self) {
-        self.entries.borrow_mut().clear();
+    /// Takes over what newer tables say about metrics, log and traces.
+    pub(crate) fn follow(&self, tables: &Arc<Tables>) {
+        let mut mine = self.tables.borrow_mut();
+        if mine.as_ref().is_some_and(|m| Arc::ptr_eq(m, tables)) {
+            return;
+        }
+        if !mine.as_ref().is_some_and(|m| m.same_telemetry(tables)) {
+            self.local.rule(RuleTable::of(tables));
+        } else if self.forgot.get().elapsed() >= OLD {
+            self.local.forget();
+            self.forgot.set(Instant::now());
+        }
+        *mine = Some(Arc::clone(tables));
     }
+}
 
-    /// The counters of a stream. None only if the metrics library refuses the labels.
-    pub(crate) fn get(
-        &self,
-        tables: &Tables,
-        incoming: &Incoming,
-        admission: &Admission,
-        rules: &Rules,
-    ) -> Option<Rc<TcpSeries>> {
-        let flags = Flags::NONE;
-        let host = incoming.open().host.as_str();
-        let service = tables.service(host);
-        let address = |w: &Arc<mesh_core::WorkloadEntry>| Arc::as_ptr(w) as usize;
-        let key = Key {
-            source: admission.source.as_ref().map(address),
-            destination: admission.destination.as_ref().map(address),
-            // A name that the tables do not know makes no series of its own.
-            host: service.map_or("", |s| &s.host).into(),
-            flags,
-        };
-        if let Some((series, _)) = self.entries.borrow().get(&key) {
-            return Some(series.clone());
-        }
-        let (trust, cluster) = (&tables.mesh().trust_domain, self.telemetry.cluster());
-        let peer = |w: &Option<Arc<mesh_core::WorkloadEntry>>| {
-            w.as_ref().map_or_else(Peer::unknown, |w| Peer::of(w, trust, cluster))
-        };
-        let (source, destination) = (peer(&admission.source), peer(&admission.destination));
-        let service = service.map_or_else(Destination::passthrough, |s| Destination::of(s));
-        let call = Call {
-            reporter: Reporter::Destination,
-            source: &source,
-            destination: &destination,
-            service: &service,
-            security: Security::MutualTls,
-        };
-        let rules = rules.metrics(admission.destination.as_deref());
-        let series = Rc::new(self.telemetry.tcp_series_by(&call, flags, &rules).ok()?);
-        let mut entries = self.entries.borrow_mut();
-        if entries.len() >= CACHED {
-            entries.clear();
-        }
-        entries.insert(key, (series.clone(), admission.clone()));
-        Some(series)
+/// Who is on both sides of a stream. A service that the tables do not know makes no series of its own.
+pub(crate) fn parties(tables: &Tables, host: &str, admission: &Admission) -> Parties {
+    // All clusters of a service have its names.
+    let cluster = tables.service(host).and_then(|service| service.clusters().next());
+    Parties {
+        source: admission.source.as_ref().map(Held::new),
+        cluster: cluster.map(Held::new),
+        destination: admission.destination.as_ref().map(Held::new),
     }
 }
 
 /// Adds to the series while bytes move, and remembers the sums for the access log.
 #[derive(Default)]
 pub(crate) struct Moved {
-    pub(crate) series: Option<Rc<TcpSeries>>,
+    pub(crate) series: Option<Rc<Connections>>,
     pub(crate) received: Cell<u64>,
     pub(crate) sent: Cell<u64>,
 }
@@ -139,14 +109,14 @@ impl Observe for Moved {
     fn a_to_b(&self, bytes: u64) {
         self.received.set(self.received.get() + bytes);
         if let Some(series) = &self.series {
-            series.received.inc_by(bytes);
+            series.received(bytes);
         }
     }
 
     fn b_to_a(&self, bytes: u64) {
         self.sent.set(self.sent.get() + bytes);
         if let Some(series) = &self.series {
-            series.sent.inc_by(bytes);
+            series.sent(bytes);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_api::model::{TunnelOpen, tunnel_open::Kind};
-use mesh_core::Tables;
+use mesh_core::{Tables, WorkloadEntry};
 use mesh_net::{
     connect::{ConnectOptions, connect},
     copy::{CopyError, CopyOptions, Side, copy_bidirectional},
@@ -23,14 +23,15 @@ use tokio::net::TcpStream;
 
 use super::{
     check::{Admission, Denied, Owner, check},
-    counts::{Counts, Moved, SeriesCache},
-    rules::Rules,
+    counts::{Counts, Followed, Moved, parties},
 };
 use crate::{
     telemetry::{
         AccessLog, Flags, Telemetry, Tracer,
         access_log::Entry,
-        trace::{About, Reporter, Tapped},
+        local::{Held, Parties},
+        tap::{About, Counts as Counting, Tapped, Traces},
+        trace::Reporter,
     },
     udp::{Udp, owner},
 };
@@ -50,6 +51,8 @@ pub struct InboundConfig {
     pub mark: Option<u32>,
     /// Ports on which this proxy listens.
     pub own_ports: Vec<u16>,
+    /// Requests are counted: HTTP that comes in is read as it goes by.
+    pub requests: bool,
 }
 
 impl Default for InboundConfig {
@@ -61,6 +64,7 @@ impl Default for InboundConfig {
             idle: Some(Duration::from_secs(3600)),
             mark: None,
             own_ports: vec![15000, 15001, 15006, 15008, 15020, 15021, 15080],
+            requests: true,
         }
     }
 }
@@ -88,8 +92,7 @@ pub type Translate = Arc<dyn Fn(SocketAddr) -> SocketAddr + Send + Sync>;
 struct Worker {
     shared: Arc<Inbound>,
     connect: ConnectOptions,
-    series: SeriesCache,
-    rules: Rules,
+    telemetry: Followed,
     peers: RefCell<HashMap<Arc<str>, usize>>,
     drain: Drain,
 }
@@ -131,14 +134,21 @@ impl Inbound {
         };
         let worker = Rc::new(Worker {
             connect,
-            series: SeriesCache::new(self.telemetry.clone()),
-            rules: Rules::default(),
+            telemetry: Followed::new(self.telemetry.clone()),
             peers: RefCell::default(),
             drain,
             shared: self,
         });
-        while let Some(incoming) = acceptor.accept().await {
-            tokio::task::spawn_local(worker.clone().serve(incoming));
+        let local = worker.telemetry.local.clone();
+        let flushing = std::pin::pin!(local.keep_flushed());
+        let serving = async {
+            while let Some(incoming) = acceptor.accept().await {
+                tokio::task::spawn_local(worker.clone().serve(incoming));
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            never = flushing => match never {},
         }
     }
 }
@@ -231,16 +241,18 @@ impl Worker {
 
     async fn carry(&self, incoming: Incoming, admission: Admission, mut pod: TcpStream, log: &Line) {
         let tables = self.shared.tables.load_full();
-        self.follow(&tables);
-        let series = self.series.get(&tables, &incoming, &admission, &self.rules);
+        self.telemetry.follow(&tables);
+        let parties = parties(&tables, &incoming.open().host, &admission);
+        let trust_domain: Arc<str> = tables.mesh().trust_domain.as_str().into();
+        let series = self.telemetry.local.tcp(&parties, Flags::NONE, || trust_domain.clone());
         let open = self.shared.access_log.enabled().then(|| incoming.open().clone());
-        let about = self.traced(&incoming, &admission);
+        let about = self.about(incoming.open(), parties, trust_domain);
         drop(tables);
         let Ok(mut stream) = incoming.accept().await else { return };
         self.shared.counts.accepted.inc();
         self.shared.counts.open.inc();
         if let Some(series) = &series {
-            series.opened.inc();
+            series.opened();
         }
         let moved = Moved { series, ..Moved::default() };
         let options = CopyOptions { idle: self.shared.config.idle, ..CopyOptions::default() };
@@ -258,7 +270,7 @@ impl Worker {
         }
         self.shared.counts.open.dec();
         if let Some(series) = &moved.series {
-            series.closed.inc();
+            series.closed();
         }
         if let Some(open) = &open {
             let (flags, details) = ending(&result);
@@ -267,26 +279,29 @@ impl Worker {
         }
     }
 
-    /// Takes over what newer tables say about metrics, log and traces.
-    fn follow(&self, tables: &Arc<Tables>) {
-        if self.rules.follow(tables) {
-            self.series.forget();
-        }
-    }
-
-    /// What server spans of this stream are about; none: it has none.
-    fn traced(&self, incoming: &Incoming, admission: &Admission) -> Option<About> {
-        let tracer = self.shared.tracer.as_ref()?;
-        let open = incoming.open();
+    /// What is said of the requests of a stream; none: it is not looked at.
+    fn about(&self, open: &TunnelOpen, parties: Parties, trust_domain: Arc<str>) -> Option<About> {
         if open.kind != i32::from(Kind::Http) {
             return None;
         }
-        let destination = admission.destination.as_ref();
-        let rules = self.rules.traces(destination, &tracer.config().provider);
-        rules.reports.then(|| About {
+        let local = &self.telemetry.local;
+        let counted = self.shared.config.requests && local.counts_requests(&parties);
+        let traces = self.traced(open, parties.destination.as_ref());
+        if !counted && traces.is_none() {
+            return None;
+        }
+        let counts = counted.then(|| Counting { local: local.clone(), parties, trust_domain });
+        Some(About { traces, counts })
+    }
+
+    /// What server spans of a stream are about; none: it has none.
+    fn traced(&self, open: &TunnelOpen, destination: Option<&Rc<Held<WorkloadEntry>>>) -> Option<Traces> {
+        let tracer = self.shared.tracer.as_ref()?;
+        let rules = self.telemetry.local.traces(destination, &tracer.config().provider);
+        rules.reports.then(|| Traces {
             tracer: tracer.clone(),
             rules,
-            reporter: Reporter::of(destination.map(|d| &**d)),
+            reporter: Reporter::of(destination.map(|d| d.get())),
             service: (open.host.clone(), open.port),
             node: self.shared.node.clone(),
             client: open.source.as_ref().map(|s| s.address.clone()).unwrap_or_default(),
@@ -379,9 +394,9 @@ impl Line {
             client: source.map(|ip| SocketAddr::new(ip, 0)),
             ..Entry::default()
         };
-        worker.follow(&worker.shared.tables.load_full());
+        worker.telemetry.follow(&worker.shared.tables.load_full());
         let destination = end.admission.and_then(|a| a.destination.as_deref());
-        if worker.rules.logs(destination, log, &entry) {
+        if worker.telemetry.local.logs(destination, log, &entry) {
             log.write(&entry);
         }
     }

@@ -33,7 +33,7 @@ use crate::{
     telemetry::{
         Flags,
         access_log::Entry,
-        local::{Held, Parties},
+        local::{Connections, Held, Parties},
     },
 };
 
@@ -247,7 +247,7 @@ struct ConnectionLog {
     start: Instant,
     sent: Cell<u64>,
     received: Cell<u64>,
-    series: Option<Rc<crate::telemetry::TcpSeries>>,
+    series: Option<Rc<Connections>>,
     flags: Flags,
     details: &'static str,
     entry: Option<Box<Entry>>,
@@ -292,7 +292,7 @@ impl ConnectionLog {
     fn opened(&mut self) {
         self.resolve_series();
         if let Some(series) = &self.series {
-            series.opened.inc();
+            series.opened();
         }
     }
 
@@ -303,7 +303,7 @@ impl ConnectionLog {
         self.details = appearance.details;
         self.resolve_series();
         if let Some(series) = &self.series {
-            series.opened.inc();
+            series.opened();
         }
     }
 
@@ -321,14 +321,14 @@ impl Observe for ConnectionLog {
     fn a_to_b(&self, bytes: u64) {
         self.received.set(self.received.get() + bytes);
         if let Some(series) = &self.series {
-            series.received.inc_by(bytes);
+            series.received(bytes);
         }
     }
 
     fn b_to_a(&self, bytes: u64) {
         self.sent.set(self.sent.get() + bytes);
         if let Some(series) = &self.series {
-            series.sent.inc_by(bytes);
+            series.sent(bytes);
         }
     }
 }
@@ -336,7 +336,7 @@ impl Observe for ConnectionLog {
 impl Drop for ConnectionLog {
     fn drop(&mut self) {
         if let Some(series) = &self.series {
-            series.closed.inc();
+            series.closed();
         }
         let Some(mut entry) = self.entry.take() else { return };
         if self.worker.shared.access_log.wants(self.worker.roll(), 0, self.flags) {

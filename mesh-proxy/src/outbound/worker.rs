@@ -148,7 +148,7 @@ impl Worker {
         }
         let every = worker.shared.config.sweep();
         let mut sweep = tokio::time::interval(every);
-        let flushing = flush(&worker);
+        let flushing = worker.telemetry.keep_flushed();
         tokio::pin!(flushing);
         sweep.tick().await;
         loop {
@@ -162,18 +162,6 @@ impl Worker {
         worker.clusters.borrow().values().for_each(|c| c.close_idle());
         // What is left ends by itself; the drain cancels this future when time is over.
         match flushing.await {}
-    }
-}
-
-/// How long what a worker counts may stay unseen.
-const FLUSH: Duration = Duration::from_millis(250);
-
-/// Makes visible what the worker counted, soon after it did. Sleeps while nothing happens.
-async fn flush(worker: &WorkerState) -> std::convert::Infallible {
-    loop {
-        worker.telemetry.changed.notified().await;
-        tokio::time::sleep(FLUSH).await;
-        worker.telemetry.flush();
     }
 }
 
@@ -305,7 +293,7 @@ impl WorkerState {
             shared.tunnel.clone(),
         );
         let tables = Rc::new(Snapshot(shared.tables.load_full()));
-        let telemetry = Local::new(Arc::clone(&shared.telemetry));
+        let telemetry = Local::of_callers(Arc::clone(&shared.telemetry), Arc::clone(&shared.node));
         telemetry.rule(RuleTable::of(&tables));
         shared.access_log.asked_for(telemetry.asks_for(&shared.access_log));
         Self {

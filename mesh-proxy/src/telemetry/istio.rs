@@ -3,15 +3,17 @@
 //! A series is resolved once for each distinct set of labels and handed out as counters; the number of series is
 //! bounded, and what does not fit is counted under one series whose labels say so.
 
+mod family;
+
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-};
+use family::{Family, Gathered, LabelText};
+use node_rt::{Exposed, Place};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry, proto::MetricType};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -31,13 +33,16 @@ pub struct TelemetryConfig {
     /// `overflow`; once all is taken, so do their counts.
     #[serde(alias = "max_series")]
     pub max_series: usize,
+    /// Requests to this node's pods are counted here as well (default true), with `reporter="destination"`: HTTP that
+    /// comes from other nodes is read as it goes by.
+    pub inbound_requests: bool,
     /// Value of the labels `source_cluster` and `destination_cluster` (default `Kubernetes`, as Istio's).
     pub cluster: String,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { max_series: 45_000, cluster: "Kubernetes".to_owned() }
+        Self { max_series: 45_000, inbound_requests: true, cluster: "Kubernetes".to_owned() }
     }
 }
 
@@ -168,6 +173,9 @@ const BUCKETS: [f64; 19] = [
 
 /// The family that counts requests.
 const REQUESTS: &str = "istio_requests_total";
+/// All families of requests.
+pub(crate) const REQUEST_METRICS: [&str; 4] =
+    [REQUESTS, "istio_request_duration_milliseconds", "istio_request_bytes", "istio_response_bytes"];
 /// Series of one set of request labels: the counter, and of three histograms the buckets, sum and count.
 const REQUEST_SERIES: usize = 1 + 3 * (BUCKETS.len() + 3);
 /// Series of one set of connection labels.
@@ -221,14 +229,16 @@ pub struct TcpSeries {
 #[derive(Debug)]
 pub struct Telemetry {
     config: TelemetryConfig,
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    request_bytes: HistogramVec,
-    response_bytes: HistogramVec,
-    tcp_sent: IntCounterVec,
-    tcp_received: IntCounterVec,
-    tcp_opened: IntCounterVec,
-    tcp_closed: IntCounterVec,
+    requests: Arc<Family<IntCounter>>,
+    duration: Arc<Family<Histogram>>,
+    request_bytes: Arc<Family<Histogram>>,
+    response_bytes: Arc<Family<Histogram>>,
+    tcp_sent: Arc<Family<IntCounter>>,
+    tcp_received: Arc<Family<IntCounter>>,
+    tcp_opened: Arc<Family<IntCounter>>,
+    tcp_closed: Arc<Family<IntCounter>>,
+    /// Labels of what found no room, of requests and of connections.
+    overflowing: [LabelText; 2],
     /// Touched only when a worker's cache misses.
     known: Mutex<Known>,
     series_gauge: IntGauge,
@@ -241,18 +251,32 @@ pub struct Telemetry {
 impl Telemetry {
     /// Registers the families.
     pub fn new(registry: &Registry, config: TelemetryConfig) -> Result<Self, prometheus::Error> {
+        let telemetry = Self::apart(registry, config)?;
+        for family in telemetry.counters() {
+            registry.register(Box::new(Gathered(Arc::clone(family))))?;
+        }
+        for family in telemetry.histograms() {
+            registry.register(Box::new(Gathered(Arc::clone(family))))?;
+        }
+        Ok(telemetry)
+    }
+
+    /// Registers what is small; the families are written by [`Exposed`], and never gathered.
+    pub fn apart(registry: &Registry, config: TelemetryConfig) -> Result<Self, prometheus::Error> {
         let request_labels: Vec<&str> = CALL_LABELS.into_iter().chain(REQUEST_LABELS).collect();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
+        let counters = |name, help, labels: &[&str]| {
+            Family::new((name, help, MetricType::COUNTER), labels, || {
+                IntCounter::new("series", "one of a family")
+            })
         };
-        let histograms = |name: &str, help: &str| {
-            let opts = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-            let family = HistogramVec::new(opts, &request_labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
+        let histograms = |name, help| {
+            Family::new((name, help, MetricType::HISTOGRAM), &request_labels, || {
+                let opts = HistogramOpts::new("series", "one of a family").buckets(BUCKETS.to_vec());
+                Histogram::with_opts(opts)
+            })
         };
+        let overflowing = [request_labels.as_slice(), &CALL_LABELS]
+            .map(|l| family::text(l.iter().copied(), &vec![OVERFLOW; l.len()]));
         let series_gauge =
             IntGauge::new("selvage_telemetry_series", "Series that the traffic metrics hold.")?;
         let reduced = IntCounter::new(
@@ -292,12 +316,21 @@ impl Telemetry {
                 "TCP connections closed.",
                 &CALL_LABELS,
             )?,
+            overflowing,
             known: Mutex::default(),
             series_gauge,
             reduced,
             overflow,
             edges: EdgeCounters::new(registry)?,
         })
+    }
+
+    fn counters(&self) -> [&Arc<Family<IntCounter>>; 5] {
+        [&self.requests, &self.tcp_sent, &self.tcp_received, &self.tcp_opened, &self.tcp_closed]
+    }
+
+    fn histograms(&self) -> [&Arc<Family<Histogram>>; 3] {
+        [&self.duration, &self.request_bytes, &self.response_bytes]
     }
 
     /// The value of the cluster labels.
@@ -333,30 +366,32 @@ impl Telemetry {
         values[CALL_LABELS.len()] = &code;
         values[CALL_LABELS.len() + 1] = &grpc;
         let room = self.admit(&values, REQUEST_SERIES);
-        if room == Room::None {
-            values = [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
-        }
+        let names = || CALL_LABELS.into_iter().chain(REQUEST_LABELS);
+        let plain = match room {
+            Room::None => Arc::clone(&self.overflowing[0]),
+            Room::All | Room::Counter => family::text(names(), &values),
+        };
         let labels = |metric: &str| {
-            let mut own = values;
             if room == Room::Counter && metric != REQUESTS {
-                return [OVERFLOW; CALL_LABELS.len() + REQUEST_LABELS.len()];
+                return Arc::clone(&self.overflowing[0]);
             }
-            if !rules.is_plain() {
-                rules.relabel(metric, &CALL_LABELS, &mut own[..CALL_LABELS.len()]);
-                rules.relabel(metric, &REQUEST_LABELS, &mut own[CALL_LABELS.len()..]);
+            if room == Room::None || rules.is_plain() {
+                return Arc::clone(&plain);
             }
-            own
+            let mut own = values;
+            rules.relabel(metric, &CALL_LABELS, &mut own[..CALL_LABELS.len()]);
+            rules.relabel(metric, &REQUEST_LABELS, &mut own[CALL_LABELS.len()..]);
+            family::text(names(), &own)
         };
-        let counter = |family: &IntCounterVec, metric| match rules.disables(metric) {
-            true => IntCounter::new("disabled", "counts for nobody"),
-            false => family.get_metric_with_label_values(&labels(metric)),
-        };
-        let histogram = |family: &HistogramVec, metric| match rules.disables(metric) {
+        let histogram = |family: &Family<Histogram>, metric| match rules.disables(metric) {
             true => Histogram::with_opts(HistogramOpts::new("disabled", "counts for nobody")),
-            false => family.get_metric_with_label_values(&labels(metric)),
+            false => family.get(&labels(metric)),
         };
         Ok(RequestSeries {
-            total: counter(&self.requests, REQUESTS)?,
+            total: match rules.disables(REQUESTS) {
+                true => IntCounter::new("disabled", "counts for nobody")?,
+                false => self.requests.get(&labels(REQUESTS))?,
+            },
             duration_ms: histogram(&self.duration, "istio_request_duration_milliseconds")?,
             request_bytes: histogram(&self.request_bytes, "istio_request_bytes")?,
             response_bytes: histogram(&self.response_bytes, "istio_response_bytes")?,
@@ -376,17 +411,22 @@ impl Telemetry {
         rules: &MetricRules,
     ) -> Result<TcpSeries, prometheus::Error> {
         let flags = flags.letters();
-        let mut values = call_values(call, "tcp", &flags);
-        if self.admit(&values, TCP_SERIES) == Room::None {
-            values = [OVERFLOW; CALL_LABELS.len()];
-        }
-        let counter = |family: &IntCounterVec, metric| {
+        let values = call_values(call, "tcp", &flags);
+        let fits = self.admit(&values, TCP_SERIES) != Room::None;
+        let plain = match fits {
+            true => family::text(CALL_LABELS.into_iter(), &values),
+            false => Arc::clone(&self.overflowing[1]),
+        };
+        let counter = |family: &Family<IntCounter>, metric| {
             if rules.disables(metric) {
                 return IntCounter::new("disabled", "counts for nobody");
             }
+            if !fits || rules.is_plain() {
+                return family.get(&plain);
+            }
             let mut own = values;
             rules.relabel(metric, &CALL_LABELS, &mut own);
-            family.get_metric_with_label_values(&own)
+            family.get(&family::text(CALL_LABELS.into_iter(), &own))
         };
         Ok(TcpSeries {
             sent: counter(&self.tcp_sent, "istio_tcp_sent_bytes_total")?,
@@ -421,6 +461,18 @@ impl Telemetry {
         known.series += taken;
         self.series_gauge.set(i64::try_from(known.series).unwrap_or(i64::MAX));
         room
+    }
+}
+
+impl Exposed for Telemetry {
+    fn expose(&self, (family, from): Place, out: &mut Vec<u8>) -> Option<Place> {
+        let counters = self.counters();
+        let next = match counters.get(family) {
+            Some(counters) => counters.expose(from, out),
+            None => self.histograms().get(family - counters.len())?.expose(from, out),
+        };
+        let last = family + 1 == counters.len() + self.histograms().len();
+        next.map(|next| (family, next)).or((!last).then_some((family + 1, 0)))
     }
 }
 

@@ -2,13 +2,19 @@
 //!
 //! Keys are the addresses of the table entries involved. Each cached entry holds those entries, so an address is
 //! not reused while it is a key. A cache that is full is emptied: what is still in use comes back at its next call.
+//!
+//! A call between two pods of one node is seen by that node alone: it is counted on both sides at once.
+
+mod view;
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    convert::Infallible,
     ops::Deref,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use mesh_core::{Cluster, WorkloadEntry};
@@ -17,10 +23,10 @@ use prometheus::local::{LocalHistogram, LocalIntCounter};
 use super::{
     access_log::{AccessLog, Entry},
     flags::Flags,
-    istio::{Call, Reporter, RequestProtocol, RequestSeries, Security, TcpSeries, Telemetry},
-    peer::{Destination, Peer},
-    rules::{MetricRules, RuleTable, Side, TraceRules},
+    istio::{REQUEST_METRICS, RequestProtocol, RequestSeries, TcpSeries, Telemetry},
+    rules::{MetricRules, RuleTable, TraceRules},
 };
+use view::{Labels, View};
 
 /// Most series that one worker keeps at hand.
 const CAPACITY: usize = 4096;
@@ -104,26 +110,40 @@ struct Traced {
 
 /// What a worker counts of one kind of request, until it is added to what all workers count.
 pub(crate) struct LocalRequests {
+    own: LocalSet,
+    /// The other side's, when that is this node too.
+    beside: Option<LocalSet>,
+    dirty: Cell<bool>,
+}
+
+struct LocalSet {
     total: LocalIntCounter,
     duration_ms: LocalHistogram,
     request_bytes: LocalHistogram,
     response_bytes: LocalHistogram,
-    dirty: Cell<bool>,
 }
 
-impl LocalRequests {
+impl LocalSet {
     fn new(shared: &RequestSeries) -> Self {
         Self {
             total: shared.total.local(),
             duration_ms: shared.duration_ms.local(),
             request_bytes: shared.request_bytes.local(),
             response_bytes: shared.response_bytes.local(),
-            dirty: Cell::new(false),
+        }
+    }
+
+    fn count(&self, measured: Measured) {
+        self.total.inc();
+        self.duration_ms.observe(measured.elapsed.as_secs_f64() * 1000.0);
+        #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
+        {
+            self.request_bytes.observe(measured.received as f64);
+            self.response_bytes.observe(measured.sent as f64);
         }
     }
 
     fn flush(&self) {
-        self.dirty.set(false);
         self.total.flush();
         self.duration_ms.flush();
         self.request_bytes.flush();
@@ -131,10 +151,54 @@ impl LocalRequests {
     }
 }
 
+impl LocalRequests {
+    fn flush(&self) {
+        self.dirty.set(false);
+        self.own.flush();
+        if let Some(beside) = &self.beside {
+            beside.flush();
+        }
+    }
+}
+
+/// The counters of a connection: of this side, and of the other when that is this node too.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    own: TcpSeries,
+    beside: Option<TcpSeries>,
+}
+
+impl Connections {
+    fn each(&self, count: impl Fn(&TcpSeries)) {
+        count(&self.own);
+        if let Some(beside) = &self.beside {
+            count(beside);
+        }
+    }
+
+    pub(crate) fn opened(&self) {
+        self.each(|s| s.opened.inc());
+    }
+
+    pub(crate) fn closed(&self) {
+        self.each(|s| s.closed.inc());
+    }
+
+    /// Bytes of the caller.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.each(|s| s.received.inc_by(bytes));
+    }
+
+    /// Bytes to the caller.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.each(|s| s.sent.inc_by(bytes));
+    }
+}
+
 /// Sizes and time of a request that ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
-    pub(crate) elapsed: std::time::Duration,
+    pub(crate) elapsed: Duration,
     pub(crate) received: u64,
     pub(crate) sent: u64,
 }
@@ -142,8 +206,9 @@ pub(crate) struct Measured {
 /// One worker's view of the metrics. What it counts becomes visible when it is flushed.
 pub(crate) struct Local {
     shared: Arc<Telemetry>,
+    view: View,
     requests: RefCell<HashMap<(PartyKey, RequestEnd), Cached<LocalRequests>>>,
-    tcp: RefCell<HashMap<(PartyKey, Flags), Cached<TcpSeries>>>,
+    tcp: RefCell<HashMap<(PartyKey, Flags), Cached<Connections>>>,
     dirty: RefCell<Vec<Rc<LocalRequests>>>,
     /// Telemetry resources; none = there are none.
     rules: RefCell<Option<RuleTable>>,
@@ -153,10 +218,24 @@ pub(crate) struct Local {
     pub(crate) changed: tokio::sync::Notify,
 }
 
+/// How long what a worker counts may stay unseen.
+const FLUSH: Duration = Duration::from_millis(250);
+
 impl Local {
-    pub(crate) fn new(shared: Arc<Telemetry>) -> Self {
+    /// The callers' side of calls from a node.
+    pub(crate) fn of_callers(shared: Arc<Telemetry>, node: Arc<str>) -> Self {
+        Self::new(shared, View::Caller(node))
+    }
+
+    /// The owner's side of calls to a node.
+    pub(crate) fn of_owner(shared: Arc<Telemetry>) -> Self {
+        Self::new(shared, View::Owner)
+    }
+
+    fn new(shared: Arc<Telemetry>, view: View) -> Self {
         Self {
             shared,
+            view,
             requests: RefCell::default(),
             tcp: RefCell::default(),
             dirty: RefCell::default(),
@@ -175,12 +254,9 @@ impl Local {
         trust_domain: impl FnOnce() -> Arc<str>,
     ) {
         let Some(series) = self.requests_of(parties, end, trust_domain) else { return };
-        series.total.inc();
-        series.duration_ms.observe(measured.elapsed.as_secs_f64() * 1000.0);
-        #[allow(clippy::cast_precision_loss, reason = "a histogram bucket does not need the last bit")]
-        {
-            series.request_bytes.observe(measured.received as f64);
-            series.response_bytes.observe(measured.sent as f64);
+        series.own.count(measured);
+        if let Some(beside) = &series.beside {
+            beside.count(measured);
         }
         if !series.dirty.replace(true) {
             let mut dirty = self.dirty.borrow_mut();
@@ -195,6 +271,15 @@ impl Local {
     pub(crate) fn flush(&self) {
         for series in self.dirty.borrow_mut().drain(..) {
             series.flush();
+        }
+    }
+
+    /// Makes visible what was counted, soon after it was. Sleeps while nothing happens.
+    pub(crate) async fn keep_flushed(&self) -> Infallible {
+        loop {
+            self.changed.notified().await;
+            tokio::time::sleep(FLUSH).await;
+            self.flush();
         }
     }
 
@@ -221,7 +306,7 @@ impl Local {
     pub(crate) fn logs(&self, source: Option<&WorkloadEntry>, log: &AccessLog, entry: &Entry) -> bool {
         match &*self.rules.borrow() {
             None => log.by_default(),
-            Some(rules) => rules.logs(source, Side::Client, (log, entry)),
+            Some(rules) => rules.logs(source, self.view.side(), (log, entry)),
         }
     }
 
@@ -234,7 +319,7 @@ impl Local {
         }
         let rules = match &*self.rules.borrow() {
             None => TraceRules::default(),
-            Some(rules) => rules.traces(source.map(|s| s.get()), Side::Client, provider),
+            Some(rules) => rules.traces(source.map(|s| s.get()), self.view.side(), provider),
         };
         let rules = Rc::new(rules);
         if cache.len() >= CAPACITY {
@@ -245,8 +330,18 @@ impl Local {
     }
 
     fn metric_rules(&self, parties: &Parties) -> MetricRules {
-        let source = parties.source.as_ref().map(|s| s.get());
-        self.rules.borrow().as_ref().map(|rules| rules.metrics(source, Side::Client)).unwrap_or_default()
+        self.rules_of(&self.view, parties)
+    }
+
+    fn rules_of(&self, view: &View, parties: &Parties) -> MetricRules {
+        let rules = self.rules.borrow();
+        rules.as_ref().map(|rules| rules.metrics(view.workload(parties), view.side())).unwrap_or_default()
+    }
+
+    /// Whether requests of these are counted at all.
+    pub(crate) fn counts_requests(&self, parties: &Parties) -> bool {
+        let rules = self.metric_rules(parties);
+        REQUEST_METRICS.iter().any(|metric| !rules.disables(metric))
     }
 
     fn requests_of(
@@ -261,8 +356,16 @@ impl Local {
             return Some(Rc::clone(&hit.series));
         }
         let labels = Labels::of(parties, &trust_domain(), self.shared.cluster());
-        let series = self.shared.request_series_by(&labels.call(), end, &self.metric_rules(parties));
-        let series = Rc::new(LocalRequests::new(&series.ok()?));
+        let own = self.shared.request_series_by(&labels.call(&self.view), end, &self.metric_rules(parties));
+        let beside = self.view.beside(parties, end.flags).and_then(|(view, flags)| {
+            let (rules, end) = (self.rules_of(&view, parties), RequestEnd { flags, ..end });
+            self.shared.request_series_by(&labels.call(&view), end, &rules).ok()
+        });
+        let series = Rc::new(LocalRequests {
+            own: LocalSet::new(&own.ok()?),
+            beside: beside.as_ref().map(LocalSet::new),
+            dirty: Cell::new(false),
+        });
         if cache.len() >= CAPACITY {
             cache.clear();
         }
@@ -276,15 +379,19 @@ impl Local {
         parties: &Parties,
         flags: Flags,
         trust_domain: impl FnOnce() -> Arc<str>,
-    ) -> Option<Rc<TcpSeries>> {
+    ) -> Option<Rc<Connections>> {
         let key = (parties.key(), flags);
         let mut cache = self.tcp.borrow_mut();
         if let Some(hit) = cache.get(&key) {
             return Some(Rc::clone(&hit.series));
         }
         let labels = Labels::of(parties, &trust_domain(), self.shared.cluster());
-        let series = self.shared.tcp_series_by(&labels.call(), flags, &self.metric_rules(parties));
-        let series = Rc::new(series.ok()?);
+        let own = self.shared.tcp_series_by(&labels.call(&self.view), flags, &self.metric_rules(parties));
+        let beside = self.view.beside(parties, flags).and_then(|(view, flags)| {
+            let rules = self.rules_of(&view, parties);
+            self.shared.tcp_series_by(&labels.call(&view), flags, &rules).ok()
+        });
+        let series = Rc::new(Connections { own: own.ok()?, beside });
         if cache.len() >= CAPACITY {
             cache.clear();
         }
@@ -296,39 +403,5 @@ impl Local {
 impl Drop for Local {
     fn drop(&mut self) {
         self.flush();
-    }
-}
-
-struct Labels {
-    source: Peer,
-    destination: Peer,
-    service: Destination,
-}
-
-impl Labels {
-    fn of(parties: &Parties, trust_domain: &str, cluster: &str) -> Self {
-        let peer = |w: Option<&Rc<Held<WorkloadEntry>>>| {
-            w.map_or_else(Peer::unknown, |w| Peer::of(w, trust_domain, cluster))
-        };
-        let service = parties.cluster.as_ref().map_or_else(Destination::passthrough, |c| Destination {
-            host: Arc::clone(&c.key.host),
-            name: Arc::clone(&c.service_name),
-            namespace: Arc::clone(&c.service_namespace),
-        });
-        Self {
-            source: peer(parties.source.as_ref()),
-            destination: peer(parties.destination.as_ref()),
-            service,
-        }
-    }
-
-    const fn call(&self) -> Call<'_> {
-        Call {
-            reporter: Reporter::Source,
-            source: &self.source,
-            destination: &self.destination,
-            service: &self.service,
-            security: Security::Unknown,
-        }
     }
 }

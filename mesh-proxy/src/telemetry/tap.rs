@@ -1,49 +1,29 @@
-//! Server spans, seen in the bytes of HTTP/1 that come through the tunnel and go to a pod.
+//! HTTP as it goes by the node of the endpoint: what it says of requests, without serving them.
 //!
-//! The owner's node passes bytes on; it does not serve requests. For a node that traces, this looks at the heads that go
-//! by: a sampled request gets a span of its own, and the span's id is written over the caller's in the headers, digit
-//! for digit, so that what the pod calls next is this hop's child. Lengths never change. What is no HTTP/1, or cannot be
-//! understood, passes as it is from there on; HTTP/2 has no server spans (its headers are compressed over the whole
-//! connection).
+//! The owner's node passes bytes on. This looks at the bytes of HTTP/1 and HTTP/2 that come through the tunnel and go to
+//! a pod, and at the answers: where each message begins and ends, its status and its size. Requests are counted with
+//! `reporter="destination"`, and a sampled request gets a server span, whose id is written over the caller's in the
+//! headers, digit for digit, so that what the pod calls next is this hop's child. Lengths never change. What cannot be
+//! understood passes as it is, and nothing more is said of that connection.
 
-mod framing;
+mod exchange;
+mod h1;
+mod h2;
+mod hpack;
 
 use std::{
-    collections::VecDeque,
     io,
     pin::Pin,
-    rc::Rc,
     task::{Context as Task, Poll, ready},
-    time::{Instant, SystemTime},
 };
 
-use framing::{Body, Framing, Seen};
+pub(crate) use exchange::{About, Counts, Traces};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    TraceIds, Tracer,
-    context::{B3, B3_SPAN, Context, TRACEPARENT},
-    open::new_span,
-    span::{Reporter, ServerCall, cut},
-};
-use crate::telemetry::rules::TraceRules;
-
-/// Requests of a connection that wait for their answers; a client that sends more is not looked at any longer.
-const MAX_WAITING: usize = 64;
-/// Most headers of a message.
-const MAX_HEADERS: usize = 128;
-
-/// For whom and about what spans are made.
-pub(crate) struct About {
-    pub(crate) tracer: std::sync::Arc<Tracer>,
-    pub(crate) rules: Rc<TraceRules>,
-    pub(crate) reporter: Reporter,
-    /// The service and port that the caller's node asked for.
-    pub(crate) service: (String, u32),
-    pub(crate) node: std::sync::Arc<str>,
-    /// Who calls.
-    pub(crate) client: String,
-}
+/// What a client of HTTP/2 says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Most bytes that a pod may say before its client has said anything.
+const MOST_EARLY: usize = 16 << 10;
 
 /// A pod's connection that is looked at.
 pub(crate) struct Tapped<S> {
@@ -55,192 +35,100 @@ pub(crate) struct Tapped<S> {
     changed: Option<Vec<u8>>,
 }
 
+/// Bytes to write at a place.
+type Change = (usize, Vec<u8>);
+
 struct Tap {
     about: About,
-    requests: Framing,
-    responses: Framing,
-    waiting: VecDeque<Waiting>,
-    /// Status of the response under way.
-    status: u16,
-    off: bool,
+    protocol: Protocol,
+    /// The pod has said all that it will.
+    pod_ended: bool,
 }
 
-/// A request without its whole answer.
-struct Waiting {
-    began: Instant,
-    head: bool,
-    call: Option<Box<ServerCall>>,
+enum Protocol {
+    /// So many bytes of the client were the beginning of HTTP/2's, and this is what the pod has said.
+    Unknown(usize, Vec<u8>),
+    One(h1::Talk),
+    Two(Box<h2::Talk>),
+    /// Not to be understood.
+    Off,
 }
-
-/// Digits to write at a place.
-type Change = (usize, [u8; 16]);
 
 impl<S> Tapped<S> {
     pub(crate) fn new(inner: S, about: About) -> Self {
-        let (requests, responses) = (Framing::default(), Framing::default());
-        let tap = Tap { about, requests, responses, waiting: VecDeque::new(), status: 0, off: false };
+        let tap = Tap { about, protocol: Protocol::Unknown(0, Vec::new()), pod_ended: false };
         Self { inner, tap, seen: 0, changed: None }
     }
 }
 
 impl Tap {
-    /// Looks at bytes to the pod; says which digits of them change.
-    fn towards_pod(&mut self, mut bytes: &[u8]) -> Vec<Change> {
+    /// Looks at bytes to the pod; says which of them change.
+    fn towards_pod(&mut self, bytes: &[u8]) -> Vec<Change> {
         let mut changes = Vec::new();
-        let whole = bytes.len();
-        while !self.off && !bytes.is_empty() {
-            let at = whole - bytes.len();
-            let (taken, seen) = self.requests.feed(bytes);
-            match seen {
-                Seen::Nothing => {}
-                Seen::Head { bytes: head, before } => {
-                    // Where the head begins, counted from the first of these bytes; what came earlier cannot change.
-                    let place = |i: usize| (at + i).checked_sub(before);
-                    match self.request(&head, &place, &mut changes) {
-                        Some(body) => self.requests.body(body),
-                        None => self.off = true,
-                    }
-                }
-                Seen::Data(length) => {
-                    if let Some(call) = self.waiting.back_mut().and_then(|w| w.call.as_mut()) {
-                        call.received += length;
-                    }
-                }
-                Seen::Broken => self.off = true,
+        let mut rest = bytes;
+        if let Protocol::Unknown(matched, early) = &mut self.protocol {
+            let more = PREFACE[*matched..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
+            let before = *matched;
+            *matched += more;
+            let whole = *matched == PREFACE.len();
+            if !whole && more == bytes.len() {
+                return changes;
             }
-            bytes = &bytes[taken.min(bytes.len())..];
+            let early = std::mem::take(early);
+            if whole {
+                rest = &bytes[more..];
+                self.protocol = Protocol::Two(Box::default());
+            } else {
+                let mut talk = h1::Talk::default();
+                talk.before(&PREFACE[..before]);
+                self.protocol = Protocol::One(talk);
+            }
+            self.back_from_pod(&early);
         }
+        let place = |part: &[u8]| (part.as_ptr() as usize).checked_sub(bytes.as_ptr() as usize);
+        let understood = match &mut self.protocol {
+            Protocol::One(talk) => talk.towards_pod(rest, &self.about, (&place, &mut changes)),
+            Protocol::Two(talk) => talk.towards_pod(rest, &self.about, (&place, &mut changes)),
+            Protocol::Unknown(..) | Protocol::Off => Some(()),
+        };
+        self.unless(understood);
         changes
     }
 
-    /// The head of a request; none if it is not to be understood.
-    fn request(
-        &mut self,
-        head: &[u8],
-        place: &dyn Fn(usize) -> Option<usize>,
-        changes: &mut Vec<Change>,
-    ) -> Option<Body> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut request = httparse::Request::new(&mut headers);
-        if !request.parse(head).is_ok_and(|s| s.is_complete()) || self.waiting.len() >= MAX_WAITING {
-            return None;
-        }
-        let (method, path) = (request.method?, request.path?);
-        if matches!(method, "CONNECT" | "PRI") {
-            return None;
-        }
-        let find = |name: &str| {
-            let found = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
-            std::str::from_utf8(found.value).ok()
-        };
-        let body = framing::body_of(&find)?;
-        let context = Context::find(find).filter(|c| c.sampled == Some(true) && self.about.rules.reports);
-        let call = context.and_then(|context| Some((context, context.ids?))).map(|(context, parent)| {
-            let ids = TraceIds { trace: parent.trace, span: new_span() };
-            for digits in [
-                // `00-` and 32 digits come first.
-                find(TRACEPARENT).and_then(|v| v.get(36..52)),
-                find(B3).and_then(|v| v.split('-').nth(1)),
-                find(B3_SPAN),
-            ] {
-                let Some(digits) = digits.filter(|d| u64::from_str_radix(d, 16) == Ok(parent.span)) else {
-                    continue;
-                };
-                let offset = (digits.as_ptr() as usize).checked_sub(head.as_ptr() as usize);
-                if let (Some(at), 16) = (offset.and_then(place), digits.len()) {
-                    let mut new = [0; 16];
-                    new.copy_from_slice(format!("{:016x}", ids.span).as_bytes());
-                    changes.push((at, new));
-                }
-            }
-            let tags = &self.about.rules.tags;
-            Box::new(ServerCall {
-                context,
-                ids,
-                method: cut(method),
-                path: cut(path),
-                host: cut(find("host").unwrap_or_default()),
-                agent: cut(find("user-agent").unwrap_or_default()),
-                request_id: cut(find("x-request-id").unwrap_or_default()),
-                tags: tags.iter().filter_map(|t| Some((t.name.clone(), t.of_lines(find)?))).collect(),
-                start: SystemTime::now(),
-                took: std::time::Duration::ZERO,
-                received: 0,
-                sent: 0,
-                status: 0,
-            })
-        });
-        self.waiting.push_back(Waiting { began: Instant::now(), head: method == "HEAD", call });
-        Some(body)
-    }
-
     /// Looks at bytes from the pod.
-    fn back_from_pod(&mut self, mut bytes: &[u8]) {
-        while !self.off && !bytes.is_empty() {
-            let (taken, seen) = self.responses.feed(bytes);
-            match seen {
-                Seen::Nothing => {}
-                Seen::Head { bytes: head, .. } => match self.response(&head) {
-                    Some(body) => self.responses.body(body),
-                    None => self.off = true,
-                },
-                Seen::Data(length) => {
-                    if let Some(call) = self.waiting.front_mut().and_then(|w| w.call.as_mut()) {
-                        call.sent += length;
-                    }
-                }
-                Seen::Broken => self.off = true,
+    fn back_from_pod(&mut self, bytes: &[u8]) {
+        let understood = match &mut self.protocol {
+            Protocol::One(talk) => talk.back_from_pod(bytes, &self.about),
+            Protocol::Two(talk) => talk.back_from_pod(bytes, &self.about),
+            Protocol::Unknown(_, early) => {
+                early.extend_from_slice(bytes);
+                (early.len() <= MOST_EARLY).then_some(())
             }
-            if self.responses.at_start() && self.status >= 200 {
-                self.answered();
-            }
-            bytes = &bytes[taken.min(bytes.len())..];
-        }
-    }
-
-    fn response(&mut self, head: &[u8]) -> Option<Body> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        if !response.parse(head).is_ok_and(|s| s.is_complete()) {
-            return None;
-        }
-        self.status = response.code?;
-        let find = |name: &str| {
-            let found = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
-            std::str::from_utf8(found.value).ok()
+            Protocol::Off => Some(()),
         };
-        match self.status {
-            // The protocol changes; what follows is no HTTP.
-            101 => {
-                self.answered();
-                None
-            }
-            100..200 | 204 | 304 => Some(Body::None),
-            _ if self.waiting.front()?.head => Some(Body::None),
-            _ => match framing::body_of(&find)? {
-                Body::None if find("content-length").is_none() => Some(Body::UntilEnd),
-                body => Some(body),
-            },
+        self.unless(understood);
+    }
+
+    fn unless(&mut self, understood: Option<()>) {
+        if understood.is_none() {
+            self.over();
         }
     }
 
-    /// The response under way is over.
-    fn answered(&mut self) {
-        let status = std::mem::take(&mut self.status);
-        let Some(Waiting { began, call: Some(mut call), .. }) = self.waiting.pop_front() else { return };
-        call.status = status;
-        call.took = began.elapsed();
-        let About { tracer, reporter, service: (host, port), node, client, .. } = &self.about;
-        tracer.queue().push(call.span(reporter.clone(), (host, *port), node, client));
+    /// Nothing more is looked at.
+    fn over(&mut self) {
+        match std::mem::replace(&mut self.protocol, Protocol::Off) {
+            Protocol::One(talk) => talk.over(&self.about, self.pod_ended),
+            Protocol::Two(talk) => talk.over(&self.about, self.pod_ended),
+            Protocol::Unknown(..) | Protocol::Off => {}
+        }
     }
 }
 
 impl Drop for Tap {
     /// Requests without a whole answer end with the connection.
     fn drop(&mut self) {
-        while !self.waiting.is_empty() {
-            self.answered();
-        }
+        self.over();
     }
 }
 
@@ -254,8 +142,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
                 let changed = this.changed.get_or_insert_with(|| buf[..this.seen].to_vec());
                 let start = changed.len();
                 changed.extend_from_slice(fresh);
-                for (at, digits) in changes {
-                    changed[start + at..start + at + digits.len()].copy_from_slice(&digits);
+                for (at, new) in changes {
+                    changed[start + at..start + at + new.len()].copy_from_slice(&new);
                 }
             }
             this.seen = buf.len();
@@ -284,10 +172,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Tapped<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Task<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        this.tap.back_from_pod(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buf));
+        let bytes = &buf.filled()[before..];
+        if read.is_err() || (bytes.is_empty() && room > 0) {
+            this.tap.pod_ended = true;
+        } else {
+            this.tap.back_from_pod(bytes);
+        }
+        Poll::Ready(read)
     }
 }
 

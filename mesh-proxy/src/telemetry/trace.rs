@@ -6,7 +6,7 @@
 //! ```
 //! - [`context`]: the headers of W3C and B3.
 //! - `open`: a client span while its request is under way.
-//! - `tap`: server spans, seen in the bytes that come through the tunnel.
+//! - `telemetry::tap`: server spans, seen in the bytes that come through the tunnel.
 //! - `queue`, `otlp`, `export`, `connect`: on the way to the collector.
 //!
 //! Without a collector none of it runs. With one, a request that is not sampled costs the look at its headers and one
@@ -21,7 +21,6 @@ mod otlp;
 mod queue;
 mod span;
 mod tags;
-mod tap;
 
 use std::sync::Arc;
 
@@ -29,11 +28,14 @@ pub use config::{Propagation, Protocol, TracingConfig};
 pub(crate) use export::{Exporter, Through};
 pub(crate) use open::OpenSpan;
 pub(crate) use open::TagNeeds;
+pub(crate) use open::new_span;
 use queue::Queue;
 pub use queue::TraceCounters;
 pub(crate) use span::Reporter;
+#[cfg(test)]
+pub(in crate::telemetry) use span::Span;
+pub(in crate::telemetry) use span::{ServerCall, cut};
 pub(crate) use tags::Tag;
-pub(crate) use tap::{About, Tapped};
 
 /// The trace that a call belongs to, and the span in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -117,3 +117,33 @@ async fn health_answers_during_the_drain_and_stops_at_its_end() {
     assert_eq!((report.cut_off, report.stuck.len()), (0, 0));
     assert!(TcpStream::connect(served.address).await.is_err());
 }
+
+/// Numbered lines, a thousand at a time.
+struct Lines(usize);
+
+impl crate::Exposed for Lines {
+    fn expose(&self, (_, from): crate::Place, out: &mut Vec<u8>) -> Option<crate::Place> {
+        let to = self.0.min(from + 1000);
+        (from..to).for_each(|i| out.extend_from_slice(format!("line_total{{n=\"{i}\"}} {i}\n").as_bytes()));
+        (to < self.0).then_some((0, to))
+    }
+}
+
+#[tokio::test]
+async fn a_large_scrape_comes_in_parts_and_a_small_one_at_once() {
+    for (lines, whole) in [(0, true), (10, true), (100_000, false)] {
+        let tasks = Tasks::new(Drain::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let large: Arc<dyn crate::Exposed> = Arc::new(Lines(lines));
+        AdminServer::new().metrics_and(Registry::new(), Some(large)).serve("admin", listener, &tasks);
+        let served = Served { address, tasks, guard: None };
+        let answer = served.get("/metrics").await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert_eq!(head.contains("content-length"), whole, "{head}");
+        let found = body.lines().filter(|l| l.starts_with("line_total{")).count();
+        // A line that a chunk's length stands in is not found.
+        assert!(found <= lines && found + lines / 1000 >= lines, "{found} of {lines}");
+        served.tasks.drain().begin(Reason::Requested("test"));
+    }
+}

@@ -25,6 +25,13 @@ impl Default for TraceRules {
     }
 }
 
+impl TraceRules {
+    /// Tags out of the headers of a message that is only read; by the name of each.
+    pub(crate) fn tags_of<'h>(&self, header: &dyn Fn(&str) -> Option<&'h str>) -> Vec<(String, String)> {
+        self.tags.iter().filter_map(|t| Some((t.name.clone(), t.of_lines(header)?))).collect()
+    }
+}
+
 impl RuleTable {
     /// What holds for a workload's traces on one side of calls, for the collector of that name. A narrower resource
     /// overrides what it says, and nothing else.

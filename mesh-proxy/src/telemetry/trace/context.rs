@@ -5,11 +5,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::{Propagation, TraceIds};
 
 /// W3C: `00-TRACE-SPAN-FLAGS`.
-pub(super) const TRACEPARENT: &str = "traceparent";
+pub(in crate::telemetry) const TRACEPARENT: &str = "traceparent";
 /// B3 in one header: `TRACE-SPAN-SAMPLED-PARENT`.
-pub(super) const B3: &str = "b3";
+pub(in crate::telemetry) const B3: &str = "b3";
 /// B3 in several headers.
-pub(super) const B3_SPAN: &str = "x-b3-spanid";
+pub(in crate::telemetry) const B3_SPAN: &str = "x-b3-spanid";
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
 const B3_PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
@@ -43,7 +43,7 @@ impl Context {
     }
 
     /// The same, for a head that is no map: `text` gives the value of a header.
-    pub(super) fn find<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<Self> {
+    pub(in crate::telemetry) fn find<'h>(text: impl Fn(&str) -> Option<&'h str>) -> Option<Self> {
         let w3c = text(TRACEPARENT).and_then(traceparent);
         let b3 = text(B3).and_then(single);
         let multi = multiple(&text);
@@ -79,7 +79,10 @@ impl Forms {
     pub fn write(self, ids: TraceIds, parent: Option<u64>, headers: &mut HeaderMap) {
         let TraceIds { trace, span } = ids;
         let mut set = |name: HeaderName, text: String| {
-            if let Ok(value) = HeaderValue::try_from(text) {
+            if let Ok(mut value) = HeaderValue::try_from(text) {
+                // It is of no use to a later request, and HTTP/2 then writes it out each time: the endpoint's node puts
+                // its own span there.
+                value.set_sensitive(true);
                 headers.insert(name, value);
             }
         };

@@ -142,6 +142,6 @@ impl OpenSpan {
 }
 
 /// A new span's id.
-pub(super) fn new_span() -> u64 {
+pub(crate) fn new_span() -> u64 {
     rand::random::<u64>().max(1)
 }

@@ -73,7 +73,7 @@ impl Queue {
     }
 
     /// Adds a span; the oldest one gives way if there are too many.
-    pub(super) fn push(&self, span: Span) {
+    pub(in crate::telemetry) fn push(&self, span: Span) {
         let mut spans = self.lock();
         let mut gone = None;
         if spans.len() >= self.most {
@@ -100,7 +100,7 @@ impl Queue {
     }
 
     /// The oldest spans, at most so many.
-    pub(super) fn take(&self, most: usize) -> Vec<Span> {
+    pub(in crate::telemetry) fn take(&self, most: usize) -> Vec<Span> {
         let mut spans = self.lock();
         let batch = most.min(spans.len());
         let taken = spans.drain(..batch).collect();

@@ -16,16 +16,16 @@ const MAX_VALUE: usize = 256;
 /// One hop of one request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Span {
-    pub(super) ids: TraceIds,
-    pub(super) parent: Option<u64>,
+    pub(in crate::telemetry) ids: TraceIds,
+    pub(in crate::telemetry) parent: Option<u64>,
     /// Seen by the endpoint's node; else by the caller's.
-    pub(super) server: bool,
-    pub(super) name: String,
-    pub(super) reporter: Reporter,
-    pub(super) start: Option<SystemTime>,
-    pub(super) duration: Duration,
-    pub(super) error: bool,
-    pub(super) attributes: Vec<(Cow<'static, str>, Value)>,
+    pub(in crate::telemetry) server: bool,
+    pub(in crate::telemetry) name: String,
+    pub(in crate::telemetry) reporter: Reporter,
+    pub(in crate::telemetry) start: Option<SystemTime>,
+    pub(in crate::telemetry) duration: Duration,
+    pub(in crate::telemetry) error: bool,
+    pub(in crate::telemetry) attributes: Vec<(Cow<'static, str>, Value)>,
 }
 
 /// A value of an attribute.
@@ -69,6 +69,25 @@ impl Span {
         }
     }
 
+    /// What is known at the end of a server span; a status of 0: the connection ended first.
+    pub(in crate::telemetry) fn ended(
+        &mut self,
+        took: Duration,
+        protocol: &str,
+        (status, grpc): (u16, Option<u16>),
+        (received, sent): (u64, u64),
+    ) {
+        self.duration = took;
+        self.error = status == 0 || status >= 500 || grpc.is_some_and(|s| s != 0);
+        self.text("http.protocol", protocol);
+        self.number("http.status_code", status.into());
+        if let Some(status) = grpc {
+            self.number("grpc.status_code", status.into());
+        }
+        self.number("request_size", received);
+        self.number("response_size", sent);
+    }
+
     pub(super) fn number(&mut self, name: &'static str, value: u64) {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         self.attributes.push((name.into(), Value::Number(value)));
@@ -76,34 +95,29 @@ impl Span {
 }
 
 /// The first bytes of a text, without half a character.
-pub(super) fn cut(text: &str) -> String {
+pub(in crate::telemetry) fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_VALUE)].to_owned()
 }
 
 /// A request as the endpoint's node saw it.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerCall {
-    pub(super) context: Context,
+    pub(in crate::telemetry) context: Context,
     /// This hop.
-    pub(super) ids: TraceIds,
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) host: String,
-    pub(super) agent: String,
-    pub(super) request_id: String,
+    pub(in crate::telemetry) ids: TraceIds,
+    pub(in crate::telemetry) method: String,
+    pub(in crate::telemetry) path: String,
+    pub(in crate::telemetry) host: String,
+    pub(in crate::telemetry) agent: String,
+    pub(in crate::telemetry) request_id: String,
     /// Values of the headers that custom tags name.
-    pub(super) tags: Vec<(String, String)>,
-    pub(super) start: SystemTime,
-    pub(super) took: Duration,
-    pub(super) received: u64,
-    pub(super) sent: u64,
-    /// 0: the connection ended first.
-    pub(super) status: u16,
+    pub(in crate::telemetry) tags: Vec<(String, String)>,
+    pub(in crate::telemetry) start: SystemTime,
 }
 
 impl ServerCall {
     /// The span of this call; `to` is what the caller's node asked for.
-    pub(super) fn span(
+    pub(in crate::telemetry) fn span(
         self,
         reporter: Reporter,
         (host, port): (&str, u32),
@@ -116,18 +130,12 @@ impl ServerCall {
             server: true,
             name: format!("{host}:{port}/*"),
             start: Some(self.start),
-            duration: self.took,
-            error: self.status == 0 || self.status >= 500,
             ..Span::default()
         };
         span.text("component", "proxy");
         span.text("node_id", node);
         span.text("http.method", &self.method);
         span.text("http.url", &format!("http://{}{}", self.host, self.path));
-        span.text("http.protocol", "HTTP/1.1");
-        span.number("http.status_code", self.status.into());
-        span.number("request_size", self.received);
-        span.number("response_size", self.sent);
         span.text("user_agent", &self.agent);
         span.text("guid:x-request-id", &self.request_id);
         span.text("upstream_cluster", &format!("inbound|{port}||{host}"));

@@ -9,7 +9,7 @@ use super::span::cut;
 /// A tag, compiled.
 #[derive(Debug)]
 pub(crate) struct Tag {
-    pub(super) name: String,
+    pub(in crate::telemetry) name: String,
     value: Value,
 }
 
@@ -66,7 +66,10 @@ impl Tag {
     }
 
     /// The value out of the headers of a message that is only read; by the name of each.
-    pub(super) fn of_lines<'h>(&self, header: impl Fn(&str) -> Option<&'h str>) -> Option<String> {
+    pub(in crate::telemetry) fn of_lines<'h>(
+        &self,
+        header: impl Fn(&str) -> Option<&'h str>,
+    ) -> Option<String> {
         match &self.value {
             Value::Text(text) => Some(text.clone()),
             Value::Header(name, fallback) => {

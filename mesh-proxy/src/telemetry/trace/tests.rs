@@ -104,6 +104,37 @@ fn what_comes_in_is_followed_in_its_form() {
 }
 
 #[test]
+fn grpc_has_server_spans_and_is_counted_by_the_owner() {
+    nodes::run(async {
+        let collector = Collector::start().await;
+        let mesh = Mesh::start(&config(&collector, Protocol::Grpc), Vec::new()).await;
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let w3c = format!("00-{trace}-b7ad6b7169203331-01");
+        let b3 = format!("{trace}-b7ad6b7169203331-1");
+        let multi = [("x-b3-traceid", trace), ("x-b3-spanid", "b7ad6b7169203331"), ("x-b3-sampled", "1")];
+        let forms: [&[(&str, &str)]; 3] = [&[("traceparent", &w3c)], &[("b3", &b3)], &multi];
+        for (i, (headers, said_in)) in forms.into_iter().zip(["traceparent", "b3", "x-b3-spanid"]).enumerate()
+        {
+            let (heard, status) = mesh.rpc("/shop.Cart/Get", headers).await;
+            assert_eq!((heard.status, status.as_str()), (200, "5"));
+            let spans = collector.spans(2 * (i + 1)).await;
+            let said = heard.headers[said_in].to_str().unwrap();
+            let server = one(&spans, "what the pod heard of", |s| s.server && said.contains(&s.span));
+            let client = one(&spans, "its client", |s| !s.server && s.span == server.parent);
+            assert_eq!((client.trace.as_str(), client.parent.as_str()), (trace, "b7ad6b7169203331"));
+            assert_eq!(server.attribute("http.protocol"), "HTTP/2");
+            assert_eq!(server.attribute("http.url"), "http://rpc/shop.Cart/Get");
+            assert_eq!(server.attribute("http.status_code"), "200");
+            assert_eq!(server.attribute("grpc.status_code"), "5");
+            assert_eq!((server.attribute("request_size"), server.attribute("response_size")), ("4", "2"));
+        }
+        let labels = ["destination", "grpc", "200", "5", "rpc", "mutual_tls"];
+        mesh.until("the owner counted all", |m| m.requests(&labels) == 3.0).await;
+        assert_eq!(mesh.requests(&["source", "grpc", "200", "5", "rpc"]), 3.0);
+    });
+}
+
+#[test]
 fn telemetry_decides_and_adds_tags() {
     use mesh_api::model::{Telemetry, Tracing, TracingTag, telemetry::Mode, tracing_tag::Source};
     let tag = |name: &str, source| TracingTag {

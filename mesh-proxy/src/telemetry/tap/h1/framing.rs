@@ -1,5 +1,9 @@
 //! Where messages of HTTP/1 begin and end.
 
+use std::borrow::Cow;
+
+/// The end of a head.
+const END: &[u8] = b"\r\n\r\n";
 /// Longest head that is looked at.
 const MAX_HEAD: usize = 64 << 10;
 /// Longest line of a chunk's size or of a trailer.
@@ -17,11 +21,11 @@ pub(super) enum Body {
 
 /// What the next bytes were.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Seen<'b> {
     /// Part of a head or of what stands between chunks.
     Nothing,
     /// A head is whole; so many bytes of it came before these. Say next which body it has.
-    Head { bytes: Vec<u8>, before: usize },
+    Head { bytes: Cow<'b, [u8]>, before: usize },
     /// So many bytes of a body.
     Data(u64),
     /// This is no HTTP/1.
@@ -83,7 +87,7 @@ impl Framing {
     }
 
     /// Looks at the first of these bytes; says how many that were, at least one.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> (usize, Seen) {
+    pub(super) fn feed<'b>(&mut self, bytes: &'b [u8]) -> (usize, Seen<'b>) {
         let data = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         match self.phase {
             Phase::Head => self.head(bytes),
@@ -104,26 +108,32 @@ impl Framing {
         }
     }
 
-    fn head(&mut self, bytes: &[u8]) -> (usize, Seen) {
+    fn head<'b>(&mut self, bytes: &'b [u8]) -> (usize, Seen<'b>) {
         let before = self.head.len();
         let room = MAX_HEAD.saturating_sub(before).min(bytes.len());
         if room == 0 {
             return (bytes.len(), Seen::Broken);
         }
+        if before == 0
+            && let Some(end) = memchr::memmem::find(&bytes[..room], END)
+        {
+            let length = end + END.len();
+            return (length, Seen::Head { bytes: Cow::Borrowed(&bytes[..length]), before });
+        }
         self.head.extend_from_slice(&bytes[..room]);
         // The end may have begun in what came before.
-        let from = before.saturating_sub(3);
-        let Some(end) = memchr::memmem::find(&self.head[from..], b"\r\n\r\n") else {
+        let from = before.saturating_sub(END.len() - 1);
+        let Some(end) = memchr::memmem::find(&self.head[from..], END) else {
             return (room, Seen::Nothing);
         };
-        let length = from + end + 4;
+        let length = from + end + END.len();
         self.head.truncate(length);
         let head = std::mem::take(&mut self.head);
-        (length - before, Seen::Head { bytes: head, before })
+        (length - before, Seen::Head { bytes: Cow::Owned(head), before })
     }
 
     /// One byte between chunks.
-    fn between(&mut self, byte: u8) -> Seen {
+    fn between(&mut self, byte: u8) -> Seen<'static> {
         let next = match (self.phase, byte) {
             (Phase::Size(n, length, past), _) if length < MAX_LINE => {
                 match (byte, char::from(byte).to_digit(16)) {

@@ -10,16 +10,20 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::{body::Incoming, client::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    client::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_api::{Resource, model};
 use mesh_core::{Change, Tables};
 use mesh_tunnel::{Acceptor, Executors, NodeKey, Tunnel, TunnelConfig};
 use node_rt::{Drain, Tasks};
 use prometheus::Registry;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::{LocalSet, spawn_local},
 };
 
@@ -38,6 +42,8 @@ const WEB_POD: &str = "127.0.0.2";
 /// Services.
 pub(super) const WEB: &str = "10.96.0.7:80";
 const DB: &str = "10.96.0.8:80";
+/// The pod of `web` by gRPC.
+pub(super) const RPC: &str = "10.96.0.9:80";
 
 /// Runs a test on one thread.
 pub(super) fn run(test: impl Future<Output = ()> + 'static) {
@@ -73,18 +79,14 @@ fn workload(address: &str, name: &str) -> model::Workload {
 }
 
 fn tables(more: Vec<Resource>) -> Tables {
-    let service = |name: &str, vip: &str| {
+    let service = |name: &str, vip: &str, protocol: model::Protocol| {
         Resource::Service(model::Service {
             host: format!("{name}.default.svc.cluster.local"),
             namespace: "default".into(),
             name: name.into(),
             kind: model::service::Kind::ClusterIp.into(),
             vips: vec![vip.into()],
-            ports: vec![model::Port {
-                number: 80,
-                name: "http".into(),
-                protocol: model::Protocol::Http.into(),
-            }],
+            ports: vec![model::Port { number: 80, name: "port".into(), protocol: protocol.into() }],
             ..Default::default()
         })
     };
@@ -95,7 +97,7 @@ fn tables(more: Vec<Resource>) -> Tables {
                 address: address.into(),
                 node: node.into(),
                 ready: true,
-                workload: Some(workload(address, name)),
+                workload: Some(workload(address, if name == "rpc" { "web" } else { name })),
                 ports: vec![model::PortMap { service_port: 80, target_port: 8080 }],
                 ..Default::default()
             }],
@@ -108,9 +110,11 @@ fn tables(more: Vec<Resource>) -> Tables {
     let mut all = vec![
         of("a", &[(CLIENT, "client"), ("10.1.1.1", "db")]),
         of("b", &[(WEB_POD, "web"), ("10.1.2.1", "web")]),
-        service("web", "10.96.0.7"),
-        service("db", "10.96.0.8"),
+        service("web", "10.96.0.7", model::Protocol::Http),
+        service("db", "10.96.0.8", model::Protocol::Http),
+        service("rpc", "10.96.0.9", model::Protocol::Grpc),
         endpoints("web", "10.1.2.1", "b"),
+        endpoints("rpc", "10.1.2.1", "b"),
         endpoints("db", "10.1.1.1", "a"),
     ];
     all.extend(more);
@@ -142,7 +146,7 @@ async fn node(
     out.tracer = Some(tracer.clone());
     let mut fixed = Vec::new();
     let mut entrances = Vec::new();
-    for service in [WEB, DB] {
+    for service in [WEB, DB, RPC] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         entrances.push(((name, service), listener.local_addr().unwrap()));
         fixed.push((listener, service.parse().unwrap()));
@@ -200,6 +204,35 @@ impl Mesh {
         Heard { status, headers: self.heard.lock().unwrap().clone() }
     }
 
+    /// Calls the gRPC service from node `a`; says what its pod heard and the status in the trailers.
+    pub(super) async fn rpc(&self, path: &str, headers: &[(&str, &str)]) -> (Heard, String) {
+        let entrance = self.entrances.iter().find(|(k, _)| **k == ("a", RPC)).unwrap().1;
+        let stream = connect(CLIENT, *entrance).await;
+        let (mut sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        spawn_local(connection);
+        let mut request =
+            Request::post(format!("http://rpc{path}")).header("content-type", "application/grpc");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender.send_request(request.body(Full::<Bytes>::from("ping")).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap();
+        let trailer = body.trailers().map_or("", |t| t["grpc-status"].to_str().unwrap()).to_owned();
+        (Heard { status, headers: self.heard.lock().unwrap().clone() }, trailer)
+    }
+
+    /// Requests that were counted with these values among their labels.
+    pub(super) fn requests(&self, values: &[&str]) -> f64 {
+        let families = self.registries.iter().flat_map(Registry::gather).collect::<Vec<_>>();
+        let samples = families.iter().filter(|f| f.name() == "istio_requests_total");
+        let fits = |m: &&prometheus::proto::Metric| {
+            values.iter().all(|v| m.get_label().iter().any(|l| l.value() == *v))
+        };
+        samples.flat_map(|f| f.get_metric()).filter(fits).map(|m| m.get_counter().get_value()).sum()
+    }
+
     /// The sum of a metric over both nodes.
     pub(super) fn metric(&self, name: &str, label: &str) -> f64 {
         let families = self.registries.iter().flat_map(Registry::gather).collect::<Vec<_>>();
@@ -225,15 +258,31 @@ impl Mesh {
 
 /// One request on a connection of its own.
 async fn call(from: &str, to: SocketAddr, request: Request<Empty<Bytes>>) -> u16 {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::new(from.parse::<IpAddr>().unwrap(), 0)).unwrap();
-    let stream = socket.connect(to).await.unwrap();
+    let stream = connect(from, to).await;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     spawn_local(connection);
     let response = sender.send_request(request).await.unwrap();
     let status = response.status().as_u16();
     response.into_body().collect().await.unwrap();
     status
+}
+
+async fn connect(from: &str, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from.parse::<IpAddr>().unwrap(), 0)).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// `ok`, and for gRPC a status of 5 after it.
+fn answer(request: &Request<Incoming>) -> Response<UnsyncBoxBody<Bytes, std::convert::Infallible>> {
+    let mut frames = vec![Ok(Frame::data(Bytes::from("ok")))];
+    let mut response = Response::builder();
+    if request.headers().get("content-type").is_some_and(|t| t == "application/grpc") {
+        response = response.header("content-type", "application/grpc");
+        let trailers = [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("5"))];
+        frames.push(Ok(Frame::trailers(trailers.into_iter().collect())));
+    }
+    response.body(StreamBody::new(futures::stream::iter(frames)).boxed_unsync()).unwrap()
 }
 
 /// A pod that remembers what it heard, and for `/front` calls the next one with the trace's headers, as an application
@@ -261,11 +310,11 @@ async fn pod(
                         }
                         call(WEB_POD, to, further.body(Empty::new()).unwrap()).await;
                     }
-                    Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::from("ok")))
+                    Ok::<_, std::convert::Infallible>(answer(&request))
                 }
             });
             spawn_local(async move {
-                let server = hyper::server::conn::http1::Builder::new();
+                let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                 let _ended = server.serve_connection(TokioIo::new(socket), service).await;
             });
         }

@@ -1,0 +1,207 @@
+//! A conversation in HTTP/2, gRPC among it.
+
+mod frames;
+
+use std::{borrow::Cow, collections::HashMap};
+
+use frames::{Frames, Seen};
+
+use super::{
+    Change,
+    exchange::{About, DIGITS, Exchange, Hop, Version},
+    hpack::{Decoder, Field, Literal, alike},
+};
+use crate::telemetry::Flags;
+
+/// Requests under way on one connection; a client that has more is not looked at any longer.
+const MAX_STREAMS: usize = 1024;
+
+#[derive(Default)]
+pub(super) struct Talk {
+    requests: Side,
+    responses: Side,
+    streams: HashMap<u32, Exchange>,
+    /// The last stream that the client has begun.
+    newest: u32,
+}
+
+#[derive(Default)]
+struct Side {
+    frames: Frames,
+    headers: Decoder,
+}
+
+/// A header of a sampled request, kept until its head is read.
+struct Kept {
+    name: String,
+    value: String,
+    literal: Option<Literal>,
+}
+
+impl Talk {
+    /// Looks at bytes to the pod; none if they cannot be understood. `place` says where a part of them stands.
+    pub(super) fn towards_pod(
+        &mut self,
+        mut bytes: &[u8],
+        about: &About,
+        (place, changes): (&dyn Fn(&[u8]) -> Option<usize>, &mut Vec<Change>),
+    ) -> Option<()> {
+        while !bytes.is_empty() {
+            let (taken, seen) = self.requests.frames.feed(bytes);
+            match seen {
+                Seen::Nothing => {}
+                Seen::Head { stream, head, .. } => {
+                    // What is not whole in these bytes cannot change: its beginning has gone by.
+                    let start = match &head {
+                        Cow::Borrowed(head) => place(head),
+                        Cow::Owned(_) => None,
+                    };
+                    self.request(stream, &head, about, (start, changes))?;
+                }
+                Seen::Data { stream, length, .. } => {
+                    if let Some(exchange) = self.streams.get_mut(&stream) {
+                        exchange.received += length;
+                    }
+                }
+                Seen::Reset { stream } => {
+                    if let Some(exchange) = self.streams.remove(&stream) {
+                        about.ended(exchange, Version::Two, Flags::CLIENT_CLOSED);
+                    }
+                }
+                Seen::Broken => return None,
+            }
+            bytes = &bytes[taken.min(bytes.len())..];
+        }
+        Some(())
+    }
+
+    fn request(
+        &mut self,
+        stream: u32,
+        head: &[u8],
+        about: &About,
+        (start, changes): (Option<usize>, &mut Vec<Change>),
+    ) -> Option<()> {
+        // Trailers, or what is left of a stream that has been answered already.
+        if stream <= self.newest {
+            return self.requests.headers.decode(head, |_| {});
+        }
+        self.newest = stream;
+        if self.streams.len() >= MAX_STREAMS {
+            return None;
+        }
+        let mut all = Vec::new();
+        let traced = about.traces.as_ref().is_some_and(|t| t.rules.reports);
+        self.requests.headers.decode(head, |field| {
+            if traced || matches!(field.name, b":method" | b"content-type") {
+                all.extend(Kept::of(field));
+            }
+        })?;
+        let find = |name: &str| all.iter().find(|k| k.name == name).map(|k| k.value.as_str());
+        let (method, path) = (find(":method")?, find(":path").unwrap_or_default());
+        let host = find(":authority").or_else(|| find("host")).unwrap_or_default();
+        let (exchange, hop) = about.begin(method, (host, path), &find, like);
+        self.streams.insert(stream, exchange);
+        if let (Some(hop), Some(start)) = (&hop, start) {
+            changes.extend(all.iter().filter_map(|kept| kept.with(hop, start)));
+        }
+        Some(())
+    }
+
+    /// Looks at bytes from the pod; none if they cannot be understood.
+    pub(super) fn back_from_pod(&mut self, mut bytes: &[u8], about: &About) -> Option<()> {
+        while !bytes.is_empty() {
+            let (taken, seen) = self.responses.frames.feed(bytes);
+            match seen {
+                Seen::Nothing => {}
+                Seen::Head { stream, head, last } => {
+                    self.response(stream, &head)?;
+                    self.over_if(last, stream, about);
+                }
+                Seen::Data { stream, length, last } => {
+                    if let Some(exchange) = self.streams.get_mut(&stream) {
+                        exchange.sent += length;
+                    }
+                    self.over_if(last, stream, about);
+                }
+                Seen::Reset { stream } => {
+                    if let Some(exchange) = self.streams.remove(&stream) {
+                        about.ended(exchange, Version::Two, Flags::UPSTREAM_RESET);
+                    }
+                }
+                Seen::Broken => return None,
+            }
+            bytes = &bytes[taken.min(bytes.len())..];
+        }
+        Some(())
+    }
+
+    fn response(&mut self, stream: u32, head: &[u8]) -> Option<()> {
+        let (mut status, mut grpc) = (None, None);
+        self.responses.headers.decode(head, |field| {
+            let number = || std::str::from_utf8(field.value).ok()?.parse::<u16>().ok();
+            match field.name {
+                b":status" => status = number(),
+                b"grpc-status" => grpc = number(),
+                _ => {}
+            }
+        })?;
+        if let Some(exchange) = self.streams.get_mut(&stream) {
+            // What comes before the answer is none.
+            exchange.status = status.filter(|s| *s >= 200).unwrap_or(exchange.status);
+            exchange.grpc_status = grpc.or(exchange.grpc_status);
+        }
+        Some(())
+    }
+
+    fn over_if(&mut self, last: bool, stream: u32, about: &About) {
+        if last && let Some(exchange) = self.streams.remove(&stream) {
+            about.ended(exchange, Version::Two, Flags::NONE);
+        }
+    }
+
+    /// The connection has ended; it was the pod who ended it, or not.
+    pub(super) fn over(self, about: &About, pod_ended: bool) {
+        let flags = if pod_ended { Flags::UPSTREAM_CLOSED } else { Flags::CLIENT_CLOSED };
+        for exchange in self.streams.into_values() {
+            about.ended(exchange, Version::Two, flags);
+        }
+    }
+}
+
+impl Kept {
+    /// None if it is no text.
+    fn of(field: &Field<'_>) -> Option<Self> {
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+        Some(Self { name: text(field.name)?, value: text(field.value)?, literal: field.literal })
+    }
+
+    /// What changes of it when it is to say this hop's span.
+    fn with(&self, hop: &Hop, start: usize) -> Option<Change> {
+        let said = hop.said.iter().find(|s| s.header == self.name)?;
+        // One that only its number stands for cannot change; our own nodes write each one out.
+        let literal = self.literal?;
+        let mut value = self.value.clone().into_bytes();
+        value.get_mut(said.from..said.from + DIGITS)?.copy_from_slice(&hop.own);
+        Some((start + literal.at, literal.instead(&value)?))
+    }
+}
+
+/// Digits of a new span whose Huffman codes are as long as those of the old one. Each has six or ten choices: two spans
+/// of a trace are the same once in 2^41 at most.
+fn like(old: &[u8; DIGITS]) -> [u8; DIGITS] {
+    const ALL: &[u8; 16] = b"0123456789abcdef";
+    loop {
+        let mut new = *old;
+        for digit in &mut new {
+            let fitting: Vec<u8> = ALL.iter().copied().filter(|d| alike(*d, *digit)).collect();
+            *digit = fitting[rand::random_range(0..fitting.len())];
+        }
+        if new != *old && new.iter().any(|d| *d != b'0') {
+            return new;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
