@@ -9,7 +9,10 @@ use mesh_ca::TrustDomain;
 use mesh_index::Options;
 use mesh_net::tls::{ClientAuth, Expect, NodeTls};
 use node_rt::{AdminServer, Readiness, Tasks};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 
 use crate::{
     admin,
@@ -50,6 +53,7 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
         SourceKind::Kube => Some(source::kube::client(config.kubeconfig.clone()).await?),
     };
     let (opened, place) = open_state(config, client.clone()).await?;
+    let (new_ca, authority) = watch::channel(Arc::new(opened.authority));
     let registered = prometheus::Registry::new();
     let metrics = Arc::new(Metrics::new(&registered)?);
 
@@ -68,11 +72,11 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
         .start(operations, tasks);
     sender.send(registry.all()).await.ok();
 
-    let tls = own::tls(&opened.authority, config)?;
+    let tls = own::tls(&authority.borrow(), config)?;
     let accept_tls = tls.server_config(ClientAuth::Optional(Expect::AnyNode), &[b"h2"]).context("TLS")?;
     let reviewer = client.clone().map(|client| Reviewer::new(client, config.accounts()));
-    let (authority, tokens) = (opened.authority, opened.tokens);
-    let issuer = agent::Issuer { authority, tokens, ttl: config.node_ttl(), reviewer };
+    let ttl = config.node_ttl();
+    let issuer = agent::Issuer { authority: authority.clone(), tokens: opened.tokens, ttl, reviewer };
     let mut shared = Shared::new(store, registry, issuer, metrics, tasks.clone());
     (shared.members, shared.handover) = (members, config.handover());
     let shared = Arc::new(shared);
@@ -100,11 +104,14 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
         (SourceKind::Dir(path), _) => source::dir::start(folder(path, config, &health), sender, tasks),
         (SourceKind::Kube, None) => {}
         (SourceKind::Kube, Some(client)) => {
-            let kinds = source::kube::kinds(config.gateway_api);
-            source::kube::start_with(client.clone(), kinds, sender.clone(), health.clone(), tasks);
+            let wanted = source::kube::Wanted {
+                gateway_api: config.gateway_api,
+                root_namespace: config.root_namespace.clone(),
+            };
+            source::kube::start_with(client.clone(), wanted, sender.clone(), health.clone(), tasks);
             serve_webhook(config, &tls, status_metrics.reviews.clone(), tasks).await?;
-            let ca = shared.issuer.authority.certificate_pem().to_owned();
-            webhook::keep_bundle(client.clone(), config.webhook_configuration.clone(), ca.clone(), tasks);
+            let configuration = config.webhook_configuration.clone();
+            webhook::keep_bundle(client.clone(), configuration, authority.clone(), tasks);
             let identity = identity();
             let of_status = || status_writing(config, client.clone(), place.as_ref(), identity.clone());
             writing = config.write_status.then(of_status);
@@ -116,7 +123,7 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
             members::keep(&shared, lease_place, identity);
             if let Some(place) = place {
                 state::follow(&place, shared.clone(), sender, health.clone());
-                state::keep_ca(place, ca, tasks);
+                state::keep_ca(place, authority, tasks);
             }
         }
     }
@@ -124,6 +131,8 @@ pub async fn start(config: &Config, tasks: &Tasks, readiness: &Readiness) -> any
     // Proxies keep what they have until this controller knows all of it.
     serve_when_ready(shared.clone(), listener, accept_tls, config.max_connections, readiness);
     own::keep_current(shared, tls, config.clone(), health, shares_dir);
+    let trust_domain = TrustDomain::new(&config.trust_domain)?;
+    state::keep_renewed(opened.store, trust_domain, config.lives(), agent::now, new_ca, tasks);
     Ok(running)
 }
 
@@ -190,7 +199,8 @@ async fn open_state(
     let trust_domain = TrustDomain::new(&config.trust_domain)?;
     let Some(client) = client.filter(|_| config.state_in_cluster()) else {
         return Ok((
-            state::open(state::in_dir(config.state_path()), trust_domain, agent::now()).await?,
+            state::open(state::in_dir(config.state_path()), trust_domain, config.lives(), agent::now())
+                .await?,
             None,
         ));
     };
@@ -200,7 +210,8 @@ async fn open_state(
             let namespace = config.own_namespace();
             let state = KubeState::new(client.clone(), &namespace, &config.state_owner).await?;
             let place = state.place().clone();
-            let opened = state::open(Arc::new(state), trust_domain.clone(), agent::now()).await?;
+            let (trust_domain, lives) = (trust_domain.clone(), config.lives());
+            let opened = state::open(Arc::new(state), trust_domain, lives, agent::now()).await?;
             anyhow::Ok((opened, Some(place)))
         };
         match attempt.await {

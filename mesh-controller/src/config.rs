@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_api::model::mesh_config::OutboundMode;
-use mesh_ca::TrustDomain;
+use mesh_ca::{Lives, TrustDomain};
 use node_rt::{ConfigProblem, LogFormat, Validate};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,9 @@ pub struct Config {
     pub root_namespace: String,
     /// Traffic for unknown destinations: `allow-any` or `registry-only`.
     pub outbound: Outbound,
+    /// How long the CA holds, in seconds. When two thirds of it are over there is a next one, which signs when all nodes have
+    /// had the time of a node certificate to learn of it.
+    pub ca_certificate_ttl: u64,
     /// How long node certificates hold, in seconds.
     pub node_certificate_ttl: u64,
     /// How long the controller's own certificate holds, in seconds; renewed after a third of it, without a restart.
@@ -155,6 +158,7 @@ impl Default for Config {
             cluster_domain: "cluster.local".to_owned(),
             root_namespace: "istio-system".to_owned(),
             outbound: Outbound::AllowAny,
+            ca_certificate_ttl: Lives::default().ca.as_secs(),
             node_certificate_ttl: mesh_ca::NODE_CERT_TTL.as_secs(),
             controller_certificate_ttl: 7 * 86_400,
             max_connections: 20_000,
@@ -236,6 +240,11 @@ impl Config {
     pub fn node_ttl(&self) -> Duration {
         Duration::from_secs(self.node_certificate_ttl)
     }
+
+    /// By which the CA is renewed.
+    pub fn lives(&self) -> Lives {
+        Lives::new(Duration::from_secs(self.ca_certificate_ttl), self.node_ttl())
+    }
 }
 
 impl Validate for Config {
@@ -263,6 +272,12 @@ impl Validate for Config {
         if !(60..=30 * 86_400).contains(&self.node_certificate_ttl) {
             let reason = "must be between 60 and 2592000 seconds";
             out.push(ConfigProblem::new("nodeCertificateTtl", self.node_certificate_ttl, reason));
+        }
+        // A third of it holds the overlap, the last leaves of the former one, and some rest.
+        let least = self.node_certificate_ttl.saturating_mul(9);
+        if !(least..=50 * 365 * 86_400).contains(&self.ca_certificate_ttl) {
+            let reason = "must be at least nine times nodeCertificateTtl, and at most 50 years";
+            out.push(ConfigProblem::new("caCertificateTtl", self.ca_certificate_ttl, reason));
         }
         if !(5..=365 * 86_400).contains(&self.controller_certificate_ttl) {
             let reason = "must be between 5 and 31536000 seconds";

@@ -2,8 +2,12 @@
 //! not known or cannot be meant is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
+#[path = "helm/cases.rs"]
+mod cases;
 #[path = "helm/chart.rs"]
 mod chart;
+#[path = "helm/expect.rs"]
+mod expect;
 #[path = "helm/reference.rs"]
 mod reference;
 #[path = "helm/values.rs"]

@@ -73,6 +73,29 @@ impl CallError {
             Self::Connect { .. } | Self::Address { .. } => false,
         }
     }
+
+    /// Whether the controller's certificate is of no CA that this node trusts.
+    pub fn is_of_unknown_ca(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => is_of_unknown_ca(source),
+            Self::Address { .. } | Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// Whether somewhere below an error is a certificate that no trusted CA has signed.
+pub(crate) fn is_of_unknown_ca(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::{CertificateError as Bad, Error::InvalidCertificate};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = error.downcast_ref().or_else(|| wrapped?.downcast_ref::<rustls::Error>());
+        if let Some(InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) = tls {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Connects to one controller.

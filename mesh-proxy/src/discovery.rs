@@ -215,6 +215,7 @@ impl Discovery {
             Some(Code::Unavailable) if status.is_some_and(|s| s.message().starts_with(STOPPING)) => {
                 return true;
             }
+            _ if controller::is_of_unknown_ca(error) => self.doubts.refused(),
             _ => self.doubts.unreachable(),
         }
         false

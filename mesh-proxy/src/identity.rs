@@ -88,6 +88,12 @@ pub enum IdentityError {
         /// This node.
         node: String,
     },
+    /// The controller is of another CA than this node has ever heard of.
+    #[error(
+        "the mesh has another CA than the one that this node has its certificate of: on the controller's side `meshctl \
+         token create --node NAME`, here set join_token ({0})"
+    )]
+    FormerCa(#[source] Box<IdentityError>),
     /// The CA in the answer is not the one that this node was told to trust.
     #[error("the controller's CA is not the one that the join token or identity.caFile names")]
     WrongCa,

@@ -199,6 +199,90 @@ async fn a_node_whose_certificate_has_ended_joins_again_with_a_new_token() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_follows_another_while_nodes_go_on() {
+    let files = [("w.yaml", service("web", "10.96.0.1", 80))];
+    let mut first = String::new();
+    let controller = Controller::start_with(&files, |c| {
+        // Long enough for a busy machine; it is also for how long a next CA is trusted before it signs.
+        c.node_certificate_ttl = 12;
+        first = support::ca_that_is_due(c);
+    })
+    .await;
+    let state = tempfile::tempdir().unwrap();
+    let mut wanted = config("edge-a", state.path());
+    wanted.join_token = controller.token("edge-a").into();
+    let proxy = Proxy::start(wanted).await;
+    proxy.ready(SOON).await;
+    let held = || std::fs::read_to_string(state.path().join("identity.pem")).unwrap();
+    let cas = || support::certificates(&held()).split_off(1);
+    let first = support::certificates(&first).remove(0);
+    // A second node joins by a token that names the first CA, when the next one signs already.
+    let token = controller.token("edge-b");
+    let mut seen = Vec::new();
+    let mut round = 0;
+    let gone = async {
+        while cas().contains(&first) {
+            let now = (cas().len(), cas()[0] == first);
+            if seen.last() != Some(&now) {
+                seen.push(now);
+                // What the controller says reaches the node at each stage.
+                round += 1;
+                let vip = format!("10.96.1.{round}");
+                controller.write("w.yaml", &service("web", &vip, 80));
+                proxy.until("a change", |t| t.by_vip(vip.parse().unwrap(), 80).is_some()).await;
+                if now == (2, false) {
+                    let other = tempfile::tempdir().unwrap();
+                    let mut wanted = config("edge-b", other.path());
+                    wanted.join_token = token.clone().into();
+                    let late = Proxy::start(wanted).await;
+                    late.ready(SOON).await;
+                    late.stop().await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON * 12, gone).await.expect("the first CA is forgotten");
+    assert_eq!(cas().len(), 1);
+    // Both are trusted while the first one signs, and while the second one does.
+    assert!(seen.ends_with(&[(2, true), (2, false)]), "{seen:?}");
+    controller.write("w.yaml", &service("web", "10.96.2.1", 80));
+    proxy.until("a change", |t| t.by_vip("10.96.2.1".parse().unwrap(), 80).is_some()).await;
+    assert_eq!(proxy.metric("selvage_certificate_failures_total").await, 0.0);
+    proxy.stop().await;
+}
+
+/// A node that was away while one CA followed another, or whose mesh was set up anew: it says so, and a token helps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_a_certificate_of_a_former_ca_joins_again() {
+    let (_, mut controller) = world().await;
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("token");
+    let mut wanted = config("edge-a", &state.path().join("state"));
+    std::fs::write(&file, controller.token("edge-a")).unwrap();
+    wanted.join_token = format!("@{}", file.display()).into();
+    let proxy = Proxy::start(wanted.clone()).await;
+    proxy.ready(SOON).await;
+    controller.down().await;
+    controller.forget_ca();
+    controller.up().await;
+    let failed = async {
+        while proxy.metric("selvage_certificate_failures_total").await < 1.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, failed).await.expect("it tries in vain, and says so");
+    // It goes on with what it has, and needs no restart for the new token.
+    assert!(proxy.readiness.is_ready());
+    std::fs::write(&file, controller.token("edge-a")).unwrap();
+    controller.write("rule.yaml", &only("v2"));
+    proxy
+        .until("a rule", |t| !t.service("web.default.svc.cluster.local").unwrap().virtual_hosts.is_empty())
+        .await;
+    proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_gets_ready_in_a_mesh_that_never_rests() {
     let (_, controller) = world().await;
     let state = tempfile::tempdir().unwrap();

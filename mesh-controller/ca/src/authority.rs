@@ -1,5 +1,5 @@
-//! The certificate authority: one ECDSA key in a directory. It decides what a node certificate says; a request
-//! contributes nothing but its public key.
+//! The certificate authority: an ECDSA key that signs, and the CAs beside it that are trusted while one follows another.
+//! It decides what a node certificate says; a request contributes nothing but its public key.
 
 use std::{
     fmt,
@@ -15,16 +15,19 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs
 use sha2::{Digest, Sha256};
 
 use crate::{
-    files::{DirLock, FileError, private_dir, read_optional, write_private},
+    files::{DirLock, FileError, private_dir},
+    renewal::{Kept, Lives},
     shelf::StoreError,
     spiffe::{NodeName, TrustDomain},
+    state_dir::load_or_create,
 };
 
-/// How long a node certificate holds. Nodes renew at half of it; a node that is offline for longer joins again.
+/// How long a node certificate holds. Nodes renew when two thirds of it are over; one that is away for longer joins again.
 pub const NODE_CERT_TTL: Duration = Duration::from_secs(24 * 3600);
-/// Certificates start in the past by this much: clocks of edge nodes are not exact.
-const BACKDATE: u64 = 300;
-const CA_TTL: u64 = 10 * 365 * 24 * 3600;
+/// Certificates start in the past by this much, in seconds: clocks of edge nodes are not exact.
+pub const BACKDATE: u64 = 300;
+/// What is named when a CA beside the one that signs is damaged.
+pub(crate) const OTHERS: &str = "renewal.json";
 /// A P-256 request is below 1 KiB; RSA 4096 would be 2 KiB and is not accepted anyway.
 const MAX_CSR_BYTES: usize = 8 << 10;
 
@@ -51,6 +54,15 @@ pub enum AuthorityError {
     /// The key could not be made or the certificate not signed.
     #[error("create the certificate authority: {0}")]
     Create(String),
+    /// Nobody has renewed it in years, or the clock is wrong.
+    #[error(
+        "the CA's certificate ended {seconds} s ago: set this machine's clock, or remove ca.key and ca.crt (in a cluster: \
+         Secret mesh-ca) to begin anew with a CA that all nodes have to join"
+    )]
+    Ended {
+        /// How long ago.
+        seconds: u64,
+    },
 }
 
 /// Why a certificate is not signed.
@@ -73,14 +85,20 @@ pub enum SignError {
 /// The CA of one mesh.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
-    certificate_pem: String,
     trust_domain: TrustDomain,
+    /// Seconds since 1970 at which the certificate of the one that signs ends.
+    ends: u64,
+    /// The one that signs, then the next one, then former ones.
+    trusted: Vec<CertificateDer<'static>>,
+    /// What leads to the one that signs from former ones.
+    vouchers: Vec<CertificateDer<'static>>,
+    bundle_pem: String,
 }
 
 /// A certificate with its private key, made by the CA for a program of its own side.
 pub struct Issued {
-    /// Leaf first, then the CA: joining nodes compare the latter with the hash in their token.
+    /// Leaf first, then the CA, then former ones with what leads from them to it: joining nodes look for the one whose hash
+    /// is in their token.
     pub chain: Vec<CertificateDer<'static>>,
     /// The private key.
     pub key: PrivatePkcs8KeyDer<'static>,
@@ -99,51 +117,25 @@ impl fmt::Debug for Issued {
 }
 
 impl Authority {
-    /// Loads the CA from `dir`, or creates it there. Two processes that start at once get the same CA.
+    /// Loads the CA from `dir` as it is, or creates it there. Two processes that start at once get the same CA.
     pub fn open(dir: &Path, trust_domain: &TrustDomain, now: u64) -> Result<Self, AuthorityError> {
         private_dir(dir)?;
         let _lock = DirLock::acquire(dir)?;
-        let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
-        let (key_pem, cert_pem) = match (read_optional(&key_path)?, read_optional(&cert_path)?) {
-            (Some(key), Some(cert)) => (key, cert),
-            (None, None) => {
-                let (key, cert) = Self::generate(trust_domain, now)?;
-                // The key goes first: a certificate alone would be published and useless.
-                write_private(&key_path, key.as_bytes())?;
-                write_private(&cert_path, cert.as_bytes())?;
-                (key.into_bytes(), cert.into_bytes())
-            }
-            _ => return Err(AuthorityError::Incomplete(dir.to_owned())),
-        };
-        Self::from_pem(&key_pem, &cert_pem, trust_domain, dir)
-    }
-
-    /// Makes a CA: its key and its certificate, as PEM.
-    pub fn generate(trust_domain: &TrustDomain, now: u64) -> Result<(String, String), AuthorityError> {
-        create(trust_domain, now)
+        Self::of(&load_or_create(dir, trust_domain, &Lives::default(), now)?, trust_domain, dir)
     }
 
     /// A CA that is kept at `place`, which errors name.
-    pub fn from_pem(
-        key_pem: &[u8],
-        cert_pem: &[u8],
-        trust_domain: &TrustDomain,
-        place: &Path,
-    ) -> Result<Self, AuthorityError> {
-        Self::load(key_pem, cert_pem, trust_domain)
+    pub fn of(kept: &Kept, trust_domain: &TrustDomain, place: &Path) -> Result<Self, AuthorityError> {
+        Self::load(kept, trust_domain)
             .map_err(|(file, reason)| AuthorityError::Corrupt { path: place.join(file), reason })
     }
 
-    fn load(
-        key_pem: &[u8],
-        cert_pem: &[u8],
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, (&'static str, String)> {
+    fn load(kept: &Kept, trust_domain: &TrustDomain) -> Result<Self, (&'static str, String)> {
         let bad_key = |e: &dyn fmt::Display| ("ca.key", e.to_string());
         let bad_cert = |e: &dyn fmt::Display| ("ca.crt", e.to_string());
-        let key_text = std::str::from_utf8(key_pem).map_err(|e| bad_key(&e))?;
-        let key = KeyPair::from_pem(key_text).map_err(|e| bad_key(&e))?;
-        let certificate = CertificateDer::from_pem_slice(cert_pem).map_err(|e| bad_cert(&e))?;
+        let key = KeyPair::from_pem(&kept.key).map_err(|e| bad_key(&e))?;
+        let certificate =
+            CertificateDer::from_pem_slice(kept.certificate.as_bytes()).map_err(|e| bad_cert(&e))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).map_err(|e| bad_cert(&e))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
             return Err(bad_cert(&"does not belong to ca.key"));
@@ -155,37 +147,53 @@ impl Authority {
             return Err(bad_cert(&format!("is for {found}, the configured trust domain is {trust_domain}")));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| bad_cert(&e))?;
-        let certificate_pem = String::from_utf8_lossy(cert_pem).into_owned();
-        Ok(Self { issuer, certificate, certificate_pem, trust_domain: trust_domain.clone() })
+        let (mut trusted, mut bundle_pem) = (vec![certificate], kept.certificate.clone());
+        for pem in kept.others.trusted() {
+            let other = other(pem)?;
+            if !trusted.contains(&other) {
+                trusted.push(other);
+                bundle_pem.push_str(pem);
+            }
+        }
+        let vouchers = kept.others.vouchers().map(other).collect::<Result<_, _>>()?;
+        let (_, ends) = Generation::validity(&kept.certificate).map_err(|e| bad_cert(&e))?;
+        Ok(Self { issuer, trust_domain: trust_domain.clone(), ends, trusted, vouchers, bundle_pem })
     }
 
-    /// The CA certificate.
+    /// The certificate of the one that signs.
     pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+        // There is one: it is the first that was put in.
+        &self.trusted[0]
     }
 
-    /// The CA certificate as PEM, as Kubernetes wants it of webhooks.
-    pub fn certificate_pem(&self) -> &str {
-        &self.certificate_pem
+    /// All CAs that are to be trusted now: the one that signs first.
+    pub fn trusted(&self) -> &[CertificateDer<'static>] {
+        &self.trusted
     }
 
-    /// SHA-256 of the CA certificate: what join tokens carry.
+    /// The same as PEM, as Kubernetes wants it of webhooks.
+    pub fn bundle_pem(&self) -> &str {
+        &self.bundle_pem
+    }
+
+    /// SHA-256 of the certificate of the one that signs: what join tokens carry.
     pub fn fingerprint(&self) -> [u8; 32] {
-        Sha256::digest(&self.certificate).into()
+        Sha256::digest(self.certificate()).into()
     }
 
-    /// When the CA's certificate ends, in seconds since 1970.
+    /// When the certificate of the one that signs ends, in seconds since 1970.
     pub fn expires(&self) -> u64 {
-        let parsed = x509_parser::parse_x509_certificate(&self.certificate);
-        parsed
-            .ok()
-            .and_then(|(_, c)| u64::try_from(c.validity().not_after.timestamp()).ok())
-            .unwrap_or_default()
+        self.ends
     }
 
     /// The trust domain that this CA vouches for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// For how long a certificate may hold that is asked for `ttl`: no longer than the CA itself.
+    fn at_most(&self, ttl: Duration, now: u64) -> Duration {
+        ttl.min(Duration::from_secs(self.ends.saturating_sub(now)))
     }
 
     /// A certificate for `node` with the key of the request. Names and extensions that the request asks for are
@@ -207,7 +215,7 @@ impl Authority {
             return Err(SignError::KeyType);
         }
         let uri = self.trust_domain.node_id(node);
-        let params = leaf(node.as_str(), vec![uri_san(&uri)?], ttl, now);
+        let params = leaf(node.as_str(), vec![uri_san(&uri)?], self.at_most(ttl, now), now);
         let signed = params
             .signed_by(&request.public_key, &self.issuer)
             .map_err(|e| SignError::Sign(e.to_string()))?;
@@ -226,11 +234,11 @@ impl Authority {
             });
         }
         let key = KeyPair::generate().map_err(sign)?;
-        let signed = leaf("controller", sans, ttl, now).signed_by(&key, &self.issuer).map_err(sign)?;
-        Ok(Issued {
-            chain: vec![signed.der().clone(), self.certificate.clone()],
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
-        })
+        let params = leaf("controller", sans, self.at_most(ttl, now), now);
+        let signed = params.signed_by(&key, &self.issuer).map_err(sign)?;
+        let mut chain = vec![signed.der().clone(), self.certificate().clone()];
+        chain.extend_from_slice(&self.vouchers);
+        Ok(Issued { chain, key: PrivatePkcs8KeyDer::from(key.serialize_der()) })
     }
 }
 
@@ -238,21 +246,78 @@ fn uri_san(uri: &str) -> Result<SanType, SignError> {
     Ok(SanType::URI(uri.try_into().map_err(|e: rcgen::Error| SignError::Sign(e.to_string()))?))
 }
 
-fn create(trust_domain: &TrustDomain, now: u64) -> Result<(String, String), AuthorityError> {
-    let failed = |e: rcgen::Error| AuthorityError::Create(e.to_string());
-    let key = KeyPair::generate().map_err(failed)?;
+fn other(pem: &str) -> Result<CertificateDer<'static>, (&'static str, String)> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| (OTHERS, e.to_string()))
+}
+
+/// Key and certificate of one CA, as PEM.
+pub(crate) struct Generation {
+    pub(crate) key: String,
+    pub(crate) certificate: String,
+}
+
+impl Generation {
+    pub(crate) fn create(
+        trust_domain: &TrustDomain,
+        ttl: Duration,
+        now: u64,
+    ) -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate().map_err(failed)?;
+        let params = ca_params(trust_domain, &key, now, now.saturating_add(ttl.as_secs()))?;
+        let certificate = params.self_signed(&key).map_err(failed)?;
+        Ok(Self { key: key.serialize_pem(), certificate: certificate.pem() })
+    }
+
+    /// A certificate by this CA for the key of another one of the same mesh, under the other's name.
+    pub(crate) fn vouch_for(
+        &self,
+        trust_domain: &TrustDomain,
+        other_key: &str,
+        ends: u64,
+        now: u64,
+    ) -> Result<String, AuthorityError> {
+        let (own, other) = (KeyPair::from_pem(&self.key), KeyPair::from_pem(other_key));
+        let (own, other) = (own.map_err(failed)?, other.map_err(failed)?);
+        let issuer = Issuer::from_ca_cert_pem(&self.certificate, own).map_err(failed)?;
+        let mut params = ca_params(trust_domain, &other, now, ends)?;
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(&other, &issuer).map_err(failed)?.pem())
+    }
+
+    /// From when to when a certificate holds, in seconds since 1970.
+    pub(crate) fn validity(certificate: &str) -> Result<(u64, u64), AuthorityError> {
+        let bad = |e: &dyn fmt::Display| AuthorityError::Create(format!("a CA's certificate: {e}"));
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|e| bad(&e))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|e| bad(&e))?;
+        let seconds = |t: i64| u64::try_from(t).unwrap_or_default();
+        let validity = parsed.validity();
+        Ok((seconds(validity.not_before.timestamp()), seconds(validity.not_after.timestamp())))
+    }
+}
+
+fn failed(error: rcgen::Error) -> AuthorityError {
+    AuthorityError::Create(error.to_string())
+}
+
+fn ca_params(
+    trust_domain: &TrustDomain,
+    key: &KeyPair,
+    now: u64,
+    ends: u64,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Selvage mesh CA");
+    // Each CA has a name of its own, or verifiers would try the key of one on what the other has signed.
+    let tag: String = Sha256::digest(key.der_bytes()).iter().take(4).map(|b| format!("{b:02x}")).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("Selvage mesh CA {tag}"));
     // The trust domain is in the certificate, so that a CA cannot be reused by mistake under another one.
     params.subject_alt_names = vec![
         uri_san(&format!("spiffe://{trust_domain}")).map_err(|e| AuthorityError::Create(e.to_string()))?,
     ];
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(serial());
-    set_validity(&mut params, now, CA_TTL);
-    let cert = params.self_signed(&key).map_err(failed)?;
-    Ok((key.serialize_pem(), cert.pem()))
+    set_validity(&mut params, now, ends.saturating_sub(now));
+    Ok(params)
 }
 
 fn leaf(common_name: &str, sans: Vec<SanType>, ttl: Duration, now: u64) -> CertificateParams {

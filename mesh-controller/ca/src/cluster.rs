@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 
 use crate::shelf::Document;
 
-/// The Secret with the CA's key, and the ConfigMap with its certificate.
+/// The Secret with the CA's key, and the ConfigMap with the certificates of all CAs that are trusted: the one that signs is
+/// the first.
 pub const CA: &str = "mesh-ca";
 /// Key of the certificate in both.
 pub const CA_CERTIFICATE: &str = "ca.crt";
 /// Key of the private key in the Secret.
 pub const CA_KEY: &str = "ca.key";
+/// Key of the CAs before and after the one that signs, in the Secret.
+pub const CA_OTHERS: &str = "renewal.json";
 /// What all of it is labelled with.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "mesh-controller");
 /// Label of join tokens.

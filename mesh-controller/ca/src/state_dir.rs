@@ -6,14 +6,22 @@ use std::{
 };
 
 use crate::{
-    Authority, AuthorityError, DirShelf, Shelf, StoreError, TokenStore, TrustDomain, files::FileError,
+    Authority, AuthorityError, DirShelf, Kept, Lives, Shelf, Step, StoreError, TokenStore, TrustDomain,
+    authority::OTHERS,
+    files::{DirLock, FileError, private_dir, read_optional, write_private},
+    renewal::Others,
 };
 
 /// Where the controllers of a mesh keep what they share. Calls block.
 pub trait StateStore: Send + Sync {
-    /// Loads the CA, or creates it on first use; of several that do so at once, all get the same. `now` is in seconds
-    /// since 1970.
-    fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError>;
+    /// Loads the CA, or creates it on first use; of several that do so at once, all get the same. What is due by `now`, in
+    /// seconds since 1970, is done, by one of them.
+    fn authority(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        now: u64,
+    ) -> Result<(Authority, Vec<Step>), AuthorityError>;
     /// The join tokens.
     fn tokens(&self) -> Result<TokenStore, StoreError>;
     /// The node registry.
@@ -21,8 +29,23 @@ pub trait StateStore: Send + Sync {
 }
 
 impl StateStore for StateDir {
-    fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError> {
-        Self::authority(self, trust_domain, now)
+    fn authority(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        now: u64,
+    ) -> Result<(Authority, Vec<Step>), AuthorityError> {
+        let dir = self.0.join("ca");
+        private_dir(&dir)?;
+        let _lock = DirLock::acquire(&dir)?;
+        let mut kept = load_or_create(&dir, trust_domain, lives, now)?;
+        let mut steps = Vec::new();
+        while let Some((new, step)) = kept.step(trust_domain, lives, now)? {
+            save(&dir, &kept, &new)?;
+            kept = new;
+            steps.push(step);
+        }
+        Ok((Authority::of(&kept, trust_domain, &dir)?, steps))
     }
 
     fn tokens(&self) -> Result<TokenStore, StoreError> {
@@ -54,7 +77,7 @@ impl StateDir {
         self.0.join("nodes")
     }
 
-    /// Loads the CA, or creates it on first use. `now` is in seconds since 1970.
+    /// Loads the CA as it is, or creates it on first use. `now` is in seconds since 1970.
     pub fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError> {
         Authority::open(&self.0.join("ca"), trust_domain, now)
     }
@@ -63,4 +86,51 @@ impl StateDir {
     pub fn tokens(&self) -> Result<TokenStore, FileError> {
         TokenStore::open(&self.0.join("tokens"))
     }
+}
+
+const KEY: &str = "ca.key";
+const CERTIFICATE: &str = "ca.crt";
+
+/// What is in the directory, which is locked.
+pub(crate) fn load_or_create(
+    dir: &Path,
+    trust_domain: &TrustDomain,
+    lives: &Lives,
+    now: u64,
+) -> Result<Kept, AuthorityError> {
+    let corrupt = |file: &str, reason: String| AuthorityError::Corrupt { path: dir.join(file), reason };
+    let text =
+        |file: &str, bytes: Vec<u8>| String::from_utf8(bytes).map_err(|e| corrupt(file, e.to_string()));
+    let (key, certificate) = (read_optional(&dir.join(KEY))?, read_optional(&dir.join(CERTIFICATE))?);
+    let kept = match (key, certificate) {
+        (Some(key), Some(certificate)) => {
+            let others = match read_optional(&dir.join(OTHERS))? {
+                Some(json) => Others::decode(&json).map_err(|e| corrupt(OTHERS, e.to_string()))?,
+                None => Others::default(),
+            };
+            Kept { key: text(KEY, key)?, certificate: text(CERTIFICATE, certificate)?, others }
+        }
+        (None, None) => {
+            let new = Kept::new(trust_domain, lives, now)?;
+            // The key goes first: a certificate alone would be published and useless.
+            write_private(&dir.join(KEY), new.key.as_bytes())?;
+            write_private(&dir.join(CERTIFICATE), new.certificate.as_bytes())?;
+            return Ok(new);
+        }
+        _ => return Err(AuthorityError::Incomplete(dir.to_owned())),
+    };
+    let Some(mended) = kept.mended() else { return Ok(kept) };
+    write_private(&dir.join(KEY), mended.key.as_bytes())?;
+    write_private(&dir.join(OTHERS), &mended.others.encode())?;
+    Ok(mended)
+}
+
+/// Replaces what is in the directory. A power cut between two files leaves what [`Kept::mended`] knows.
+fn save(dir: &Path, old: &Kept, new: &Kept) -> Result<(), FileError> {
+    if new.certificate != old.certificate {
+        write_private(&dir.join(OTHERS), &new.others_while_it_changes(old).encode())?;
+        write_private(&dir.join(CERTIFICATE), new.certificate.as_bytes())?;
+        write_private(&dir.join(KEY), new.key.as_bytes())?;
+    }
+    write_private(&dir.join(OTHERS), &new.others.encode())
 }

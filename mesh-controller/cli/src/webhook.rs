@@ -28,7 +28,7 @@ pub(crate) fn run(args: &args::Webhook) -> Result<Outcome> {
 fn manifest(args: &args::Webhook) -> Result<Value> {
     let trust_domain = TrustDomain::new(&args.state.trust_domain).context("--trust-domain")?;
     let authority = StateDir::new(args.state.path()).authority(&trust_domain, crate::token::now())?;
-    let bundle = base64::engine::general_purpose::STANDARD.encode(authority.certificate_pem());
+    let bundle = base64::engine::general_purpose::STANDARD.encode(authority.bundle_pem());
     let client = match &args.url {
         Some(url) => json!({ "url": url, "caBundle": bundle }),
         None => {

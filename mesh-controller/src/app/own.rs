@@ -1,5 +1,5 @@
-//! The controller's own certificate, for nodes and for the API server: made by the CA, replaced long before it ends, with
-//! no restart and no connection lost.
+//! The controller's own certificate, for nodes and for the API server: made by the CA, replaced long before it ends and when
+//! the CAs change, with no restart and no connection lost.
 
 use std::{
     sync::Arc,
@@ -21,11 +21,7 @@ const STEP: Duration = Duration::from_secs(1);
 fn credentials(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Result<Credentials> {
     let issued =
         authority.issue_controller(&config.certificate_names(), config.controller_ttl(), agent::now())?;
-    Ok(Credentials {
-        chain: issued.chain,
-        key: issued.key.into(),
-        roots: vec![authority.certificate().clone()],
-    })
+    Ok(Credentials { chain: issued.chain, key: issued.key.into(), roots: authority.trusted().to_vec() })
 }
 
 /// The certificate to begin with.
@@ -35,9 +31,11 @@ pub(super) fn tls(authority: &mesh_ca::Authority, config: &Config) -> anyhow::Re
 }
 
 /// Whether a third of the certificate's life is over. By the clock on the wall: a machine that slept has not renewed.
-fn is_due(tls: &NodeTls, ttl: Duration) -> bool {
-    let left = tls.validity().1.duration_since(SystemTime::now()).unwrap_or_default();
-    left <= ttl * 2 / 3
+fn is_due(tls: &NodeTls) -> bool {
+    let (from, to) = tls.validity();
+    let left = to.duration_since(SystemTime::now()).unwrap_or_default();
+    let life = to.duration_since(from + Duration::from_secs(mesh_ca::BACKDATE)).unwrap_or_default();
+    left <= life * 2 / 3
 }
 
 /// Slow things: the own certificate, the registry in a directory, and gauges that are read rather than counted.
@@ -49,10 +47,13 @@ pub(super) fn keep_current(
     shares_dir: bool,
 ) {
     let tasks = shared.tasks.clone();
-    let ca_expires = i64::try_from(shared.issuer.authority.expires()).unwrap_or(i64::MAX);
-    shared.metrics.ca_expires.set(ca_expires);
+    let mut cas = shared.issuer.authority.clone();
+    let ca_expires = shared.metrics.ca_expires.clone();
+    let tell = move |ends: u64| ca_expires.set(i64::try_from(ends).unwrap_or(i64::MAX));
+    tell(cas.borrow_and_update().expires());
     tasks.spawn_critical("upkeep", async move {
         let mut errors = 0;
+        let mut other_cas = false;
         loop {
             tokio::time::sleep(STEP).await;
             if shares_dir {
@@ -64,10 +65,17 @@ pub(super) fn keep_current(
             shared.metrics.source_healthy.set(i64::from(state.problems.is_empty()));
             shared.metrics.source_errors.inc_by(state.errors - errors);
             errors = state.errors;
-            if is_due(&tls, config.controller_ttl()) {
-                let new = credentials(&shared.issuer.authority, &config);
+            if cas.has_changed().unwrap_or(false) {
+                tell(cas.borrow_and_update().expires());
+                other_cas = true;
+            }
+            if other_cas || is_due(&tls) {
+                let new = credentials(&cas.borrow().clone(), &config);
                 match new.and_then(|c| Ok(tls.replace(c)?)) {
-                    Ok(()) => tracing::info!(until = ends(&tls), "own certificate renewed"),
+                    Ok(()) => {
+                        other_cas = false;
+                        tracing::info!(until = ends(&tls), "own certificate renewed");
+                    }
                     Err(error) => tracing::error!(error = format!("{error:#}"), "renew own certificate"),
                 }
             }

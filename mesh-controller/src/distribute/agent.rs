@@ -28,7 +28,7 @@ pub(super) const REMOVED: &str = "node was removed from the mesh; it has to join
 
 /// What the agent calls need; the CA key is reachable from nowhere else.
 pub(crate) struct Issuer {
-    pub(crate) authority: mesh_ca::Authority,
+    pub(crate) authority: crate::state::Cas,
     pub(crate) tokens: mesh_ca::TokenStore,
     pub(crate) ttl: Duration,
     /// Who vouches for pods; `None` without a cluster.
@@ -208,8 +208,8 @@ fn issue(
     if let Some(token) = &token {
         issuer.tokens.check(token, node, &spent_on, now).map_err(refused)?;
     }
-    let certificate =
-        issuer.authority.sign_node(node, &request.csr_der, issuer.ttl, now).map_err(Denied::bad)?;
+    let authority = issuer.authority.borrow().clone();
+    let certificate = authority.sign_node(node, &request.csr_der, issuer.ttl, now).map_err(Denied::bad)?;
     if let Some(token) = &token {
         issuer.tokens.spend(token, node, &spent_on, now).map_err(refused)?;
     }
@@ -219,8 +219,9 @@ fn issue(
         .map_err(|e| Denied::store(&e, "the node record could not be written"))?;
     Ok(JoinResponse {
         certificate_der: certificate.to_vec(),
-        ca_der: issuer.authority.certificate().to_vec(),
-        trust_domain: issuer.authority.trust_domain().to_string(),
+        ca_der: authority.certificate().to_vec(),
+        trust_domain: authority.trust_domain().to_string(),
+        roots_der: authority.trusted().iter().map(|ca| ca.to_vec()).collect(),
     })
 }
 

@@ -15,7 +15,8 @@ use kube::{
     core::GroupVersionKind,
 };
 use mesh_ca::{
-    Authority, AuthorityError, Document, Put, Shelf, StateStore, StoreError, TokenStore, TrustDomain, cluster,
+    Authority, AuthorityError, Document, Kept, Lives, Put, Shelf, StateStore, Step, StoreError, TokenStore,
+    TrustDomain, cluster, renewal::Others,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -23,6 +24,8 @@ use tokio::runtime::Handle;
 
 use super::{CALL, Place};
 
+/// Steps of the CA at a time, and other writers that are met meanwhile: one or two.
+const TRIES: usize = 8;
 /// Objects of one answer to a list.
 const PAGE: u32 = 500;
 
@@ -82,6 +85,69 @@ impl KubeState {
     }
 }
 
+/// The CA.
+impl KubeState {
+    fn ca_place(&self) -> String {
+        format!("Secret {}/{}", self.place.namespace, cluster::CA)
+    }
+
+    /// The Secret of the CA, which is made when there is none.
+    fn ca_secret(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        now: u64,
+    ) -> Result<Secret, AuthorityError> {
+        let (api, name) = (self.secrets(), cluster::CA);
+        if let Some(found) = self.wait("read Secret", name, api.get_opt(name))? {
+            return Ok(found);
+        }
+        let new = Kept::new(trust_domain, lives, now)?;
+        let (metadata, data) = (self.place.metadata(name), Some(data_of(&new)));
+        let secret = Secret { metadata, data, ..Secret::default() };
+        let made = self.wait("create Secret", name, async {
+            none_on(409, api.create(&PostParams::default(), &secret).await)
+        })?;
+        match made {
+            Some(made) => Ok(made),
+            // Another replica was first: its CA is ours.
+            None => Ok(self.wait("read Secret", name, api.get(name))?),
+        }
+    }
+
+    fn kept(&self, secret: &Secret) -> Result<Kept, AuthorityError> {
+        let corrupt = |key: &str, reason: String| AuthorityError::Corrupt {
+            path: Path::new(&self.ca_place()).join(key),
+            reason,
+        };
+        let text = |key: &str| -> Result<Option<String>, AuthorityError> {
+            let found = secret.data.as_ref().and_then(|data| data.get(key));
+            let text = found.map(|bytes| String::from_utf8(bytes.0.clone())).transpose();
+            text.map_err(|e| corrupt(key, e.to_string()))
+        };
+        let (key, certificate) = (text(cluster::CA_KEY)?, text(cluster::CA_CERTIFICATE)?);
+        let (Some(key), Some(certificate)) = (key, certificate) else {
+            return Err(AuthorityError::Incomplete(self.ca_place().into()));
+        };
+        let others = match text(cluster::CA_OTHERS)? {
+            Some(json) => {
+                Others::decode(json.as_bytes()).map_err(|e| corrupt(cluster::CA_OTHERS, e.to_string()))?
+            }
+            None => Others::default(),
+        };
+        Ok(Kept { key, certificate, others })
+    }
+}
+
+fn data_of(kept: &Kept) -> BTreeMap<String, ByteString> {
+    let others = kept.others.encode();
+    let (key, certificate) = (kept.key.clone().into_bytes(), kept.certificate.clone().into_bytes());
+    [(cluster::CA_KEY, key), (cluster::CA_CERTIFICATE, certificate), (cluster::CA_OTHERS, others)]
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), ByteString(bytes)))
+        .collect()
+}
+
 impl Place {
     /// Name, label and owner of an object that the controller makes.
     pub(super) fn metadata(&self, name: &str) -> ObjectMeta {
@@ -97,36 +163,27 @@ impl Place {
 }
 
 impl StateStore for KubeState {
-    fn authority(&self, trust_domain: &TrustDomain, now: u64) -> Result<Authority, AuthorityError> {
-        let (api, name) = (self.secrets(), cluster::CA);
-        let mut found = self.wait("read Secret", name, api.get_opt(name))?;
-        if found.is_none() {
-            let (key, certificate) = Authority::generate(trust_domain, now)?;
-            let data = [(cluster::CA_KEY, key), (cluster::CA_CERTIFICATE, certificate)];
-            let secret = Secret {
-                metadata: self.place.metadata(name),
-                data: Some(
-                    data.into_iter().map(|(k, v)| (k.to_owned(), ByteString(v.into_bytes()))).collect(),
-                ),
-                ..Secret::default()
+    fn authority(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        now: u64,
+    ) -> Result<(Authority, Vec<Step>), AuthorityError> {
+        let mut steps = Vec::new();
+        for _ in 0..TRIES {
+            let secret = self.ca_secret(trust_domain, lives, now)?;
+            let kept = self.kept(&secret)?;
+            let Some((new, step)) = kept.step(trust_domain, lives, now)? else {
+                return Ok((Authority::of(&kept, trust_domain, Path::new(&self.ca_place()))?, steps));
             };
-            let made = self.wait("create Secret", name, async {
-                none_on(409, api.create(&PostParams::default(), &secret).await)
+            // Of several replicas one changes it; the others look again.
+            let changed = Secret { data: Some(data_of(&new)), ..secret };
+            let written = self.wait("change Secret", cluster::CA, async {
+                none_on(409, self.secrets().replace(cluster::CA, &PostParams::default(), &changed).await)
             })?;
-            found = match made {
-                Some(made) => Some(made),
-                // Another replica was first: its CA is ours.
-                None => Some(self.wait("read Secret", name, api.get(name))?),
-            };
+            steps.extend(written.map(|_| step));
         }
-        let data = found.and_then(|secret| secret.data).unwrap_or_default();
-        let place = format!("Secret {}/{name}", self.place.namespace);
-        match (data.get(cluster::CA_KEY), data.get(cluster::CA_CERTIFICATE)) {
-            (Some(key), Some(certificate)) => {
-                Authority::from_pem(&key.0, &certificate.0, trust_domain, Path::new(&place))
-            }
-            _ => Err(AuthorityError::Incomplete(place.into())),
-        }
+        Err(StoreError::new("change Secret", cluster::CA, "it is changed all the time").into())
     }
 
     fn tokens(&self) -> Result<TokenStore, StoreError> {

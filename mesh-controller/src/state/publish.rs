@@ -1,4 +1,4 @@
-//! The CA's certificate where every pod of the namespace can mount it.
+//! The CAs' certificates where every pod of the namespace can mount them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,23 +7,24 @@ use kube::{Api, api::PostParams};
 use mesh_ca::cluster;
 use node_rt::Tasks;
 
-use super::{CALL, Place};
+use super::{CALL, Cas, Place};
 
 /// How often to look whether it is still there.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Keeps the ConfigMap `mesh-ca` until the drain.
-pub(crate) fn keep_ca(place: Place, ca_pem: String, tasks: &Tasks) {
+pub(crate) fn keep_ca(place: Place, mut cas: Cas, tasks: &Tasks) {
     let drain = tasks.drain().clone();
     tasks.spawn("CA ConfigMap", async move {
         let mut said = String::new();
         loop {
+            let ca_pem = cas.borrow_and_update().bundle_pem().to_owned();
             let problem = match tokio::time::timeout(CALL, once(&place, &ca_pem)).await {
                 Ok(Ok(wrote)) => {
                     if wrote {
                         tracing::info!(
                             namespace = place.namespace,
-                            "ConfigMap mesh-ca has the CA's certificate"
+                            "ConfigMap mesh-ca has the certificates of the CAs that are trusted"
                         );
                     }
                     String::new()
@@ -37,6 +38,7 @@ pub(crate) fn keep_ca(place: Place, ca_pem: String, tasks: &Tasks) {
             said = problem;
             tokio::select! {
                 () = tokio::time::sleep(PERIOD) => {}
+                Ok(()) = cas.changed() => {}
                 () = drain.stop_accepting() => return,
             }
         }

@@ -1,5 +1,5 @@
-//! The CA of the webhook in the cluster's ValidatingWebhookConfiguration: without it the API server trusts no webhook,
-//! and after a new CA it would trust none any more.
+//! The CAs of the webhook in the cluster's ValidatingWebhookConfiguration: without them the API server trusts no webhook,
+//! and after a new CA it would trust none any more. The next one is there before it signs.
 
 use std::time::Duration;
 
@@ -11,16 +11,19 @@ use kube::{
 use node_rt::Tasks;
 use serde_json::{Value, json};
 
+use crate::state::Cas;
+
 /// How often to look; a configuration that is applied anew has no CA until then.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Keeps the CA in the configuration `name`. A configuration that does not exist is nobody's fault.
-pub(crate) fn keep(client: Client, name: String, ca_pem: String, tasks: &Tasks) {
+/// Keeps the CAs in the configuration `name`. A configuration that does not exist is nobody's fault.
+pub(crate) fn keep(client: Client, name: String, mut cas: Cas, tasks: &Tasks) {
     let drain = tasks.drain().clone();
     tasks.spawn("webhook CA", async move {
         let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
         let mut said = String::new();
         loop {
+            let ca_pem = cas.borrow_and_update().bundle_pem().to_owned();
             let problem = match once(&api, &name, &ca_pem).await {
                 Ok(false) => String::new(),
                 Ok(true) => {
@@ -35,6 +38,7 @@ pub(crate) fn keep(client: Client, name: String, ca_pem: String, tasks: &Tasks) 
             said = problem;
             tokio::select! {
                 () = tokio::time::sleep(PERIOD) => {}
+                Ok(()) = cas.changed() => {}
                 () = drain.stop_accepting() => return,
             }
         }

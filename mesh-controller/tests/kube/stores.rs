@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Barrier},
 };
 
-use mesh_ca::{NodeName, Put, StateDir, StateStore, StoreError, TrustDomain, UseError};
+use mesh_ca::{Lives, NodeName, Put, StateDir, StateStore, Step, StoreError, TrustDomain, UseError};
 use mesh_controller::state::KubeState;
 use mesh_testkit::kube::KubeCluster;
 
@@ -70,12 +70,25 @@ fn at_once<T: Send>(count: usize, run: impl Fn(usize) -> T + Sync) -> Vec<T> {
 }
 
 fn authority(state: &Arc<dyn StateStore>) {
-    let prints = at_once(4, |_| state.authority(&domain(), NOW).unwrap().fingerprint());
+    let lives = Lives::default();
+    let at = |now| state.authority(&domain(), &lives, now).unwrap();
+    let prints = at_once(4, |_| at(NOW).0.fingerprint());
     assert!(prints.iter().all(|p| *p == prints[0]), "two CAs");
     let other = TrustDomain::new("other").unwrap();
-    let wrong = state.authority(&other, NOW).unwrap_err().to_string();
+    let wrong = state.authority(&other, &lives, NOW).unwrap_err().to_string();
     assert!(wrong.contains("cluster.local") && wrong.contains("other"), "{wrong}");
-    assert_eq!(state.authority(&domain(), NOW + 5).unwrap().fingerprint(), prints[0], "nothing was replaced");
+    assert_eq!(at(NOW + 5).0.fingerprint(), prints[0], "nothing was replaced");
+    // Years later all see the same next one, which one of them has made, and then the same one that signs.
+    let years = NOW + lives.ca.as_secs() / 3 * 2;
+    let seen = at_once(4, |_| at(years));
+    assert!(seen.iter().all(|(ca, _)| ca.bundle_pem() == seen[0].0.bundle_pem() && ca.trusted().len() == 2));
+    assert_eq!(seen.iter().map(|(_, steps)| steps.len()).sum::<usize>(), 1);
+    assert_eq!(seen[0].0.fingerprint(), prints[0]);
+    let switched = at_once(4, |_| at(years + lives.overlap.as_secs()));
+    assert!(switched.iter().all(|(ca, _)| ca.certificate() == &seen[0].0.trusted()[1]));
+    assert_eq!(switched.iter().flat_map(|(_, steps)| steps).collect::<Vec<_>>(), [&Step::Switched]);
+    let (last, _) = at(years + lives.overlap.as_secs() * 3);
+    assert_eq!(last.trusted().len(), 1);
 }
 
 fn tokens(state: &Arc<dyn StateStore>) {

@@ -10,9 +10,11 @@ use tokio::process::Command;
 
 /// Our link, where the kernel has the dummy driver.
 const LINK: &str = "selvage0";
-/// Where it has not: the loopback link, with a label that says whose the address is.
+/// Where it has not: the loopback link, with a mark that says whose the address is: a label, or for IPv6, which has no labels,
+/// the metric of the address's route, which nobody else sets to this.
 const LOOPBACK: &str = "lo";
 const LABEL: &str = "lo:selvage";
+const METRIC: &str = "15053";
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the address is not there.
@@ -83,7 +85,8 @@ impl LinkAddress {
 /// The link on which a process of this program has put the address.
 async fn ours(address: IpAddr) -> Option<&'static str> {
     let text = address.to_string();
-    for (link, mark) in [(LINK, ""), (LOOPBACK, LABEL)] {
+    let mark = if address.is_ipv4() { LABEL.to_owned() } else { format!("metric {METRIC} ") };
+    for (link, mark) in [(LINK, ""), (LOOPBACK, &mark)] {
         let shown = ip(address, &["-o", "address", "show", "dev", link, "to", &text]).await;
         if shown.is_ok_and(|lines| !lines.is_empty() && String::from_utf8_lossy(&lines).contains(mark)) {
             return Some(link);
@@ -107,6 +110,9 @@ async fn add(address: IpAddr, link: &str) -> Result<(), LinkError> {
     let mut arguments = vec!["address", "replace", &prefix, "dev", link];
     if address.is_ipv4() && link == LOOPBACK {
         arguments.extend(["label", LABEL]);
+    }
+    if address.is_ipv6() && link == LOOPBACK {
+        arguments.extend(["metric", METRIC]);
     }
     if address.is_ipv6() {
         // Or it cannot be bound until the kernel has looked for another owner.

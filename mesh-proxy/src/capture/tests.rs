@@ -420,8 +420,18 @@ fn the_address_of_dns_is_added_once_and_taken_away() {
         assert!(Command::new("ip").args(args).status().unwrap().success());
         ensure_address(other).await.unwrap().remove().await;
         tokio::net::UdpSocket::bind((other, 53)).await.unwrap();
-        ensure_address("fd00:96::16".parse().unwrap()).await.unwrap();
-        tokio::net::UdpSocket::bind("[fd00:96::16]:53").await.unwrap();
+        let six: IpAddr = "fd00:96::16".parse().unwrap();
+        let added = ensure_address(six).await.unwrap();
+        tokio::net::UdpSocket::bind((six, 53)).await.unwrap();
+        let again = ensure_address(six).await.unwrap();
+        assert_eq!(again, added);
+        again.remove().await;
+        assert!(tokio::net::UdpSocket::bind((six, 53)).await.is_err());
+        let args = ["address", "add", "fd00:96::17/128", "dev", "lo", "nodad"];
+        assert!(Command::new("ip").args(args).status().unwrap().success());
+        let other: IpAddr = "fd00:96::17".parse().unwrap();
+        ensure_address(other).await.unwrap().remove().await;
+        tokio::net::UdpSocket::bind((other, 53)).await.unwrap();
     });
 }
 

@@ -13,6 +13,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::P
 
 use super::IdentityError;
 
+/// CAs of a mesh that are looked at; one follows another in years.
+pub(crate) const MAX_CAS: usize = 4;
+
 /// The files of a state directory.
 #[derive(Debug, Clone)]
 pub struct StateFiles {
@@ -81,14 +84,14 @@ impl StateFiles {
         Ok(kept)
     }
 
-    /// Key, certificate and CA, which are one file so that they always fit.
+    /// Key, certificate and CAs, which are one file so that they always fit.
     pub(crate) fn credentials(&self) -> Result<Option<Credentials>, IdentityError> {
         let Some(pem) = self.read("identity.pem")? else { return Ok(None) };
         let key = PrivateKeyDer::from_pem_slice(&pem);
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         match (key, certificates.as_deref()) {
-            (Ok(key), Ok([leaf, ca])) => {
-                Ok(Some(Credentials { chain: vec![leaf.clone()], key, roots: vec![ca.clone()] }))
+            (Ok(key), Ok([leaf, roots @ ..])) if (1..=MAX_CAS).contains(&roots.len()) => {
+                Ok(Some(Credentials { chain: vec![leaf.clone()], key, roots: roots.to_vec() }))
             }
             _ => {
                 tracing::error!(path = %self.dir.join("identity.pem").display(), "damaged: joining again");
@@ -97,10 +100,17 @@ impl StateFiles {
         }
     }
 
-    pub(crate) fn save_credentials(&self, key: &[u8], leaf: &[u8], ca: &[u8]) -> Result<(), IdentityError> {
+    pub(crate) fn save_credentials(
+        &self,
+        key: &[u8],
+        leaf: &[u8],
+        roots: &[CertificateDer<'_>],
+    ) -> Result<(), IdentityError> {
         let mut text = pem("PRIVATE KEY", key);
         text += &pem("CERTIFICATE", leaf);
-        text += &pem("CERTIFICATE", ca);
+        for ca in roots {
+            text += &pem("CERTIFICATE", ca);
+        }
         self.write("identity.pem", text.as_bytes())?;
         // A request is for one certificate.
         std::fs::remove_file(self.dir.join("request.pem")).ok();

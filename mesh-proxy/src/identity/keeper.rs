@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     Identity, IdentityError,
-    files::{Request, StateFiles},
+    files::{MAX_CAS, Request, StateFiles},
 };
 use crate::{
     config::Config,
@@ -38,8 +38,6 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// A clock that is wrong must not make renewal spin.
 const RENEW_AT_LEAST_AFTER: Duration = Duration::from_secs(5);
-/// Certificates of a mounted CA file that are looked at.
-const MAX_CAS: usize = 4;
 
 /// Pauses that double, with a random part so that a thousand nodes do not come back at the same moment.
 #[derive(Debug)]
@@ -66,7 +64,7 @@ impl Backoff {
 pub(crate) struct Doubts(Arc<(Notify, AtomicBool)>);
 
 impl Doubts {
-    /// A controller has refused it.
+    /// A controller has refused it, or is of a CA that this node does not know.
     pub(crate) fn refused(&self) {
         self.0.1.store(true, Ordering::Relaxed);
         self.0.0.notify_one();
@@ -220,6 +218,11 @@ impl Keeper {
                 tracing::warn!(error = %crate::chain(&error), "certificate is not renewed: joining again");
                 self.join(&current).await
             }
+            // Away for so long that a CA has come and gone meanwhile, or the mesh was set up anew.
+            Err(IdentityError::Call(error)) if error.is_of_unknown_ca() => {
+                let joined = self.join(&current).await;
+                joined.map_err(|error| IdentityError::FormerCa(Box::new(error)))
+            }
             Err(error) => Err(error),
         }
     }
@@ -294,8 +297,11 @@ impl Keeper {
         pins: Option<&[[u8; 32]]>,
     ) -> Result<(), IdentityError> {
         let key = request.key.serialized_der();
-        let ca = CertificateDer::from(answer.ca_der);
-        if pins.is_some_and(|pins| !pins.contains(&tls::fingerprint(&ca))) {
+        let mut roots = vec![CertificateDer::from(answer.ca_der)];
+        let others = answer.roots_der.into_iter().map(CertificateDer::from);
+        roots.extend(others.filter(|ca| *ca != roots[0]).take(MAX_CAS - 1).collect::<Vec<_>>());
+        // Any of them: a token may be older than the CA that signs.
+        if pins.is_some_and(|pins| !roots.iter().any(|ca| pins.contains(&tls::fingerprint(ca)))) {
             return Err(IdentityError::WrongCa);
         }
         let leaf = CertificateDer::from(answer.certificate_der);
@@ -305,17 +311,17 @@ impl Keeper {
             return Err(IdentityError::NotOurs { found, node: self.config.node.clone() });
         }
         let private = PrivateKeyDer::Pkcs8(key.to_vec().into());
-        let credentials = Credentials { chain: vec![leaf.clone()], key: private, roots: vec![ca.clone()] };
+        let credentials = Credentials { chain: vec![leaf.clone()], key: private, roots: roots.clone() };
         match current {
             Some(tls) => {
                 tls.replace(credentials)?;
-                self.files.save_credentials(key, &leaf, &ca)?;
+                self.files.save_credentials(key, &leaf, &roots)?;
                 self.tls.send_modify(|_| {});
                 tracing::info!("certificate renewed");
             }
             None => {
                 let tls = NodeTls::new(&self.config.trust_domain, credentials)?;
-                self.files.save_credentials(key, &leaf, &ca)?;
+                self.files.save_credentials(key, &leaf, &roots)?;
                 self.tls.send_replace(Some(tls));
                 tracing::info!("joined the mesh");
             }

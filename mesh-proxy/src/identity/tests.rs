@@ -41,7 +41,7 @@ fn a_certificate_survives_a_restart() {
     let request = files.request().unwrap();
     let node = mesh_ca::NodeName::new("edge-a").unwrap();
     let leaf = ca.sign_node(&node, &request.csr, Duration::from_secs(3600), now).unwrap();
-    files.save_credentials(request.key.serialized_der(), &leaf, ca.certificate()).unwrap();
+    files.save_credentials(request.key.serialized_der(), &leaf, ca.trusted()).unwrap();
     let tls = Identity::open(files.clone(), "cluster.local").unwrap().tls.expect("an identity");
     assert_eq!(tls.identity().node(), Some("edge-a"));
     assert!(Identity::open(files.clone(), "elsewhere").unwrap().tls.is_none(), "another trust domain");
@@ -67,7 +67,7 @@ fn the_state_of_another_node_is_set_aside() {
     let request = files.request().unwrap();
     let node = mesh_ca::NodeName::new("edge-a").unwrap();
     let leaf = ca.sign_node(&node, &request.csr, Duration::from_secs(3600), now).unwrap();
-    files.save_credentials(request.key.serialized_der(), &leaf, ca.certificate()).unwrap();
+    files.save_credentials(request.key.serialized_der(), &leaf, ca.trusted()).unwrap();
     let open = |node: &str| Identity::open_as(node, files.clone(), "cluster.local").unwrap();
     let first = open("edge-a");
     assert!(first.tls.is_some() && open("edge-a").tunnel_key.peer_id() == first.tunnel_key.peer_id());

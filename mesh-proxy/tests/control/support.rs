@@ -115,6 +115,30 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// As when the mesh is set up anew under an old name.
+    pub(crate) fn forget_ca(&self) {
+        std::fs::remove_dir_all(self.config.state_dir.join("ca")).unwrap();
+    }
+}
+
+/// Puts a CA where a controller will start whose time to be followed by another has come. Gives its certificate.
+pub(crate) fn ca_that_is_due(config: &mesh_controller::config::Config) -> String {
+    let lives = config.lives();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let domain = TrustDomain::new(&config.trust_domain).unwrap();
+    let made = now - lives.ca.as_secs() / 3 * 2 - 1;
+    let dir = config.state_dir.join("ca");
+    mesh_ca::Authority::open(&dir, &domain, made).unwrap();
+    std::fs::read_to_string(dir.join("ca.crt")).unwrap()
+}
+
+/// The certificates in a PEM text.
+pub(crate) fn certificates(pem: &str) -> Vec<Vec<u8>> {
+    use rustls_pki_types::{CertificateDer, pem::PemObject};
+    CertificateDer::pem_slice_iter(pem.as_bytes()).map(|c| c.unwrap().to_vec()).collect()
+}
+
 /// A free port of loopback, for listeners that must come back at the same one.
 pub(crate) fn free_port() -> SocketAddr {
     mesh_testkit::ports::free_address()
