@@ -17,6 +17,15 @@ pub fn service_host(name: &str, namespace: &str, cluster_domain: &str) -> String
     format!("{name}.{namespace}.svc.{cluster_domain}")
 }
 
+/// A token claim in the place of a header: `@request.auth.claims.a` or `@request.auth.claims[a]`.
+pub(crate) fn is_claim(header: &str) -> bool {
+    const PREFIX: &str = "@request.auth.claims";
+    let Some((prefix, rest)) = header.split_at_checked(PREFIX.len()) else { return false };
+    let dotted = rest.len() > 1 && rest.starts_with('.');
+    let bracketed = rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']');
+    prefix.eq_ignore_ascii_case(PREFIX) && (dotted || bracketed)
+}
+
 /// Whether the host has a wildcard.
 pub fn is_wildcard(host: &str) -> bool {
     host.starts_with('*')

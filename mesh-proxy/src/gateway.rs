@@ -1,15 +1,13 @@
 //! Ingress gateway: listeners that Gateway resources ask for, before the same HTTP and byte paths that the mesh uses.
 //!
 //! ```text
-//! tables ─► plan: which ports, which servers ─► listen: bind and unbind by difference, in each worker
+//! tables ─► mesh_core::gateway::listener: which ports, which servers ─► listen: bind and unbind by difference, in each worker
 //!   connection ─► HTTP: Host ► rules        TLS: SNI ► server ─┬─► terminated: tls ► HTTP or bytes
 //!                                                              └─► passed through: SNI ► rules ► bytes
 //! ```
 
-mod auto;
 pub mod config;
 mod listen;
-pub(crate) mod plan;
 mod serve;
 mod tls;
 

@@ -21,7 +21,7 @@ pub(super) fn ports(world: &World, out: &mut Report) {
             let labels = pod.labels();
             let in_place = world.all(Kind::Service).iter().filter(|s| s.namespace() == pod.namespace());
             for service in in_place.filter(|s| selects(&s.map("/spec/selector"), &labels)) {
-                exposed.extend(service.list("/spec/ports").iter().flat_map(tcp_ports));
+                exposed.extend(service.list("/spec/ports").iter().filter_map(tcp_port));
             }
         }
         if pods == 0 {
@@ -37,18 +37,17 @@ pub(super) fn ports(world: &World, out: &mut Report) {
     }
 }
 
-/// What a gateway may listen on so that traffic to this service port reaches it.
-fn tcp_ports(port: &Value) -> Vec<u64> {
+/// What a gateway must listen on so that traffic to this service port reaches it.
+fn tcp_port(port: &Value) -> Option<u64> {
     if !matches!(text(port, "/protocol"), "TCP" | "") {
-        return Vec::new();
+        return None;
     }
     let target = match port.get("targetPort") {
         Some(Value::String(text)) => text.parse().unwrap_or_default(),
         Some(value) => value.as_u64().unwrap_or_default(),
         None => 0,
     };
-    let own = number(port, "/port");
-    if target == 0 { vec![own] } else { vec![target, own] }
+    Some(if target == 0 { number(port, "/port") } else { target })
 }
 
 /// One certificate on several gateways: browsers re-use the connection to the first for hosts of the second.

@@ -162,20 +162,25 @@ fn gateway(name: &str, selector: &str, port: u16, host: &str) -> String {
 #[test]
 fn gateways_select_pods_and_ports_that_are_exposed() {
     assert_eq!(said(&format!("{EDGE}{}", gateway("a", "edge", 8080, "*"))), [""; 0]);
-    assert_eq!(said(&format!("{EDGE}{}", gateway("a", "edge", 80, "*"))), [""; 0]);
     let port = "IST0162 Gateway edge/a spec.servers[0].port.number";
+    assert_eq!(said(&format!("{EDGE}{}", gateway("a", "edge", 80, "*"))), [port], "the pod's port counts");
     assert_eq!(said(&format!("{EDGE}{}", gateway("a", "edge", 9999, "*"))), [port]);
+    // A name says nothing of the pod's port; nor does its absence.
+    for own in ["", ", targetPort: web", ", targetPort: 0"] {
+        let edge = EDGE.replace(", targetPort: 8080", own);
+        assert_eq!(said(&format!("{edge}{}", gateway("a", "edge", 80, "*"))), [""; 0], "{own}");
+    }
     assert_eq!(
         said(&format!("{EDGE}{}", gateway("a", "none", 80, "*"))),
         ["IST0101 Gateway edge/a spec.selector"]
     );
-    let two = gateway("a", "edge", 80, "x.com") + &gateway("b", "edge", 80, "x.com");
+    let two = gateway("a", "edge", 8080, "x.com") + &gateway("b", "edge", 8080, "x.com");
     let both = ["IST0145 Gateway edge/a spec.servers[0]", "IST0145 Gateway edge/b spec.servers[0]"];
     assert_eq!(said(&format!("{EDGE}{two}")), both);
-    let apart = gateway("a", "edge", 80, "x.com") + &gateway("b", "edge", 80, "y.com");
+    let apart = gateway("a", "edge", 8080, "x.com") + &gateway("b", "edge", 8080, "y.com");
     assert_eq!(said(&format!("{EDGE}{apart}")), [""; 0]);
     // A third that asks for the first one's hosts does not involve the second.
-    let third = apart + &gateway("c", "edge", 80, "x.com");
+    let third = apart + &gateway("c", "edge", 8080, "x.com");
     assert_eq!(said(&format!("{EDGE}{third}")).len(), 2);
 }
 
@@ -187,7 +192,7 @@ fn rules_at_gateways() {
              spec: {{hosts: [{host}], gateways: [{gateway}], http: [{{route: [{{destination: {{host: reviews}}}}]}}]}}\n---\n"
         )
     };
-    let world = |more: &str| said(&format!("{SHOP}{EDGE}{}{more}", gateway("a", "edge", 80, "*.x.com")));
+    let world = |more: &str| said(&format!("{SHOP}{EDGE}{}{more}", gateway("a", "edge", 8080, "*.x.com")));
     assert_eq!(world(&rule("edge/a", "b.x.com")), [""; 0]);
     assert_eq!(world(&rule("edge/a", "b.y.com")), ["IST0132 VirtualService shop/r spec.gateways[0]"]);
     let lost =

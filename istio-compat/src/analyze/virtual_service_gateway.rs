@@ -7,6 +7,7 @@ use super::{
     report::{Report, bracketed},
     world::{Kind, Labels, Name, Object, World, list, selects, text, texts},
 };
+use crate::names::is_claim;
 
 /// Gateways exist and serve a host of the rule.
 pub(super) fn gateways(world: &World, out: &mut Report) {
@@ -98,13 +99,4 @@ fn claim(rule: &Object) -> Option<(&str, String)> {
         }
     }
     None
-}
-
-fn is_claim(header: &str) -> bool {
-    const PREFIX: &str = "@request.auth.claims";
-    let Some(head) = header.get(..PREFIX.len()) else { return false };
-    let rest = header.get(PREFIX.len()..).unwrap_or_default();
-    head.eq_ignore_ascii_case(PREFIX)
-        && rest.len() > 1
-        && (rest.starts_with('.') || (rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']')))
 }

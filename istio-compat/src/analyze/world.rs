@@ -41,6 +41,7 @@ pub enum Kind {
     GrpcRoute,
     TcpRoute,
     TlsRoute,
+    UdpRoute,
     ReferenceGrant,
     BackendTlsPolicy,
 }
@@ -48,7 +49,7 @@ pub enum Kind {
 use Kind as K;
 
 /// Group, kind as in manifests, plural name.
-const KINDS: [(Kind, &str, &str, &str); 34] = [
+const KINDS: [(Kind, &str, &str, &str); 35] = [
     (K::Namespace, "", "Namespace", "namespaces"),
     (K::Node, "", "Node", "nodes"),
     (K::Pod, "", "Pod", "pods"),
@@ -96,6 +97,7 @@ const KINDS: [(Kind, &str, &str, &str); 34] = [
     (K::GrpcRoute, GATEWAY_API, "GRPCRoute", "grpcroutes"),
     (K::TcpRoute, GATEWAY_API, "TCPRoute", "tcproutes"),
     (K::TlsRoute, GATEWAY_API, "TLSRoute", "tlsroutes"),
+    (K::UdpRoute, GATEWAY_API, "UDPRoute", "udproutes"),
     (K::ReferenceGrant, GATEWAY_API, "ReferenceGrant", "referencegrants"),
     (K::BackendTlsPolicy, GATEWAY_API, "BackendTLSPolicy", "backendtlspolicies"),
 ];

@@ -194,9 +194,9 @@ fn rank(denied: Option<&Problem>) -> u8 {
 pub(crate) fn status(
     attachments: &[Attachment<'_>],
     error: impl Fn(bool) -> Option<Problem>,
+    ignored: Option<&Problem>,
     existing: Option<&Value>,
-    controller: &str,
-    namespace: &str,
+    (controller, namespace): (&str, &str),
     clock: Clock<'_>,
 ) -> Vec<Value> {
     let mut entries: Vec<(String, Value)> = Vec::new();
@@ -227,6 +227,7 @@ pub(crate) fn status(
         );
         state.check("Accepted", told.as_ref());
         state.check("ResolvedRefs", error(first.target.is_mesh()).as_ref());
+        state.check(conditions::HONOURED, ignored);
         let reference = json!(first.reference);
         let old = conditions::existing_entry(existing, "parentRef", &reference, controller);
         let entry = conditions::entry("parentRef", reference, controller, state.merged(old, clock));

@@ -204,8 +204,13 @@ fn stamp(status: &mut Value, now: &str) {
 
 /// The reference of a route, to tell whether it exists.
 fn all_routes(world: &World<'_>) -> impl Iterator<Item = RouteId> {
-    let kinds =
-        [GatewayKind::HTTPRoute, GatewayKind::GRPCRoute, GatewayKind::TLSRoute, GatewayKind::TCPRoute];
+    let kinds = [
+        GatewayKind::HTTPRoute,
+        GatewayKind::GRPCRoute,
+        GatewayKind::TLSRoute,
+        GatewayKind::TCPRoute,
+        GatewayKind::UDPRoute,
+    ];
     kinds.into_iter().flat_map(|kind| world.objects.names(kind).into_iter().map(move |key| (kind, key)))
 }
 
@@ -216,6 +221,7 @@ fn compile_route(world: &World<'_>, parents: &gateways::Parents, (kind, key): &R
         GatewayKind::GRPCRoute => objects.grpc_routes.get(key).map(|r| routes::grpc_route(world, parents, r)),
         GatewayKind::TLSRoute => objects.tls_routes.get(key).map(|r| routes::tls_route(world, parents, r)),
         GatewayKind::TCPRoute => objects.tcp_routes.get(key).map(|r| routes::tcp_route(world, parents, r)),
+        GatewayKind::UDPRoute => objects.udp_routes.get(key).map(|r| routes::udp_route(world, parents, r)),
         _ => None,
     }
 }

@@ -37,6 +37,9 @@ pub(crate) struct State {
     pub(crate) message: String,
 }
 
+/// Says, where it is false, which fields of an object have no effect. It is there only then: nobody else knows the type.
+pub(crate) const HONOURED: &str = "selvage.dev/Honoured";
+
 /// Conditions of one object by type.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Conditions(BTreeMap<&'static str, State>);
@@ -85,6 +88,9 @@ impl Conditions {
     /// These conditions merged into `existing` ones: in place where the type is there, else at the end in order of type.
     pub(crate) fn merged(&self, existing: Option<&Value>, clock: Clock<'_>) -> Value {
         let mut out = existing.and_then(Value::as_array).cloned().unwrap_or_default();
+        out.retain(|c| {
+            c.get("type").and_then(Value::as_str) != Some(HONOURED) || self.0.contains_key(HONOURED)
+        });
         for (kind, state) in &self.0 {
             let status = if state.status { "True" } else { "False" };
             let mut new = Map::new();
@@ -194,6 +200,18 @@ mod tests {
         let bad = second.merged(Some(&again), Clock { now: "t3", generation: 4 });
         assert_eq!(bad[0]["lastTransitionTime"], "t3");
         assert_eq!((bad[0]["status"].as_str(), bad[0]["reason"].as_str()), (Some("False"), Some("Bad")));
+    }
+
+    #[test]
+    fn fields_without_effect_are_said_while_they_are_there() {
+        let clock = Clock { now: "t", generation: 1 };
+        let mut state = Conditions::default().set("Accepted", "Accepted", "fine");
+        let plain = state.merged(None, clock);
+        state.fail(HONOURED, &Problem::new("UnsupportedField", "spec.x"));
+        let said = state.merged(Some(&plain), clock);
+        assert_eq!((said[1]["type"].as_str(), said[1]["status"].as_str()), (Some(HONOURED), Some("False")));
+        let again = Conditions::default().set("Accepted", "Accepted", "fine").merged(Some(&said), clock);
+        assert_eq!(again, plain);
     }
 
     #[test]

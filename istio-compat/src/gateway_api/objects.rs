@@ -37,6 +37,8 @@ pub enum GatewayKind {
     TLSRoute,
     /// TCP rules.
     TCPRoute,
+    /// UDP rules: read to say that they are not served.
+    UDPRoute,
     /// Leave to refer across namespaces.
     ReferenceGrant,
     /// TLS towards backends.
@@ -49,7 +51,7 @@ pub enum GatewayKind {
 
 impl GatewayKind {
     /// All kinds, those that others refer to first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::GatewayClass,
         Self::ReferenceGrant,
         Self::Gateway,
@@ -58,6 +60,7 @@ impl GatewayKind {
         Self::GRPCRoute,
         Self::TLSRoute,
         Self::TCPRoute,
+        Self::UDPRoute,
         Self::BackendTLSPolicy,
         Self::XBackend,
         Self::XBackendTrafficPolicy,
@@ -73,6 +76,7 @@ impl GatewayKind {
             Self::GRPCRoute => "GRPCRoute",
             Self::TLSRoute => "TLSRoute",
             Self::TCPRoute => "TCPRoute",
+            Self::UDPRoute => "UDPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::BackendTLSPolicy => "BackendTLSPolicy",
             Self::XBackend => "XBackend",
@@ -93,7 +97,7 @@ impl GatewayKind {
         match self {
             Self::GatewayClass | Self::Gateway | Self::HTTPRoute => &["v1", "v1beta1"],
             Self::ListenerSet => &["v1"],
-            Self::GRPCRoute | Self::TCPRoute => &["v1", "v1alpha2"],
+            Self::GRPCRoute | Self::TCPRoute | Self::UDPRoute => &["v1", "v1alpha2"],
             Self::TLSRoute => &["v1", "v1alpha3", "v1alpha2"],
             Self::ReferenceGrant => &["v1", "v1beta1", "v1alpha2"],
             Self::BackendTLSPolicy => &["v1", "v1alpha3"],
@@ -120,7 +124,7 @@ impl GatewayKind {
             Self::ListenerSet => of!(ListenerSetSpec),
             Self::HTTPRoute => of!(RouteSpec<HttpRule>),
             Self::GRPCRoute => of!(RouteSpec<GrpcRule>),
-            Self::TLSRoute | Self::TCPRoute => of!(RouteSpec<L4Rule>),
+            Self::TLSRoute | Self::TCPRoute | Self::UDPRoute => of!(RouteSpec<L4Rule>),
             Self::ReferenceGrant => of!(ReferenceGrantSpec),
             Self::BackendTLSPolicy => of!(BackendTlsPolicySpec),
             Self::XBackend => of!(XBackendSpec),
@@ -165,6 +169,7 @@ pub(crate) enum Typed {
     GrpcRoute(GrpcRoute),
     TlsRoute(L4Route),
     TcpRoute(L4Route),
+    UdpRoute(L4Route),
     ReferenceGrant(Object<ReferenceGrantSpec>),
     BackendTlsPolicy(Object<BackendTlsPolicySpec>),
     XBackend(Object<XBackendSpec>),
@@ -182,6 +187,7 @@ impl GatewayObject {
             Typed::GrpcRoute(_) => GatewayKind::GRPCRoute,
             Typed::TlsRoute(_) => GatewayKind::TLSRoute,
             Typed::TcpRoute(_) => GatewayKind::TCPRoute,
+            Typed::UdpRoute(_) => GatewayKind::UDPRoute,
             Typed::ReferenceGrant(_) => GatewayKind::ReferenceGrant,
             Typed::BackendTlsPolicy(_) => GatewayKind::BackendTLSPolicy,
             Typed::XBackend(_) => GatewayKind::XBackend,
@@ -197,7 +203,7 @@ impl GatewayObject {
             Typed::ListenerSet(o) => &o.meta,
             Typed::HttpRoute(o) => &o.meta,
             Typed::GrpcRoute(o) => &o.meta,
-            Typed::TlsRoute(o) | Typed::TcpRoute(o) => &o.meta,
+            Typed::TlsRoute(o) | Typed::TcpRoute(o) | Typed::UdpRoute(o) => &o.meta,
             Typed::ReferenceGrant(o) => &o.meta,
             Typed::BackendTlsPolicy(o) => &o.meta,
             Typed::XBackend(o) => &o.meta,
@@ -238,6 +244,7 @@ pub fn read(object: &Value) -> Result<Read, ParseError> {
         GatewayKind::GRPCRoute => Typed::GrpcRoute(reader.read()?),
         GatewayKind::TLSRoute => Typed::TlsRoute(reader.read()?),
         GatewayKind::TCPRoute => Typed::TcpRoute(reader.read()?),
+        GatewayKind::UDPRoute => Typed::UdpRoute(reader.read()?),
         GatewayKind::ReferenceGrant => Typed::ReferenceGrant(reader.read()?),
         GatewayKind::BackendTLSPolicy => Typed::BackendTlsPolicy(reader.read()?),
         GatewayKind::XBackend => Typed::XBackend(reader.read()?),
@@ -284,6 +291,7 @@ pub struct Objects {
     pub(crate) grpc_routes: BTreeMap<Key, GrpcRoute>,
     pub(crate) tls_routes: BTreeMap<Key, L4Route>,
     pub(crate) tcp_routes: BTreeMap<Key, L4Route>,
+    pub(crate) udp_routes: BTreeMap<Key, L4Route>,
     pub(crate) grants: BTreeMap<Key, Object<ReferenceGrantSpec>>,
     pub(crate) tls_policies: BTreeMap<Key, Object<BackendTlsPolicySpec>>,
     pub(crate) backends: BTreeMap<Key, Object<XBackendSpec>>,
@@ -323,6 +331,7 @@ impl Objects {
             Typed::GrpcRoute(o) => put(&mut self.grpc_routes, o),
             Typed::TlsRoute(o) => put(&mut self.tls_routes, o),
             Typed::TcpRoute(o) => put(&mut self.tcp_routes, o),
+            Typed::UdpRoute(o) => put(&mut self.udp_routes, o),
             Typed::ReferenceGrant(o) => put(&mut self.grants, o),
             Typed::BackendTlsPolicy(o) => put(&mut self.tls_policies, o),
             Typed::XBackend(o) => put(&mut self.backends, o),
@@ -341,6 +350,7 @@ impl Objects {
             GatewayKind::GRPCRoute => self.grpc_routes.remove(&key).is_some(),
             GatewayKind::TLSRoute => self.tls_routes.remove(&key).is_some(),
             GatewayKind::TCPRoute => self.tcp_routes.remove(&key).is_some(),
+            GatewayKind::UDPRoute => self.udp_routes.remove(&key).is_some(),
             GatewayKind::ReferenceGrant => self.grants.remove(&key).is_some(),
             GatewayKind::BackendTLSPolicy => self.tls_policies.remove(&key).is_some(),
             GatewayKind::XBackend => self.backends.remove(&key).is_some(),
@@ -361,6 +371,7 @@ impl Objects {
             GatewayKind::GRPCRoute => keys(&self.grpc_routes),
             GatewayKind::TLSRoute => keys(&self.tls_routes),
             GatewayKind::TCPRoute => keys(&self.tcp_routes),
+            GatewayKind::UDPRoute => keys(&self.udp_routes),
             GatewayKind::ReferenceGrant => keys(&self.grants),
             GatewayKind::BackendTLSPolicy => keys(&self.tls_policies),
             GatewayKind::XBackend => keys(&self.backends),
@@ -378,6 +389,7 @@ impl Objects {
             GatewayKind::GRPCRoute => self.grpc_routes.len(),
             GatewayKind::TLSRoute => self.tls_routes.len(),
             GatewayKind::TCPRoute => self.tcp_routes.len(),
+            GatewayKind::UDPRoute => self.udp_routes.len(),
             GatewayKind::ReferenceGrant => self.grants.len(),
             GatewayKind::BackendTLSPolicy => self.tls_policies.len(),
             GatewayKind::XBackend => self.backends.len(),

@@ -13,8 +13,10 @@ use super::{
     grants::GroupKind,
     hostnames, http,
     objects::{GatewayKind, Key, L4Route, Object},
+    support,
     types::{BackendRef, Filter, L4Rule, ParentReference, RouteSpec},
 };
+use crate::parse::Finding;
 use crate::types::{
     Destination, HttpMatchRequest, HttpRoute, L4MatchAttributes, Meta, PortSelector, RouteDestination,
     TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService, VirtualServiceSpec,
@@ -104,7 +106,8 @@ impl<'a, R: Default> Compiler<'a, R> {
         kind: GatewayKind,
         route: &'a Object<RouteSpec<R>>,
     ) -> Self {
-        let hostnames = if kind == GatewayKind::TCPRoute { &[][..] } else { route.spec.hostnames.as_slice() };
+        let nameless = matches!(kind, GatewayKind::TCPRoute | GatewayKind::UDPRoute);
+        let hostnames = if nameless { &[][..] } else { route.spec.hostnames.as_slice() };
         let about = attach::Route {
             kind: kind.as_str(),
             namespace: &route.meta.namespace,
@@ -149,14 +152,24 @@ impl<'a, R: Default> Compiler<'a, R> {
         vec![format!("{name}.{namespace}.svc.{}", self.world.settings.cluster_domain)]
     }
 
-    fn outcome(&self, problem: impl Fn(bool) -> Option<Problem>) -> Outcome {
+    fn outcome(&self, problem: impl Fn(bool) -> Option<Problem>, ignored: &[Finding]) -> Outcome {
+        let said = |f: &Finding| format!("{}: {}", f.path, f.message);
+        let ignored = (!ignored.is_empty()).then(|| {
+            Problem::new("UnsupportedField", ignored.iter().map(said).collect::<Vec<_>>().join("; "))
+        });
         let meta = &self.route.meta;
         // The time is put in when the status is handed out.
         let clock = Clock { now: "", generation: meta.generation };
         let existing = self.route.status.get("parents");
         let controller = &self.world.settings.controller;
-        let parents =
-            attach::status(&self.attachments, problem, existing, controller, &meta.namespace, clock);
+        let parents = attach::status(
+            &self.attachments,
+            problem,
+            ignored.as_ref(),
+            existing,
+            (controller, &meta.namespace),
+            clock,
+        );
         let mut status = if self.route.status.is_object() { self.route.status.clone() } else { json!({}) };
         status["parents"] = Value::Array(parents);
         let attached = self
@@ -282,7 +295,8 @@ pub(crate) fn http_route(world: &World<'_>, parents: &Parents, route: &super::ob
             matches_of(&rule.matches).map(move |m| http::rule(world, rule, m, place))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
+    let ignored = support::sessions(route.spec.rules.iter().map(|r| r.session_persistence.is_some()));
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), &ignored);
     out.parts = compiler.http_parts(&rules);
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
     referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
@@ -300,7 +314,8 @@ pub(crate) fn grpc_route(world: &World<'_>, parents: &Parents, route: &super::ob
             matches_of(&rule.matches).map(move |m| http::grpc_rule(world, rule, m, place))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
+    let ignored = support::sessions(route.spec.rules.iter().map(|r| r.session_persistence.is_some()));
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), &ignored);
     out.parts = compiler.http_parts(&rules);
     let backends = route.spec.rules.iter().flat_map(|r| &r.backend_refs);
     referred(&mut out, &route.meta.namespace, &route.spec.parent_refs, backends);
@@ -341,7 +356,7 @@ pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -
             Ok((TcpRoute { matches: Vec::new(), route }, problem))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), &[]);
     for attachment in compiler.accepted() {
         let mesh = attachment.target.is_mesh();
         let mut tcp = rules.of(mesh).rules.clone();
@@ -367,6 +382,16 @@ pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -
     out
 }
 
+/// One UDPRoute: whoever it names, nobody takes it, and it is told so.
+pub(crate) fn udp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -> Outcome {
+    let mut compiler = Compiler::new(world, parents, GatewayKind::UDPRoute, route);
+    for attachment in &mut compiler.attachments {
+        let why = "UDPRoute is not implemented: no listener and no service takes it";
+        attachment.denied = Some(Problem::new("UnsupportedValue", why));
+    }
+    compiler.outcome(|_| None, &[])
+}
+
 /// One TLSRoute.
 pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route) -> Outcome {
     let compiler = Compiler::new(world, parents, GatewayKind::TLSRoute, route);
@@ -381,7 +406,7 @@ pub(crate) fn tls_route(world: &World<'_>, parents: &Parents, route: &L4Route) -
             Ok((TlsRoute { matches, route }, problem))
         }))
     });
-    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone());
+    let mut out = compiler.outcome(|mesh| rules.of(mesh).problem.clone(), &[]);
     for attachment in compiler.accepted() {
         let mesh = attachment.target.is_mesh();
         let mut tls = rules.of(mesh).rules.clone();

@@ -7,60 +7,62 @@ const NO_SESSIONS: &str =
     "session persistence is not implemented; requests are balanced as if it were absent";
 const NO_EXTENSION: &str = "no extension is implemented; the rule is invalid";
 
+/// Rules that ask for session persistence.
+pub(super) fn sessions(rules: impl Iterator<Item = bool>) -> Vec<Finding> {
+    let asking = rules.enumerate().filter(|(_, asks)| *asks);
+    asking.map(|(i, _)| Finding::new(format!("spec.rules[{i}].sessionPersistence"), NO_SESSIONS)).collect()
+}
+
 /// The fields of one object that have no effect.
 pub(super) fn unsupported(object: &Typed) -> Vec<Finding> {
     let mut out = Vec::new();
-    let mut say = |path: String, message: &str| out.push(Finding::new(path, message));
+    let say = |path: String, message: &str, out: &mut Vec<Finding>| out.push(Finding::new(path, message));
     match object {
         Typed::HttpRoute(route) => {
+            out.extend(sessions(route.spec.rules.iter().map(|r| r.session_persistence.is_some())));
             for (i, rule) in route.spec.rules.iter().enumerate() {
-                if rule.session_persistence.is_some() {
-                    say(format!("spec.rules[{i}].sessionPersistence"), NO_SESSIONS);
-                }
                 for (f, filter) in rule.filters.iter().enumerate() {
                     if matches!(filter.kind.as_str(), "ExtensionRef" | "ExternalAuth") {
-                        say(format!("spec.rules[{i}].filters[{f}]"), NO_EXTENSION);
+                        say(format!("spec.rules[{i}].filters[{f}]"), NO_EXTENSION, &mut out);
                     }
                 }
             }
-            default_gateways(route.spec.use_default_gateways.as_ref(), &mut say);
+            default_gateways(route.spec.use_default_gateways.as_ref(), &mut out);
         }
         Typed::GrpcRoute(route) => {
-            for (i, rule) in route.spec.rules.iter().enumerate() {
-                if rule.session_persistence.is_some() {
-                    say(format!("spec.rules[{i}].sessionPersistence"), NO_SESSIONS);
-                }
-            }
-            default_gateways(route.spec.use_default_gateways.as_ref(), &mut say);
+            out.extend(sessions(route.spec.rules.iter().map(|r| r.session_persistence.is_some())));
+            default_gateways(route.spec.use_default_gateways.as_ref(), &mut out);
         }
         Typed::TlsRoute(route) | Typed::TcpRoute(route) => {
-            default_gateways(route.spec.use_default_gateways.as_ref(), &mut say);
+            default_gateways(route.spec.use_default_gateways.as_ref(), &mut out);
         }
+        Typed::UdpRoute(_) => say("spec".to_owned(), "UDPRoute is not implemented", &mut out),
         Typed::Gateway(gateway) => {
             if gateway.spec.default_scope.is_some() {
-                say("spec.defaultScope".to_owned(), "default Gateways are not implemented");
+                say("spec.defaultScope".to_owned(), "default Gateways are not implemented", &mut out);
             }
             let tls = gateway.spec.tls.as_ref();
             if tls.and_then(|t| t.backend.as_ref()).is_some() {
                 say(
                     "spec.tls.backend".to_owned(),
                     "the reference is checked; no client certificate is shown to backends",
+                    &mut out,
                 );
             }
         }
         Typed::XBackendTrafficPolicy(policy) if policy.spec.session_persistence.is_some() => {
-            say("spec.sessionPersistence".to_owned(), NO_SESSIONS);
+            say("spec.sessionPersistence".to_owned(), NO_SESSIONS, &mut out);
         }
         Typed::BackendTlsPolicy(policy) if !policy.spec.options.is_empty() => {
-            say("spec.options".to_owned(), "no option is known");
+            say("spec.options".to_owned(), "no option is known", &mut out);
         }
         _ => {}
     }
     out
 }
 
-fn default_gateways(scope: Option<&String>, say: &mut impl FnMut(String, &str)) {
+fn default_gateways(scope: Option<&String>, out: &mut Vec<Finding>) {
     if scope.is_some_and(|s| s != "None") {
-        say("spec.useDefaultGateways".to_owned(), "default Gateways are not implemented");
+        out.push(Finding::new("spec.useDefaultGateways", "default Gateways are not implemented"));
     }
 }

@@ -6,6 +6,7 @@ use super::{
     Field,
     Status::{Honoured, Idle, Ignored, Partly},
 };
+use crate::names::is_claim;
 
 pub(super) const fn yes(path: &'static str, note: &'static str) -> Field {
     Field { path, status: Honoured, note, when: None }
@@ -72,10 +73,11 @@ fn has_command(value: &Value) -> bool {
     false
 }
 
-fn is_claim(value: &Value) -> bool {
-    value
-        .as_object()
-        .is_some_and(|map| map.keys().any(|k| k.to_ascii_lowercase().starts_with("@request.auth")))
+const NO_CLAIMS: &str = "tokens are not looked at: a claim (`@request.auth.claims`) is never there, as in Istio without a \
+                         RequestAuthentication; a header of that name from a client counts for nothing";
+
+fn has_claim(value: &Value) -> bool {
+    value.as_object().is_some_and(|map| map.keys().any(|k| is_claim(k)))
 }
 
 fn rare_condition(value: &Value) -> bool {
@@ -96,8 +98,8 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].match[].scheme", ""),
     yes("http[].match[].method", ""),
     yes("http[].match[].authority", ""),
-    partly("http[].match[].headers", "token claims (`@request.auth.claims`) never match", is_claim),
-    partly("http[].match[].withoutHeaders", "token claims (`@request.auth.claims`) never match", is_claim),
+    partly("http[].match[].headers", NO_CLAIMS, has_claim),
+    partly("http[].match[].withoutHeaders", NO_CLAIMS, has_claim),
     yes("http[].match[].queryParams", ""),
     yes("http[].match[].port", ""),
     yes("http[].match[].sourceLabels", ""),
@@ -117,7 +119,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].timeout", ""),
     yes(
         "http[].retries",
-        "a budget guards against storms: a node's worker retries at most 20 % of its requests, or 100 in ten seconds",
+        "a budget guards against storms: a node retries at most 20 % of its requests to a destination, or 30 in ten seconds",
     ),
     partly(
         "http[].retries.retryOn",
@@ -207,5 +209,5 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("trafficPolicy.tls.caCrl", "a file on the node"),
     yes("trafficPolicy.tunnel", ""),
     yes("trafficPolicy.proxyProtocol", ""),
-    yes("trafficPolicy.retryBudget", "beside the built-in one: 20 %, or 100 in ten seconds"),
+    yes("trafficPolicy.retryBudget", "for each node; without it 20 %, or 30 in ten seconds"),
 ];

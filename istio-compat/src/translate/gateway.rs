@@ -243,8 +243,10 @@ pub fn gateway_host(
     bound.sort_by(|a, b| order(a, b, ctx));
     let parts: Vec<_> = bound
         .into_iter()
-        .filter_map(|v| route::rules(v, ctx, delegates))
-        .map(|part| fitting(part, server))
+        .filter_map(|v| {
+            let part = route::rules(v, ctx, delegates)?;
+            Some(fitting(part, server, route::is_gateway_api(&v.meta)))
+        })
         .filter(|p| !p.http.is_empty() || !p.tls.is_empty() || !p.tcp.is_empty())
         .collect();
     let (server, domain) = (server_id.to_owned(), domain.to_owned());
@@ -259,8 +261,9 @@ fn order(a: &VirtualService, b: &VirtualService, ctx: &Context) -> Ordering {
     key(a).cmp(&key(b)).then_with(|| a.meta.age_order().cmp(&b.meta.age_order()))
 }
 
-/// The rules that a server of this kind asks.
-fn fitting(mut part: model::VirtualHost, server: &Server) -> model::VirtualHost {
+/// The rules that a server of this kind asks. Where TLS ends at the server, Istio's rules for what is inside are those for
+/// bytes; those of Gateway API may go by the name of the handshake.
+fn fitting(mut part: model::VirtualHost, server: &Server, by_name: bool) -> model::VirtualHost {
     let kind = server.port.as_ref().map(|p| protocol(&p.protocol));
     if passes_tls(server) {
         part.http.clear();
@@ -270,7 +273,9 @@ fn fitting(mut part: model::VirtualHost, server: &Server) -> model::VirtualHost 
         part.tcp.clear();
     } else {
         part.http.clear();
-        part.tls.clear();
+        if !(by_name && kind == Some(GatewayProtocol::GatewayTls)) {
+            part.tls.clear();
+        }
     }
     part
 }

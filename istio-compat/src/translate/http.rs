@@ -9,10 +9,13 @@ use super::{
     retry,
     route::{Scope, gateways, is_gateway_api},
 };
-use crate::types::{
-    CorsPolicy, Destination, Duration, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
-    HttpMatchRequest, HttpRedirect, HttpRewrite, HttpRoute, HttpRouteDestination, Percent,
-    RedirectPortSelection, StringMatch, UnmatchedPreflights,
+use crate::{
+    names::is_claim,
+    types::{
+        CorsPolicy, Destination, Duration, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
+        HttpMatchRequest, HttpRedirect, HttpRewrite, HttpRoute, HttpRouteDestination, Percent,
+        RedirectPortSelection, StringMatch, UnmatchedPreflights,
+    },
 };
 
 const MILLION: u32 = 1_000_000;
@@ -105,6 +108,16 @@ fn header_matches(map: &BTreeMap<String, Option<StringMatch>>) -> Vec<model::Nam
         .collect()
 }
 
+/// Nobody looks at tokens here, so a claim is never there, and what asks for its absence always holds. (No header can have
+/// the name of a claim: what asks for one never holds.)
+fn without_matches(map: &BTreeMap<String, Option<StringMatch>>) -> Vec<model::NamedMatch> {
+    let mut out = header_matches(map);
+    for claim in out.iter_mut().filter(|m| is_claim(&m.name)) {
+        claim.r#match = Some(value_match(None));
+    }
+    out
+}
+
 pub(super) fn http_match(m: &HttpMatchRequest, scope: Scope<'_>) -> model::HttpMatch {
     // An empty condition on a part that every request has says nothing.
     let part = |m: &Option<StringMatch>| {
@@ -120,7 +133,7 @@ pub(super) fn http_match(m: &HttpMatchRequest, scope: Scope<'_>) -> model::HttpM
         method: part(&m.method),
         authority: part(&m.authority),
         headers: header_matches(&m.headers),
-        without_headers: header_matches(&m.without_headers),
+        without_headers: without_matches(&m.without_headers),
         query_params: m
             .query_params
             .iter()

@@ -129,7 +129,7 @@ fn is_token(text: &str) -> bool {
 /// The name of a header that a rule looks at.
 pub(super) fn header_name(name: &str) -> Check {
     let pseudo = [":method", ":scheme", ":authority", ":path", ":status"];
-    require(is_token(name) || pseudo.contains(&name) || is_claim(name), || {
+    require(is_token(name) || pseudo.contains(&name) || crate::names::is_claim(name), || {
         format!("{name:?} is not a header name")
     })
 }
@@ -137,15 +137,6 @@ pub(super) fn header_name(name: &str) -> Check {
 /// The name of a header in cross-origin rules; `*` is one of the characters that a name may have.
 pub(super) fn cors_header_name(name: &str) -> Check {
     require(is_token(name), || format!("{name:?} is not a header name"))
-}
-
-/// A token claim in the place of a header: `@request.auth.claims.a` or `@request.auth.claims[a]`.
-pub(super) fn is_claim(name: &str) -> bool {
-    const PREFIX: &str = "@request.auth.claims";
-    let Some((prefix, rest)) = name.split_at_checked(PREFIX.len()) else { return false };
-    let dotted = rest.len() > 1 && rest.starts_with('.');
-    let bracketed = rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']');
-    prefix.eq_ignore_ascii_case(PREFIX) && (dotted || bracketed)
 }
 
 pub(super) fn regex(text: &str) -> Check {

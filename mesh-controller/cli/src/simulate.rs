@@ -29,6 +29,8 @@ pub struct Request {
     pub protocol: String,
     /// Authority as sent; the SNI for TLS.
     pub host: String,
+    /// Name of the handshake, for requests under TLS that a gateway ends; the host when empty.
+    pub sni: String,
     /// Port that is called; 80 when absent.
     pub port: Option<u16>,
     /// Address that is called.

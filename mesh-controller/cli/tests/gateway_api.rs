@@ -174,3 +174,142 @@ fn requests_from_outside_go_by_listener_host_and_path() {
     // The other listener is more exact: it keeps the host, and no route is attached to it.
     assert_eq!(of("other.example.com", "/")["status"], 404);
 }
+
+const KEYS: &str = "
+apiVersion: v1
+kind: Secret
+metadata: {name: keys, namespace: shop}
+stringData:
+  tls.crt: |
+    -----BEGIN CERTIFICATE-----
+    MAMCAQA=
+    -----END CERTIFICATE-----
+  tls.key: |
+    -----BEGIN PRIVATE KEY-----
+    MAMCAQA=
+    -----END PRIVATE KEY-----
+";
+
+/// A route for each listener, to a service of its own.
+fn outside(listeners: &[(&str, u16, &str, &str)], routes: &[(&str, &str, &str, &str)]) -> World {
+    let listener = |(name, port, protocol, host): &(&str, u16, &str, &str)| {
+        let mut one = json!({ "name": name, "port": port, "protocol": protocol });
+        if !host.is_empty() {
+            one["hostname"] = json!(host);
+        }
+        match *protocol {
+            "HTTP" => {}
+            _ => one["tls"] = json!({ "mode": "Terminate", "certificateRefs": [{ "name": "keys" }] }),
+        }
+        one
+    };
+    let gateway = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": { "name": "front", "namespace": "shop" },
+        "spec": { "gatewayClassName": "istio", "listeners": listeners.iter().map(listener).collect::<Vec<_>>() },
+    });
+    let route = |(kind, section, host, to): &(&str, &str, &str, &str)| {
+        let port = if *to == "cart" { 80 } else { 8080 };
+        let mut one = json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+            "metadata": { "name": format!("of-{section}"), "namespace": "shop" },
+            "spec": {
+                "parentRefs": [{ "name": "front", "sectionName": section }],
+                "rules": [{ "backendRefs": [{ "name": to, "port": port }] }],
+            },
+        });
+        if !host.is_empty() {
+            one["spec"]["hostnames"] = json!([host]);
+        }
+        one
+    };
+    let mut objects = istio_compat::yaml::documents(&format!("{SERVICES}\n---\n{KEYS}")).unwrap();
+    // As API servers do with `stringData`.
+    for object in objects.iter_mut().filter(|o| o["kind"] == "Secret") {
+        let text: std::collections::BTreeMap<String, String> =
+            serde_json::from_value(object["stringData"].take()).unwrap();
+        let encoded = text.iter().map(|(k, v)| (k.clone(), json!(base64(v.as_bytes()))));
+        object["data"] = Value::Object(encoded.collect());
+    }
+    objects.push(gateway);
+    objects.extend(routes.iter().map(route));
+    World::new(&objects, &WorldOptions::default())
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let n = chunk.iter().fold(0u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        for i in 0..4 {
+            let digit = ALPHABET[(n >> (18 - 6 * i)) as usize & 63] as char;
+            out.push(if i <= chunk.len() { digit } else { '=' });
+        }
+    }
+    out
+}
+
+#[test]
+fn a_plaintext_listener_keeps_its_hosts_from_less_exact_ones() {
+    let world = outside(
+        &[
+            ("all", 80, "HTTP", ""),
+            ("wild", 80, "HTTP", "*.example.com"),
+            ("exact", 80, "HTTP", "a.example.com"),
+        ],
+        &[("HTTPRoute", "all", "", "cart"), ("HTTPRoute", "wild", "", "cart-v2")],
+    );
+    let of = |host: &str| ask(&world, json!({ "gateway": "shop/front", "host": host }));
+    assert_eq!(destination(&of("example.org")), V1);
+    assert_eq!(destination(&of("b.example.com:80")), V2);
+    assert_eq!(of("a.example.com")["status"], 404, "no route is attached to the listener that has it");
+}
+
+#[test]
+fn a_host_of_another_listener_than_the_handshakes_is_misdirected() {
+    let world = outside(
+        &[
+            ("all", 443, "HTTPS", ""),
+            ("second", 443, "HTTPS", "second.example.com"),
+            ("wild", 443, "HTTPS", "*.wild.example.com"),
+        ],
+        &[
+            ("HTTPRoute", "all", "first.example.com", "cart"),
+            ("HTTPRoute", "second", "", "cart-v2"),
+            ("HTTPRoute", "wild", "", "cart"),
+        ],
+    );
+    let of = |sni: &str, host: &str| {
+        ask(
+            &world,
+            json!({ "gateway": "shop/front", "port": 443, "scheme": "https", "host": host, "sni": sni }),
+        )
+    };
+    assert_eq!(destination(&of("", "first.example.com")), V1);
+    assert_eq!(destination(&of("second.example.com", "second.example.com")), V2);
+    assert_eq!(destination(&of("a.wild.example.com", "b.wild.example.com")), V1);
+    for (sni, host, status) in [
+        ("first.example.com", "second.example.com", 421),
+        ("first.example.com", "unknown.example.com", 404),
+        ("second.example.com", "first.example.com", 421),
+        ("second.example.com", "unknown.example.com", 421),
+        ("a.wild.example.com", "second.example.com", 421),
+    ] {
+        let answer = of(sni, host);
+        assert_eq!(answer["status"], status, "{sni} {host}: {answer}");
+    }
+}
+
+#[test]
+fn bytes_under_tls_that_ends_at_the_gateway_go_by_name() {
+    let world = outside(
+        &[("a", 8443, "TLS", "a.example.com"), ("b", 8443, "TLS", "b.example.com")],
+        &[("TLSRoute", "a", "a.example.com", "cart"), ("TLSRoute", "b", "", "cart-v2")],
+    );
+    let of = |host: &str| {
+        ask(&world, json!({ "protocol": "tls", "gateway": "shop/front", "port": 8443, "host": host }))
+    };
+    assert_eq!(destination(&of("a.example.com")), V1);
+    assert_eq!(destination(&of("b.example.com")), V2);
+    assert_eq!(of("c.example.com")["outcome"], "blackhole");
+}

@@ -56,7 +56,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, those that others refer to first.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -89,6 +89,7 @@ impl Kind {
         Self::GatewayApi(GatewayKind::ALL[8]),
         Self::GatewayApi(GatewayKind::ALL[9]),
         Self::GatewayApi(GatewayKind::ALL[10]),
+        Self::GatewayApi(GatewayKind::ALL[11]),
     ];
 
     /// As in manifests.

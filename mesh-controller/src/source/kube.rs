@@ -41,24 +41,37 @@ pub(crate) async fn client(kubeconfig: Option<PathBuf>) -> anyhow::Result<Client
     Client::try_from(config).context("Kubernetes client")
 }
 
-/// The kinds to follow. ConfigMaps are read for policies of Gateway API only.
-pub(crate) fn kinds(gateway_api: bool) -> Vec<Kind> {
-    let wanted = |kind: &Kind| gateway_api || !matches!(kind, Kind::GatewayApi(_) | Kind::ConfigMap);
-    Kind::ALL.into_iter().filter(wanted).collect()
+/// What is followed.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The objects of Gateway API, once it is installed.
+    pub(crate) gateway_api: bool,
+    /// Where the ConfigMap with Istio's settings of the mesh is. Of other ConfigMaps only Gateway API knows.
+    pub(crate) root_namespace: String,
+}
+
+impl Wanted {
+    fn kinds(&self) -> Vec<Kind> {
+        let wanted = |kind: &Kind| self.gateway_api || !matches!(kind, Kind::GatewayApi(_));
+        Kind::ALL.into_iter().filter(wanted).collect()
+    }
 }
 
 /// Starts one watch for each kind.
 pub(crate) fn start_with(
     client: Client,
-    kinds: Vec<Kind>,
+    wanted: Wanted,
     sender: mpsc::Sender<Vec<Op>>,
     health: Health,
     tasks: &Tasks,
 ) {
+    let kinds = wanted.kinds();
+    let wanted = Arc::new(wanted);
     let pending = Arc::new(Mutex::new(kinds.iter().copied().collect()));
     for kind in kinds {
         let sync = Sync { pending: pending.clone(), sender: sender.clone() };
-        let follower = watch::Follower { kind, client: client.clone(), sync, health: health.clone() };
+        let (client, wanted, health) = (client.clone(), wanted.clone(), health.clone());
+        let follower = watch::Follower { kind, client, wanted, sync, health };
         tasks.spawn_critical("kube source", follower.run());
     }
 }

@@ -3,6 +3,8 @@
 //! A listener answers for one or more servers of Gateway resources. Of the domains that its servers have, the most
 //! specific one that covers the host decides; its rules are tried in order, those for every path last.
 
+pub mod listener;
+
 use std::sync::Arc;
 
 use mesh_api::model;
@@ -138,6 +140,21 @@ impl Tables {
             }
         }
         d
+    }
+
+    /// Decides a connection whose handshake names its cluster, `outbound_.PORT_.SUBSET_.HOST` (AUTO_PASSTHROUGH).
+    pub fn route_named_cluster<'t>(&'t self, client: &Client<'_>, sni: &str) -> L4Decision<'t> {
+        let cluster = || {
+            let (port, rest) = sni.strip_prefix("outbound_.")?.split_once("_.")?;
+            let (subset, host) = rest.split_once("_.")?;
+            let service = self.service(host).filter(|s| s.visible_to(client.namespace))?;
+            service.cluster(client, subset, port.parse().ok()?)
+        };
+        let outcome = match cluster() {
+            Some(cluster) => L4Outcome::Forward { destination: None, cluster },
+            None => L4Outcome::Blackhole,
+        };
+        L4Decision { service: None, virtual_host: None, destinations: None, rule_index: None, outcome }
     }
 
     /// Decides a connection that stays closed (TLS, by its SNI) or is bytes (`sni` is none) at a gateway's listener.

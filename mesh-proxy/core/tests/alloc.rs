@@ -237,17 +237,19 @@ fn a_thousand_routes_cost_no_more_than_a_few() {
     let client = Client::in_namespace("default");
     let mut dice = dice();
     let requests: Vec<_> = requests().into_iter().filter(|(_, i)| *i < 1000).collect();
-    let mut best = Duration::MAX;
-    for _ in 0..20 {
+    let mut round = || {
         let start = Instant::now();
-        for _ in 0..100 {
+        for _ in 0..20 {
             for (r, _) in &requests {
                 black_box(tables.route_http(&client, 80, None, black_box(r), &mut dice));
             }
         }
-        best = best.min(start.elapsed() / (100 * requests.len() as u32));
-    }
-    println!("exact or prefix match on a host with 1002 routes: {best:?}");
+        start.elapsed() / (20 * requests.len() as u32)
+    };
+    let mut times: Vec<Duration> = (0..101).map(|_| round()).collect();
+    times.sort_unstable();
+    let (best, median) = (times[0], times[times.len() / 2]);
+    println!("exact or prefix match on a host with 1002 routes: median {median:?}, best {best:?}");
     // Without optimisation, walking the routes in order takes over 100 µs.
     let limit = if cfg!(debug_assertions) { Duration::from_micros(60) } else { Duration::from_micros(2) };
     assert!(best < limit, "{best:?}");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_api::model;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the gateway mode; it is on when the block is there.
@@ -23,6 +24,11 @@ impl Default for GatewayConfig {
 }
 
 impl GatewayConfig {
+    /// Whether a Gateway is this gateway's.
+    pub(crate) fn selected(&self, gateway: &model::Gateway) -> bool {
+        gateway.selector.iter().all(|(k, v)| self.labels.get(k) == Some(v))
+    }
+
     /// What metrics call the gateway.
     pub(crate) fn name(&self) -> String {
         let named = ["app", "istio"].iter().find_map(|key| self.labels.get(*key));

@@ -10,15 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_core::gateway::listener::{self, Listener};
 use mesh_net::listen::{accept, tcp_reuseport};
 use node_rt::Drain;
 use tokio::{net::TcpListener, sync::watch};
 
-use super::{
-    Gateway,
-    plan::{self, Listener},
-    serve,
-};
+use super::{Gateway, serve};
 use crate::outbound::{Snapshot, Ticket, WorkerState};
 
 /// How soon a change of the tables is noticed.
@@ -43,7 +40,8 @@ pub(crate) async fn run(worker: Rc<WorkerState>, gateway: Arc<Gateway>, drain: D
         let tables = worker.tables();
         let same = seen.as_ref().is_some_and(|old| Gateway::same(old, &tables));
         if !same || retry.is_some_and(|at| at <= Instant::now()) {
-            let (wanted, problems) = plan::plan(&tables, &gateway.config);
+            let (wanted, problems) =
+                listener::plan(&tables, |g| gateway.config.selected(g), &gateway.config.ports);
             if !same {
                 problems.iter().for_each(|p| tracing::warn!(problem = %p, "gateway"));
             }

@@ -3,7 +3,10 @@
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
 use mesh_api::model::server_tls::Mode;
-use mesh_core::{Client, L4Decision, L4Outcome, Tables};
+use mesh_core::{
+    Client, L4Decision, Tables,
+    gateway::listener::{Listener, Nature},
+};
 use mesh_net::{
     Prefixed,
     detect::{Detected, detect},
@@ -11,10 +14,7 @@ use mesh_net::{
 };
 use tokio::net::TcpStream;
 
-use super::{
-    Gateway, auto,
-    plan::{Listener, Nature, is_derived},
-};
+use super::Gateway;
 use crate::outbound::{
     ClientIo, Connection, HttpVersion, Target, Ticket, WorkerState, serve_bytes, serve_http,
 };
@@ -55,11 +55,10 @@ impl Binding {
         }
     }
 
-    /// Whether a host is of another server than the one that terminated TLS. Listeners of Gateway API say so whatever
-    /// rules they have; servers of Istio where no rule takes the host.
+    /// Whether a host is of another server than the one that terminated TLS.
     pub(crate) fn is_misdirected(&self, host: &str, unrouted: bool) -> bool {
         let Some(keys) = self.server.as_ref().filter(|_| !self.auto) else { return false };
-        (unrouted || is_derived(keys)) && self.listener.borrow().belongs_elsewhere(host, keys)
+        self.listener.borrow().is_misdirected(host, keys, unrouted)
     }
 
     /// Requests came under TLS.
@@ -94,18 +93,7 @@ impl Binding {
     ) -> L4Decision<'t> {
         let client = self.client();
         if self.auto {
-            let cluster = self.sni.as_deref().and_then(|sni| auto::cluster(tables, &client, sni));
-            let outcome = match cluster {
-                Some(cluster) => L4Outcome::Forward { destination: None, cluster },
-                None => L4Outcome::Blackhole,
-            };
-            return L4Decision {
-                service: None,
-                virtual_host: None,
-                destinations: None,
-                rule_index: None,
-                outcome,
-            };
+            return tables.route_named_cluster(&client, self.sni.as_deref().unwrap_or_default());
         }
         tables.route_gateway_l4(&client, servers, (port, self.sni.as_deref()), dice)
     }
@@ -178,8 +166,7 @@ pub(crate) async fn accepted(context: Context, stream: TcpStream, client: Socket
                         context.worker.shared.telemetry.edges.bad_requests.inc();
                         return;
                     };
-                    // Routes of Gateway API for what is under TLS go by name, those of Istio are those for bytes.
-                    let by_name = (!server.http && is_derived(&keys)).then_some(sni);
+                    let by_name = server.routes_by_name().then_some(sni);
                     let binding = bound(Some(keys), by_name, false);
                     if !server.http {
                         let io = ClientIo::Tls(Box::new(stream));

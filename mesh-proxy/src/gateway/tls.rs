@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_api::model::{ServerTls, TlsVersion, server_tls::Mode};
-use mesh_core::Tables;
+use mesh_core::{Tables, gateway::listener::Server};
 use mesh_net::tls::{ClientAuth, Expect};
 use rustls::{
     ServerConfig, SupportedProtocolVersion,
@@ -20,7 +20,6 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::plan::Server;
 use crate::outbound::tls::{
     Identity,
     material::{Material, Origin, Seen},

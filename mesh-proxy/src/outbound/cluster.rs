@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
     },
     time::Instant,
@@ -22,12 +22,6 @@ use mesh_core::{
 use super::{endpoint::Endpoint, prologue::Prologue, worker::WorkerState};
 use crate::telemetry::local::Held;
 
-/// Share of requests that may be retried, in percent.
-const RETRY_PERCENT: u32 = 20;
-/// Retries in ten seconds that are allowed however few requests there are: the budget is there against retry storms,
-/// a quiet service may retry every request as its rule says.
-const RETRY_MINIMUM: u32 = 100;
-
 /// A cluster as one worker runs it.
 pub(crate) struct ClusterState {
     pub(crate) cluster: Rc<Held<Cluster>>,
@@ -36,18 +30,14 @@ pub(crate) struct ClusterState {
     /// In the order of the cluster's endpoints.
     pub(crate) endpoints: Box<[Rc<Endpoint>]>,
     /// Outlives this state when only the endpoints change.
-    health: Rc<RefCell<Health>>,
+    balancer: Rc<RefCell<Balancer>>,
     pub(crate) limits: Arc<Limits>,
+    /// The same for all workers.
+    budget: Arc<RetryBudget>,
     /// What a connection to an endpoint begins with; none = the first byte is the client's.
     pub(crate) prologue: Option<Rc<Prologue>>,
     /// Who waits for a connection in this worker.
     waiting: Cell<u32>,
-}
-
-struct Health {
-    balancer: Balancer,
-    budget: RetryBudget,
-    policy: Option<RetryBudgetPolicy>,
 }
 
 /// What a request says about its endpoint.
@@ -57,13 +47,6 @@ pub(crate) struct Choice {
     pub(crate) hash: Option<u64>,
     /// Prefer localities that were not tried.
     pub(crate) remote: bool,
-}
-
-fn budget(policy: Option<RetryBudgetPolicy>) -> RetryBudget {
-    policy.map_or_else(
-        || RetryBudget::new(RETRY_PERCENT, RETRY_MINIMUM),
-        |p| RetryBudget::over(p.percent, p.minimum, p.interval),
-    )
 }
 
 /// Endpoints that a call has tried.
@@ -95,30 +78,20 @@ impl ClusterState {
                 gone.close_idle();
             }
         }
-        let policy = cluster.policy.retry_budget;
-        let health = old.map_or_else(
-            || {
-                let balancer = Balancer::at(Arc::clone(here));
-                Rc::new(RefCell::new(Health { balancer, budget: budget(policy), policy }))
-            },
-            |o| Rc::clone(&o.health),
+        let balancer = old.map_or_else(
+            || Rc::new(RefCell::new(Balancer::at(Arc::clone(here)))),
+            |o| Rc::clone(&o.balancer),
         );
-        {
-            let mut health = health.borrow_mut();
-            if health.policy != policy {
-                health.budget = budget(policy);
-                health.policy = policy;
-            }
-        }
+        let budget = limits.budget(cluster.policy.retry_budget);
         let workloads = cluster.endpoints.iter().map(|e| Held::new(&e.endpoint.workload)).collect();
         let prologue = Prologue::of(&cluster.policy);
         let cluster = Held::new(cluster);
-        Self { cluster, workloads, endpoints, health, limits, prologue, waiting: Cell::new(0) }
+        Self { cluster, workloads, endpoints, balancer, limits, budget, prologue, waiting: Cell::new(0) }
     }
 
     /// The node is at another place.
     pub(crate) fn moved(&self, here: &Arc<Here>) {
-        self.health.borrow_mut().balancer.moved(here);
+        self.balancer.borrow_mut().moved(here);
     }
 
     /// The endpoint for the next try. Those in `tried` come again only if `again` allows it and nothing else is left.
@@ -135,11 +108,11 @@ impl ClusterState {
         again: bool,
     ) -> Option<usize> {
         let load = |i: usize| self.endpoints[i].load();
-        let mut health = self.health.borrow_mut();
+        let mut balancer = self.balancer.borrow_mut();
         let mut pick = |exclude: &[EndpointId]| {
             let Choice { hash, remote } = choice;
             let how = Pick { exclude, load: &load, now: Instant::now(), hash, remote };
-            health.balancer.pick(&self.cluster, &how, &mut worker.dice())
+            balancer.pick(&self.cluster, &how, &mut worker.dice())
         };
         match pick(tried) {
             None if again && !tried.is_empty() => pick(&[]),
@@ -154,36 +127,36 @@ impl ClusterState {
 
     /// A connection came about.
     pub(crate) fn connected(&self, endpoint: EndpointId) {
-        self.health.borrow_mut().balancer.on_connected(endpoint);
+        self.balancer.borrow_mut().on_connected(endpoint);
     }
 
     /// A connection attempt failed, or stayed without an answer while another endpoint's came.
     pub(crate) fn connect_failed(&self, endpoint: EndpointId) {
-        self.health.borrow_mut().balancer.on_connect_failure(endpoint, Instant::now());
+        self.balancer.borrow_mut().on_connect_failure(endpoint, Instant::now());
     }
 
     /// An exchange with the endpoint ended.
     pub(crate) fn exchanged(&self, endpoint: EndpointId, exchange: Exchange) {
         if self.cluster.policy.outlier.is_some() {
-            self.health.borrow_mut().balancer.on_exchange(endpoint, exchange, Instant::now());
+            self.balancer.borrow_mut().on_exchange(endpoint, exchange, Instant::now());
         }
     }
 
     /// The endpoint answered with a status.
     pub(crate) fn answered(&self, endpoint: EndpointId, status: u16) {
         if let Some(outlier) = &self.cluster.policy.outlier {
-            self.health.borrow_mut().balancer.on_exchange(endpoint, outlier.exchange(status), Instant::now());
+            self.balancer.borrow_mut().on_exchange(endpoint, outlier.exchange(status), Instant::now());
         }
     }
 
     /// Counts a request for the retry budget.
     pub(crate) fn on_request(&self, now: Instant) {
-        self.health.borrow_mut().budget.on_request(now);
+        self.budget.on_request(now);
     }
 
     /// Takes a retry out of the budget.
     pub(crate) fn may_retry(&self) -> bool {
-        self.health.borrow_mut().budget.try_retry(Instant::now())
+        self.budget.try_retry(Instant::now())
     }
 
     /// A place for one more connection, or what `pooled` finds meanwhile. Waits for as long as connecting may take, if
@@ -281,6 +254,9 @@ pub(crate) struct Limits {
     waiting: AtomicU32,
     /// A connection ended or became idle.
     freed: tokio::sync::Notify,
+    /// Retry budgets that are in use, by their settings: workers with the same settings share one. Locked only when a
+    /// worker takes over a cluster.
+    budgets: Mutex<Vec<(Option<RetryBudgetPolicy>, Weak<RetryBudget>)>>,
 }
 
 /// Which of the counts.
@@ -300,6 +276,23 @@ impl Limits {
             Limit::Pending => &self.pending,
             Limit::Retries => &self.retries,
         }
+    }
+
+    /// The retry budget with these settings; none = the standard one.
+    fn budget(&self, policy: Option<RetryBudgetPolicy>) -> Arc<RetryBudget> {
+        let mut all = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.iter().find(|(p, _)| *p == policy).and_then(|(_, b)| b.upgrade());
+        if let Some(known) = known {
+            return known;
+        }
+        let now = Instant::now();
+        let new = Arc::new(policy.map_or_else(
+            || RetryBudget::standard(now),
+            |p| RetryBudget::over(p.percent, p.minimum, p.interval, now),
+        ));
+        all.retain(|(_, b)| b.strong_count() > 0);
+        all.push((policy, Arc::downgrade(&new)));
+        new
     }
 
     /// Takes one place. `Err`: there is none. Without a limit nothing is counted.
@@ -361,5 +354,20 @@ mod tests {
         assert!(limits.take(Limit::Requests, None).unwrap().is_none());
         drop(first);
         assert!(limits.take(Limit::Requests, Some(1)).unwrap().is_some());
+    }
+
+    #[test]
+    fn workers_share_a_budget_until_its_settings_change() {
+        let limits: Arc<Limits> = Arc::default();
+        let now = Instant::now();
+        let (one, two) = (limits.budget(None), limits.budget(None));
+        let granted = (0..40).filter(|i| if i % 2 == 0 { one.try_retry(now) } else { two.try_retry(now) });
+        assert_eq!(granted.count(), 30, "both together");
+        let policy =
+            RetryBudgetPolicy { percent: 20, minimum: 3, interval: std::time::Duration::from_secs(10) };
+        let changed = limits.budget(Some(policy));
+        assert!(!Arc::ptr_eq(&changed, &one) && Arc::ptr_eq(&changed, &limits.budget(Some(policy))));
+        assert_eq!((0..40).filter(|_| changed.try_retry(now)).count(), 3);
+        assert!(Arc::ptr_eq(&one, &limits.budget(None)), "who is behind keeps the old one");
     }
 }

@@ -111,7 +111,7 @@ async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt
     let result = match &wanted.state.prologue {
         None => connecting.await,
         Some(prologue) => {
-            let begun = async { prologue.run(connecting.await?, &wanted, endpoint.addr).await };
+            let begun = async { prologue.run(connecting.await?, &wanted, endpoint).await };
             tokio::time::timeout(within, begun).await.unwrap_or(Err(ConnectError::Timeout(endpoint.addr)))
         }
     };

@@ -5,12 +5,12 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use mesh_core::{
     EffectivePolicy,
-    policy::{ClientTls, ConnectTunnel, ProxyProtocol, TcpKeepalive},
+    policy::{ClientTls, ClientTlsMode, ConnectTunnel, ProxyProtocol, TcpKeepalive},
 };
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{connect::Wanted, connector::ConnectError, stream::Upstream, tls};
+use super::{connect::Wanted, connector::ConnectError, endpoint::Endpoint, stream::Upstream, tls};
 
 /// Longest head of an HTTP proxy's answer.
 const MAX_HEAD: usize = 8 << 10;
@@ -51,13 +51,21 @@ impl Prologue {
         self.tls.as_ref()
     }
 
+    /// The handshake that a connection begins with. Between nodes of the mesh the tunnel proves and encrypts already, as
+    /// ISTIO_MUTUAL asks for; a pod behind it speaks plaintext.
+    fn handshake(&self, endpoint: &Endpoint) -> Option<&Arc<ClientTls>> {
+        let by_tunnel = |p: &&Arc<ClientTls>| p.mode == ClientTlsMode::IstioMutual && endpoint.node.is_some();
+        self.tls.as_ref().filter(|p| !by_tunnel(p))
+    }
+
     /// Begins a connection.
     pub(crate) async fn run(
         &self,
         mut stream: Upstream,
         wanted: &Wanted<'_>,
-        addr: SocketAddr,
+        endpoint: &Endpoint,
     ) -> Result<Upstream, ConnectError> {
+        let addr = endpoint.addr;
         let failed = |e| ConnectError::Tcp(addr, e);
         if let (Some(keepalive), Upstream::Tcp(socket)) = (self.keepalive, &stream) {
             probe(socket, keepalive);
@@ -70,7 +78,7 @@ impl Prologue {
         if let Some(tunnel) = &self.tunnel {
             ask_proxy(&mut stream, tunnel).await.map_err(failed)?;
         }
-        match &self.tls {
+        match self.handshake(endpoint) {
             None => Ok(stream),
             Some(policy) => {
                 let shared = &wanted.worker.shared;

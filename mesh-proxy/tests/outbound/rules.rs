@@ -1,11 +1,12 @@
 //! What rules do: faults, times, retries, edits, answers, mirrors, cross-origin, weights.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http::{Request, StatusCode};
@@ -193,8 +194,8 @@ async fn a_storm_of_retries_is_bounded() {
         collect(response.into_body()).await;
     }
     let tries = upstream.requests();
-    assert!(tries > 300, "some retries happen");
-    assert!(tries <= 300 + 110, "{tries} tries for 300 requests");
+    assert!(tries >= 300 + 30, "some retries happen: {tries} tries");
+    assert!(tries <= 300 + 60, "{tries} tries for 300 requests: at most 1.2 times the load");
 }
 
 #[tokio::test]
@@ -247,6 +248,67 @@ async fn paths_authorities_and_headers_are_edited() {
     // The rule is for that path only.
     assert_eq!(world.get(TO, HOST, "/elsewhere").await.status(), StatusCode::NOT_FOUND);
     world.metric(&["istio_requests_total{", "response_flags=\"NR\""]).await;
+}
+
+/// What Envoy's operators make of headers, on both messages.
+#[tokio::test]
+async fn headers_are_made_of_what_a_call_says() {
+    let ops = |all: &[(&str, &str)]| {
+        let value = |(name, value): &(&str, &str)| model::HeaderValue {
+            name: (*name).into(),
+            value: (*value).into(),
+        };
+        model::HeaderOp { set: all.iter().map(value).collect(), ..Default::default() }
+    };
+    let request = ops(&[
+        ("x-client", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+        ("x-client-ip", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+        ("x-called", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+        ("x-first", "%REQ(x-none?X-A)%"),
+        ("x-cut", "%REQ(x-a):3%"),
+        ("x-path", "%REQ(:PATH)% by %REQ(:METHOD)% at %REQ(:AUTHORITY)%"),
+        ("x-share", "100%% of %PROTOCOL%"),
+        ("x-stays-away", "%REQ(x-none)%"),
+        ("x-unknown", "%OF_NO_PROXY%"),
+        ("x-a-cleared", "%RESPONSE_CODE%"),
+    ]);
+    let response = ops(&[
+        ("x-status", "%RESPONSE_CODE%"),
+        ("x-upstream", "%UPSTREAM_HOST%"),
+        ("x-asked", "%REQ(x-a)% and %RESP(x-r)%"),
+        ("x-when", "%START_TIME(%s)%"),
+        ("x-stays-away", "%RESP(x-none)%"),
+    ]);
+    let headers = model::HeaderOps { request: Some(request), response: Some(response) };
+    let (world, upstream) = world(model::HttpRule { headers: Some(headers), ..forward("web") }).await;
+    upstream.extra_headers.lock().unwrap().insert("x-r", "said".parse().unwrap());
+    let mut client = world.http1(TO).await;
+    let request = Request::get("/p?q=1").header("host", HOST).header("x-a", "alpha").body(full("")).unwrap();
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let answer = client.send_request(request).await.unwrap();
+    let seen = upstream.last();
+    let asked = |name: &str| seen.headers.get(name).map(|v| v.to_str().unwrap().to_owned());
+    let client: SocketAddr = asked("x-client").unwrap().parse().unwrap();
+    assert_eq!(asked("x-client-ip").unwrap(), client.ip().to_string());
+    let expected = [
+        ("x-called", Some(TO)),
+        ("x-first", Some("alpha")),
+        ("x-cut", Some("alp")),
+        ("x-path", Some("/p?q=1 by GET at web")),
+        ("x-share", Some("100% of HTTP/1.1")),
+        ("x-stays-away", None),
+        ("x-unknown", Some("%OF_NO_PROXY%")),
+        ("x-a-cleared", None),
+    ];
+    for (name, value) in expected {
+        assert_eq!(asked(name).as_deref(), value, "{name}");
+    }
+    let said = |name: &str| answer.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+    assert_eq!(said("x-status").as_deref(), Some("200"));
+    assert_eq!(said("x-upstream"), Some(upstream.addr.to_string()));
+    assert_eq!(said("x-asked").as_deref(), Some("alpha and said"));
+    assert!((before..=before + 60).contains(&said("x-when").unwrap().parse().unwrap()));
+    assert_eq!(said("x-stays-away"), None);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    tls::{Ca, https},
     upstream::{Upstream, collect, tcp},
     world::{Options, VIP, World, client1, endpoints, get, service},
 };
@@ -165,6 +166,45 @@ async fn endpoints_of_this_node_are_reached_directly() {
     );
     assert_eq!(world.get(TO, "web", "/").await.status(), StatusCode::OK);
     assert!(opened.lock().unwrap().is_empty());
+}
+
+/// What `tls.mode` of a DestinationRule means for pods: the way between nodes is mTLS whatever it says; a handshake of
+/// our own inside comes with SIMPLE and MUTUAL alone.
+#[tokio::test]
+async fn tls_towards_pods_is_the_tunnels_unless_a_rule_opens_its_own() {
+    use model::client_tls::Mode;
+    let ruled = |mode: Mode| {
+        let tls = model::ClientTls { mode: mode.into(), insecure_skip_verify: true, ..Default::default() };
+        let policy = model::TrafficPolicy { tls: Some(tls), ..Default::default() };
+        let mut web = service("web", VIP, 80, Protocol::Http);
+        web.policies = vec![model::DestinationPolicy {
+            source: "default/web".into(),
+            policy: Some(policy),
+            ..Default::default()
+        }];
+        Resource::Service(web)
+    };
+    let plain = Upstream::start("v1").await;
+    let secure =
+        https(Ca::new().pair(&["web.default.svc.cluster.local"]).acceptor(&["http/1.1"], None)).await;
+    for (mode, to, node, status) in [
+        (Mode::IstioMutual, plain.addr, "there", StatusCode::OK),
+        (Mode::IstioMutual, plain.addr, "here", StatusCode::OK),
+        // Nobody in between: our own certificate would be shown, and this node has none.
+        (Mode::IstioMutual, plain.addr, "", StatusCode::SERVICE_UNAVAILABLE),
+        (Mode::Disable, plain.addr, "there", StatusCode::OK),
+        (Mode::Disable, plain.addr, "", StatusCode::OK),
+        (Mode::Simple, secure, "there", StatusCode::OK),
+        (Mode::Simple, secure, "here", StatusCode::OK),
+        (Mode::Simple, plain.addr, "there", StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        let (world, opened) =
+            start(vec![callers(), ruled(mode), on_node(endpoints("web", 80, &[(to, "v1")]), node)], None);
+        assert_eq!(world.get(TO, "web", "/").await.status(), status, "{mode:?} towards {node:?}");
+        let opened = opened.lock().unwrap();
+        assert_eq!(!opened.is_empty(), node == "there", "{mode:?} towards {node:?}: {opened:?}");
+        assert!(opened.iter().all(|(to, _)| to == "there"), "{opened:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Context;
 use crate::{
+    names,
     types::{HttpMatchRequest, HttpRoute, StringMatch},
     validate::{Verdict, text, virtual_service},
 };
@@ -12,7 +13,7 @@ pub(super) fn check(path: &str, rule: &HttpRoute, context: Context, out: &mut Ve
     for (i, m) in rule.matches.iter().enumerate() {
         let path = format!("{path}.match[{i}]");
         one(&path, m, out);
-        let claims = m.headers.keys().chain(m.without_headers.keys()).find(|k| text::is_claim(k));
+        let claims = m.headers.keys().chain(m.without_headers.keys()).find(|k| names::is_claim(k));
         if let Some(claim) = claims.filter(|_| !context.behind_gateway) {
             out.error(format!("{path}.headers"), format!("{claim:?}: token claims are for gateways only"));
         }

@@ -19,6 +19,7 @@ use super::{
 
 const MOVED: u16 = 301;
 const NOT_FOUND: u16 = 404;
+const MISDIRECTED: u16 = 421;
 const BAD_GATEWAY: u16 = 502;
 const UNAVAILABLE: u16 = 503;
 const DEFAULT_PORT: u16 = 80;
@@ -32,14 +33,18 @@ pub(super) fn decide(
 ) -> Answer {
     let port = request.port.unwrap_or(DEFAULT_PORT);
     let original = request.address.and_then(|ip| tables.by_vip(ip, port));
-    let listener = client.gateway.map(|_| gateway::listener(tables, request, port));
-    if listener.as_ref().is_some_and(|l| l.redirects) {
+    let taken = client.gateway.map(|_| gateway::taken(tables, request, port));
+    if taken.as_ref().is_some_and(|t| t.redirects) {
         return to_https(view);
     }
-    let decision = match &listener {
+    let decision = match &taken {
         None => tables.route_http(client, port, original.as_ref(), view, dice),
-        Some(listener) => tables.route_gateway_http(client, &listener.servers, port, view, dice),
+        Some(taken) => tables.route_gateway_http(client, &taken.servers, port, view, dice),
     };
+    let unrouted = matches!(decision.outcome, HttpOutcome::NoRoute);
+    if taken.as_ref().is_some_and(|t| t.is_misdirected(view.authority(), unrouted)) {
+        return misdirected(request);
+    }
     let mut answer = Answer { why: why::http(&decision, client, port, view), ..Answer::default() };
     if let Some(host) = decision.virtual_host {
         answer.virtual_service = Some(host.source.to_string());
@@ -59,6 +64,17 @@ fn to_https(view: &View<'_>) -> Answer {
         outcome: "redirect",
         redirect: Some(RedirectTo { code: MOVED, location }),
         why: vec!["the server redirects every plaintext request to https".to_owned()],
+        ..Answer::default()
+    }
+}
+
+/// The host is another server's than the one that the handshake named: a new connection would reach it.
+fn misdirected(request: &Request) -> Answer {
+    let sni = if request.sni.is_empty() { &request.host } else { &request.sni };
+    Answer {
+        outcome: "not_found",
+        status: Some(MISDIRECTED),
+        why: vec![format!("the handshake named {sni}, and host {} is of another server", request.host)],
         ..Answer::default()
     }
 }

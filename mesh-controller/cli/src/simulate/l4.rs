@@ -23,10 +23,12 @@ pub(super) fn decide(
         Some(VipMatch { service, port: service.port(port)? })
     };
     let original = by_address.or_else(|| if request.address.is_none() { by_name() } else { None });
-    let listener = client.gateway.map(|_| gateway::listener(tables, request, port));
-    let decision = if let Some(listener) = &listener {
-        let sni = (tls && listener.passes_tls).then_some(request.host.as_str());
-        tables.route_gateway_l4(client, &listener.servers, (port, sni), dice)
+    let taken = client.gateway.map(|_| gateway::taken(tables, request, port));
+    let decision = if let Some(taken) = &taken {
+        match &taken.name {
+            Some(sni) if taken.auto => tables.route_named_cluster(client, sni),
+            name => tables.route_gateway_l4(client, &taken.servers, (port, name.as_deref()), dice),
+        }
     } else if tls {
         tables.route_tls(client, request.address, original.as_ref(), (port, &request.host), dice)
     } else {
@@ -35,13 +37,13 @@ pub(super) fn decide(
     let mut answer = Answer::default();
     match decision.service {
         Some(s) => answer.why.push(format!("the connection is for service {}", s.host)),
-        None if listener.is_some() => {
+        None if taken.is_some() => {
             answer.why.push(format!("the connection came to {}", client.gateway_name()))
         }
         None => answer.why.push("no service of the mesh is called".to_owned()),
     }
     if let (Some(host), Some(index)) = (decision.virtual_host, decision.rule_index) {
-        let by_name = listener.as_ref().map_or(tls, |l| l.passes_tls);
+        let by_name = taken.as_ref().map_or(tls, |t| t.name.is_some());
         let route = format!("{}[{index}]", if by_name { "tls" } else { "tcp" });
         answer.why.push(format!("VirtualService {} {route} is the first rule that matches", host.source));
         answer.virtual_service = Some(host.source.to_string());

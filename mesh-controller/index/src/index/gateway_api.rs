@@ -85,7 +85,8 @@ impl State {
             GatewayKind::HTTPRoute
             | GatewayKind::GRPCRoute
             | GatewayKind::TLSRoute
-            | GatewayKind::TCPRoute => {
+            | GatewayKind::TCPRoute
+            | GatewayKind::UDPRoute => {
                 self.touched.routes.insert(id());
             }
             _ if change == Change::Status => {}

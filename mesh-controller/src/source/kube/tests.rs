@@ -28,6 +28,10 @@ struct State {
     requests: Mutex<Vec<String>>,
 }
 
+fn wanted() -> Wanted {
+    Wanted { gateway_api: true, root_namespace: "istio-system".to_owned() }
+}
+
 impl Server {
     fn set(&self, path: &str, objects: Vec<Value>) {
         self.0.lists.lock().unwrap().insert(path.to_owned(), objects);
@@ -136,7 +140,7 @@ impl Running {
     fn start(server: Server) -> Self {
         let (sender, operations) = mpsc::channel(64);
         let (health, drain) = (Health::default(), Drain::new());
-        start_with(server.client(), kinds(true), sender, health.clone(), &Tasks::new(drain.clone()));
+        start_with(server.client(), wanted(), sender, health.clone(), &Tasks::new(drain.clone()));
         Self { server, health, operations, drain }
     }
 
@@ -225,6 +229,21 @@ async fn a_crd_that_is_not_there_is_waited_for_and_its_oldest_version_is_good_en
     );
     assert!(!r.server.requested("/v1/virtualservices"));
     assert!(!r.health.snapshot().waiting.contains("VirtualService"));
+}
+
+#[tokio::test]
+async fn the_settings_of_the_mesh_are_read_without_gateway_api_and_all_config_maps_with_it() {
+    let server = Server::default();
+    let config_map =
+        |name: &str| json!({"metadata": {"name": name, "namespace": "istio-system"}, "data": {}});
+    server.set("/api/v1/namespaces/istio-system/configmaps", vec![config_map("istio")]);
+    server.set("/api/v1/configmaps", vec![config_map("istio"), config_map("ca")]);
+    let mut r = Running::start(server);
+    r.until(retains(Kind::ConfigMap, 1)).await;
+    assert!(r.server.requested("/namespaces/istio-system/configmaps?&fieldSelector=metadata.name%3Distio"));
+    assert!(!r.server.requested("/api/v1/configmaps"));
+    *r.server.0.gateway_api.lock().unwrap() = true;
+    r.until(retains(Kind::ConfigMap, 2)).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Follows one kind for ever.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIGroup;
@@ -13,7 +13,7 @@ use kube::{
 use mesh_index::{Kind, ObjectKey};
 use serde_json::{Map, Value};
 
-use super::{Gone, Health, Op, Sync, pauses::Pauses};
+use super::{Gone, Health, Op, Sync, Wanted, pauses::Pauses};
 
 /// How often to look whether a CRD has been installed.
 const CRD_POLL: Duration = Duration::from_secs(1);
@@ -28,6 +28,7 @@ const CHUNK: usize = 512;
 pub(super) struct Follower {
     pub(super) kind: Kind,
     pub(super) client: Client,
+    pub(super) wanted: Arc<Wanted>,
     pub(super) sync: Sync,
     pub(super) health: Health,
 }
@@ -48,10 +49,16 @@ impl Follower {
     async fn round(&self) -> Result<(), Gone> {
         let part = self.kind.label();
         match self.discover().await {
-            Ok(Some(resource)) => match self.watch(&resource).await {
-                End::NotServed => Ok(()),
-                End::Gone => Err(Gone),
-            },
+            Ok(Some(resource)) => {
+                let end = match self.kind {
+                    Kind::ConfigMap => self.config_maps(&resource).await,
+                    _ => self.watch(Api::all_with(self.client.clone(), &resource), &resource, None).await,
+                };
+                match end {
+                    End::NotServed => Ok(()),
+                    End::Gone => Err(Gone),
+                }
+            }
             Ok(None) => {
                 self.health.waiting(part);
                 // With the CRD its objects are gone too.
@@ -71,21 +78,10 @@ impl Follower {
     /// The newest version that the server has; `None` when it has none.
     async fn discover(&self) -> Result<Option<ApiResource>, kube::Error> {
         let kind = self.kind;
-        // Only policies of Gateway API refer to ConfigMaps; whoever has none need not grant us all of them.
-        let group =
-            if kind == Kind::ConfigMap { istio_compat::gateway_api::objects::GROUP } else { kind.group() };
-        if !kind.is_custom() && kind != Kind::ConfigMap {
+        if !kind.is_custom() {
             return Ok(Some(resource(kind, kind.versions()[0])));
         }
-        let path = format!("/apis/{group}");
-        let get = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        let group: APIGroup = match self.client.request(get).await {
-            Err(error) if is_not_found(&error) => return Ok(None),
-            other => other?,
-        };
-        if kind == Kind::ConfigMap {
-            return Ok(Some(resource(kind, "v1")));
-        }
+        let Some(group) = self.group(kind.group()).await? else { return Ok(None) };
         for version in kind.versions() {
             if !group.versions.iter().any(|v| v.version == *version) {
                 continue;
@@ -102,10 +98,46 @@ impl Follower {
         Ok(None)
     }
 
-    async fn watch(&self, resource: &ApiResource) -> End {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+    /// A group of kinds; `None` when the server has none of that name.
+    async fn group(&self, name: &str) -> Result<Option<APIGroup>, kube::Error> {
+        let path = format!("/apis/{name}");
+        let get = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        match self.client.request(get).await {
+            Err(error) if is_not_found(&error) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// All ConfigMaps where policies of Gateway API may refer to them; else the one with Istio's settings: whoever has
+    /// no Gateway API need not grant us the others.
+    async fn config_maps(&self, resource: &ApiResource) -> End {
+        let group = istio_compat::gateway_api::objects::GROUP;
+        let installed = || async { matches!(self.group(group).await, Ok(Some(_))) };
+        if self.wanted.gateway_api && installed().await {
+            return self.watch(Api::all_with(self.client.clone(), resource), resource, None).await;
+        }
+        let api = Api::namespaced_with(self.client.clone(), &self.wanted.root_namespace, resource);
+        let only = format!("metadata.name={}", istio_compat::mesh_config::CONFIG_MAP);
+        let comes = async {
+            loop {
+                tokio::time::sleep(CRD_POLL).await;
+                if self.wanted.gateway_api && installed().await {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            end = self.watch(api, resource, Some(&only)) => end,
+            // What was read so far is read again with the rest.
+            () = comes => End::NotServed,
+        }
+    }
+
+    /// Follows the objects, or those that the field selector `only` chooses.
+    async fn watch(&self, api: Api<DynamicObject>, resource: &ApiResource, only: Option<&str>) -> End {
         // "Any" lists are answered from the API server's cache; what is missing follows as events.
-        let config = watcher::Config::default().any_semantic();
+        let mut config = watcher::Config::default().any_semantic();
+        config.field_selector = only.map(str::to_owned);
         let stream = watcher(api, config).backoff(Pauses::new(rand::random::<f64>));
         let mut events = std::pin::pin!(stream.ready_chunks(CHUNK));
         let mut listed = HashSet::new();
@@ -130,7 +162,7 @@ impl Follower {
                         if is_gone(&error) {
                             return End::NotServed;
                         }
-                        // Without the right to read them everything but the CA certificates in them works: it is said,
+                        // Without the right to read them all but the settings and CA certificates in them works: it is said,
                         // and nobody waits for it.
                         complete |= self.kind == Kind::ConfigMap && is_forbidden(&error);
                         said = true;

@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Request};
 use hyper::body::Incoming;
+pub(super) use mesh_core::gateway::listener::host_of;
 use mesh_core::{
     Dice, HttpDecision, HttpOutcome, RequestView, Tables,
     route::{Redirect, RedirectPort},
@@ -46,14 +47,6 @@ pub(super) fn route<'t>(
         return HttpDecision { service: None, virtual_host: None, rule: None, matched: None, outcome };
     }
     tables.route_gateway_http(&binding.client(), servers, port, request, dice)
-}
-
-/// The host of an authority.
-pub(super) fn host_of(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => authority,
-    }
 }
 
 fn to_https() -> &'static Redirect {

@@ -1,4 +1,5 @@
-//! From Gateway resources to listeners. Pure: what a snapshot asks for, and which server a name belongs to.
+//! From Gateway resources to listeners: what a snapshot asks for, which server a name belongs to, and what a listener
+//! answers before any rule.
 
 use std::{
     collections::BTreeMap,
@@ -7,28 +8,29 @@ use std::{
 };
 
 use mesh_api::model::{self, GatewayProtocol, ServerTls, server_tls::Mode};
-use mesh_core::{Tables, gateway::server_key};
 
-use super::config::GatewayConfig;
+use super::server_key;
+use crate::{host::without_port, tables::Tables};
 
 /// Most listeners of a gateway; others are not opened, and it is said.
 const MAX: usize = 256;
 
 /// Listeners by address.
-pub(crate) type Plan = BTreeMap<SocketAddr, Arc<Listener>>;
+pub type Plan = BTreeMap<SocketAddr, Arc<Listener>>;
 
 /// One listener.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Listener {
+pub struct Listener {
     /// The port as Gateways name it.
-    pub(crate) port: u16,
-    pub(crate) nature: Nature,
+    pub port: u16,
+    /// What its connections begin with.
+    pub nature: Nature,
     /// The servers behind it, of the oldest Gateway first.
-    pub(crate) servers: Box<[Server]>,
+    pub servers: Box<[Server]>,
     /// Names under which their rules are found.
-    pub(crate) keys: Arc<[Arc<str>]>,
+    pub keys: Arc<[Arc<str>]>,
     /// Some server sends its clients to https.
-    pub(crate) redirects: bool,
+    pub redirects: bool,
     /// Plaintext servers of Gateway API: each keeps its hosts from the rules of less exact ones. Those of Istio answer
     /// together.
     isolates: bool,
@@ -36,7 +38,7 @@ pub(crate) struct Listener {
 
 /// What a listener's connections begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Nature {
+pub enum Nature {
     /// Plaintext HTTP.
     Http,
     /// A TLS hello.
@@ -47,13 +49,14 @@ pub(crate) enum Nature {
 
 /// One server of a Gateway.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Server {
+pub struct Server {
     /// Where its rules are found.
-    pub(crate) keys: Arc<[Arc<str>]>,
+    pub keys: Arc<[Arc<str>]>,
     hosts: Box<[Box<str>]>,
-    pub(crate) tls: Option<Arc<ServerTls>>,
+    /// Its settings of TLS.
+    pub tls: Option<Arc<ServerTls>>,
     /// What is under TLS is HTTP.
-    pub(crate) http: bool,
+    pub http: bool,
     redirect: bool,
 }
 
@@ -63,14 +66,31 @@ impl Server {
         self.hosts.iter().filter_map(|h| rank(h, name)).max()
     }
 
-    pub(crate) fn mode(&self) -> Mode {
+    /// What becomes of TLS.
+    pub fn mode(&self) -> Mode {
         self.tls.as_ref().map_or(Mode::Unspecified, |t| t.mode())
+    }
+
+    /// Whether connections stay closed and name their cluster themselves.
+    pub fn is_auto(&self) -> bool {
+        self.mode() == Mode::AutoPassthrough
+    }
+
+    /// Whether connections stay closed.
+    pub fn passes_tls(&self) -> bool {
+        matches!(self.mode(), Mode::Passthrough | Mode::AutoPassthrough)
+    }
+
+    /// Whether bytes go by the name of the handshake: where TLS stays closed, and with Gateway API also under TLS that
+    /// ends here. Routes of Istio for what is under TLS are those for bytes.
+    pub fn routes_by_name(&self) -> bool {
+        self.passes_tls() || (!self.http && is_derived(&self.keys))
     }
 }
 
 impl Listener {
     /// Under which names the rules for a host are found.
-    pub(crate) fn keys_for(&self, host: &str) -> Arc<[Arc<str>]> {
+    pub fn keys_for(&self, host: &str) -> Arc<[Arc<str>]> {
         if !self.isolates {
             return Arc::clone(&self.keys);
         }
@@ -79,13 +99,16 @@ impl Listener {
         exact.flat_map(|s| s.keys.iter().cloned()).collect()
     }
 
-    /// Whether a host is of another server than the one with these names.
-    pub(crate) fn belongs_elsewhere(&self, host: &str, keys: &[Arc<str>]) -> bool {
-        self.servers.len() > 1 && self.server(host).is_some_and(|s| *s.keys != *keys)
+    /// Whether a host is of another server than the one with these names, which terminated TLS. Listeners of Gateway API
+    /// say so whatever rules they have; servers of Istio where no rule takes the host (`unrouted`).
+    pub fn is_misdirected(&self, host: &str, keys: &[Arc<str>], unrouted: bool) -> bool {
+        (unrouted || is_derived(keys))
+            && self.servers.len() > 1
+            && self.server(host).is_some_and(|s| *s.keys != *keys)
     }
 
     /// The server for a name: that of the most specific host that covers it; the older of two.
-    pub(crate) fn server(&self, name: &str) -> Option<&Server> {
+    pub fn server(&self, name: &str) -> Option<&Server> {
         let mut best: Option<(usize, &Server)> = None;
         for s in &self.servers {
             if let Some(rank) = s.rank(name)
@@ -98,9 +121,14 @@ impl Listener {
     }
 
     /// Whether requests for a host are sent to https.
-    pub(crate) fn sends_away(&self, host: &str) -> bool {
+    pub fn sends_away(&self, host: &str) -> bool {
         self.redirects && self.server(host).is_some_and(|s| s.redirect)
     }
+}
+
+/// The host of an authority.
+pub fn host_of(authority: &str) -> &str {
+    without_port(authority)
 }
 
 /// How specific a host is that covers a name.
@@ -115,10 +143,14 @@ fn rank(host: &str, name: &str) -> Option<usize> {
     }
 }
 
-/// The listeners that a snapshot asks a gateway for, and what of it cannot be.
-pub(crate) fn plan(tables: &Tables, config: &GatewayConfig) -> (Plan, Vec<String>) {
-    let selected = |g: &&Arc<model::Gateway>| g.selector.iter().all(|(k, v)| config.labels.get(k) == Some(v));
-    let mut gateways: Vec<_> = tables.gateways().filter(selected).collect();
+/// The listeners that a snapshot asks a gateway for, and what of it cannot be. `selected` says whether a Gateway is
+/// this gateway's; `ports` are listened on instead of those that Gateways name.
+pub fn plan(
+    tables: &Tables,
+    selected: impl Fn(&model::Gateway) -> bool,
+    ports: &BTreeMap<u16, u16>,
+) -> (Plan, Vec<String>) {
+    let mut gateways: Vec<_> = tables.gateways().filter(|g| selected(g)).collect();
     gateways.sort_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
     let mut drafts: BTreeMap<SocketAddr, (u16, Nature, Vec<Server>)> = BTreeMap::new();
     let mut problems = Vec::new();
@@ -128,7 +160,7 @@ pub(crate) fn plan(tables: &Tables, config: &GatewayConfig) -> (Plan, Vec<String
             let bind =
                 if s.bind.is_empty() { Some(Ipv4Addr::UNSPECIFIED.into()) } else { s.bind.parse().ok() };
             let Some(bind): Option<IpAddr> = bind else { continue };
-            let at = SocketAddr::new(bind, config.ports.get(&port).copied().unwrap_or(port));
+            let at = SocketAddr::new(bind, ports.get(&port).copied().unwrap_or(port));
             let (nature, server) = server(&g.name, s);
             if drafts.len() >= MAX && !drafts.contains_key(&at) {
                 problems.push(format!("{} port {port}: more than {MAX} listeners", g.name));
@@ -150,7 +182,7 @@ pub(crate) fn plan(tables: &Tables, config: &GatewayConfig) -> (Plan, Vec<String
 }
 
 /// Whether servers come from Gateway API: they are called so, and nothing else can be.
-pub(crate) fn is_derived(keys: &[Arc<str>]) -> bool {
+fn is_derived(keys: &[Arc<str>]) -> bool {
     keys.iter().all(|k| k.contains('~'))
 }
 
