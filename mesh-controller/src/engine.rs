@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use crate::{distribute::store::Store, members::Members, metrics::Metrics, source::Op, status::Desk};
 
-/// Operations that come within this time of the first are compiled together.
+/// Rounds start at least this far apart: a change that comes alone is on its way at once, and those that follow it closely
+/// are compiled together.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 const BATCH_LIMIT: usize = 50_000;
 /// Findings on the admin page; the metric counts all.
@@ -100,10 +101,15 @@ impl Engine {
     pub(crate) fn start(mut self, mut operations: mpsc::Receiver<Vec<Op>>, tasks: &Tasks) {
         tasks.spawn_critical("engine", async move {
             let mut checked = Instant::now();
+            let mut next = tokio::time::Instant::now();
             loop {
                 let left = FULL_CHECK.saturating_sub(checked.elapsed());
-                match tokio::time::timeout(left, next_batch(&mut operations)).await {
-                    Ok(Some(batch)) => self.round(batch),
+                // Only the wait may be given up: what was received is not lost.
+                match tokio::time::timeout(left, operations.recv()).await {
+                    Ok(Some(first)) => {
+                        self.round(batch(first, &mut operations, next).await);
+                        next = tokio::time::Instant::now() + BATCH_TIME;
+                    }
                     Ok(None) => return,
                     Err(_) => {}
                 }
@@ -259,14 +265,52 @@ impl Engine {
     }
 }
 
-/// Waits for operations and collects those that follow at once.
-async fn next_batch(operations: &mut mpsc::Receiver<Vec<Op>>) -> Option<Vec<Op>> {
-    let mut batch = operations.recv().await?;
-    let until = tokio::time::Instant::now() + BATCH_TIME;
+/// Adds to the first operations those that come until `next`, when the next round may start.
+async fn batch(
+    first: Vec<Op>,
+    operations: &mut mpsc::Receiver<Vec<Op>>,
+    next: tokio::time::Instant,
+) -> Vec<Op> {
+    let mut batch = first;
+    // Past its deadline this still takes what is there already.
     while batch.len() < BATCH_LIMIT
-        && let Ok(Some(more)) = tokio::time::timeout_at(until, operations.recv()).await
+        && let Ok(Some(more)) = tokio::time::timeout_at(next, operations.recv()).await
     {
         batch.extend(more);
     }
-    Some(batch)
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_comes_alone_waits_for_nothing() {
+        let (sender, mut operations) = mpsc::channel(8);
+        let began = Instant::now();
+        sender.send(vec![Op::Synced]).await.unwrap();
+        let all = batch(vec![Op::Synced], &mut operations, began).await;
+        assert_eq!((all.len(), began.elapsed()), (2, Duration::ZERO), "what is there already goes with it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_follow_closely_are_compiled_together() {
+        let (sender, mut operations) = mpsc::channel(8);
+        let began = Instant::now();
+        let sending = async move {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_millis(4)).await;
+                sender.send(vec![Op::Synced]).await.unwrap();
+            }
+        };
+        let (all, ()) = tokio::join!(batch(vec![Op::Synced], &mut operations, began + BATCH_TIME), sending);
+        assert_eq!(
+            (all.len(), began.elapsed()),
+            (3, Duration::from_millis(12)),
+            "those of 4 and 8 ms; the next round takes the third"
+        );
+    }
 }

@@ -21,8 +21,9 @@ use tokio::sync::mpsc;
 use super::{Health, Op, documents};
 pub(crate) use copies::Copies;
 
-/// After the first event of a burst; editors and `kubectl`-like tools write several times.
-const DEBOUNCE: Duration = Duration::from_millis(50);
+/// After the first event of a burst; editors and `kubectl`-like tools write several times. By then a file that was
+/// written once is settled.
+const DEBOUNCE: Duration = Duration::from_millis(35);
 /// Looked at in any case this often: events get lost on network file systems and when queues overflow.
 const POLL: Duration = Duration::from_secs(2);
 /// A file that was written to this recently may be written to again: it is read a moment later.
