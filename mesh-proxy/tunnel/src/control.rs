@@ -103,7 +103,7 @@ const fn patience_of(path: Path, shaken: bool, leg_is_silent: bool) -> u32 {
     }
 }
 
-/// So many waits end a TCP connection whose bytes were all acknowledged: a box on the way takes them and delivers
+/// So many waits in a row end a TCP connection whose bytes were all acknowledged: a box on the way takes them and delivers
 /// nothing, or the peer's process is stuck. Waiting for a line to come back would be in vain.
 const TAKEN: u32 = 3;
 /// So many when nothing else answers: a link that comes back after ten seconds finds its streams as it left them. TCP
@@ -151,8 +151,8 @@ impl Shared {
         let rtt = conn.rtt().unwrap_or_default();
         let said = say(conn, Word::Probe);
         tokio::pin!(said);
-        // Waits without a sign of life; and those of them in which others answered.
-        let (mut silent, mut alone, mut life) = (0_u32, 0_u32, conn.life());
+        // Waits without a sign of life; those of them in which others answered; and the last ones in which all was taken.
+        let (mut silent, mut alone, mut taken, mut life) = (0_u32, 0_u32, 0_u32, conn.life());
         for _ in 0..MAX_WINDOWS {
             let shaken = conn.shaken.load(Ordering::Relaxed);
             let patience = if shaken {
@@ -172,10 +172,12 @@ impl Shared {
                 // A process that is late itself has heard nobody.
                 Err(_) if began.elapsed() > patience.mul_f64(1.5) => {}
                 // The answer waits behind much else.
-                Err(_) if conn.life() != life => (silent, alone) = (0, 0),
+                Err(_) if conn.life() != life => (silent, alone, taken) = (0, 0, 0),
                 Err(_) => silent += 1,
             }
             life = conn.life();
+            // After an outage our bytes may be taken a moment before the peer sends its own again.
+            taken = if silent > before && self.is_taken(conn) { taken + 1 } else { 0 };
             match silent {
                 n if n <= before => {}
                 1 => {
@@ -200,7 +202,7 @@ impl Shared {
                     if alone + 1 >= patience.max(outage) {
                         return self.give_up(conn);
                     }
-                    if n >= outage_of(conn.path) || (n >= TAKEN && self.is_taken(conn)) {
+                    if n >= outage_of(conn.path) || taken >= TAKEN {
                         return self.give_up(conn);
                     }
                     self.poke(conn);
