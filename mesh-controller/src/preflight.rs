@@ -19,7 +19,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 pub use checks::{CHECKS, Level, Verdict};
-use checks::{Facts, NodeFacts, Object};
+use checks::{Facts, NodeFacts, Object, Settings};
 
 use crate::source;
 
@@ -46,7 +46,11 @@ pub struct Preflight {
 impl Preflight {
     /// What the checks say.
     pub async fn run(&self) -> anyhow::Result<Vec<Verdict>> {
-        let client = source::kube::client(self.kubeconfig.clone()).await?;
+        self.look(source::kube::client(self.kubeconfig.clone()).await?).await
+    }
+
+    /// The same with a client that the caller has.
+    pub async fn look(&self, client: Client) -> anyhow::Result<Vec<Verdict>> {
         let facts = Reader { client, facts: Facts::new(&self.namespace, &self.release) }.read().await?;
         Ok(checks::all(&facts, &self.ignore))
     }
@@ -95,7 +99,11 @@ impl Reader {
         self.facts
             .webhooks
             .extend(hooks.into_iter().map(|o| object("MutatingWebhookConfiguration", o.metadata)));
-        self.facts.cilium = self.cilium().await?;
+        for (namespace, name) in checks::SETTINGS {
+            if let Some(found) = self.settings(namespace, name).await? {
+                self.facts.settings.insert((namespace, name), found);
+            }
+        }
         Ok(self.facts)
     }
 
@@ -123,16 +131,17 @@ impl Reader {
         }
     }
 
-    /// The settings of Cilium, if it is there.
-    async fn cilium(&mut self) -> anyhow::Result<Option<std::collections::BTreeMap<String, String>>> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), "kube-system");
-        match api.get_opt("cilium-config").await {
+    /// What is in a ConfigMap, if there is one.
+    async fn settings(&mut self, namespace: &str, name: &str) -> anyhow::Result<Option<Settings>> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let what = || format!("get configmap {namespace}/{name}");
+        match api.get_opt(name).await {
             Ok(found) => Ok(found.map(|c| c.data.unwrap_or_default())),
             Err(error) if is_forbidden(&error) => {
-                self.facts.forbidden.push("get configmap kube-system/cilium-config".to_owned());
+                self.facts.forbidden.push(what());
                 Ok(None)
             }
-            Err(error) => Err(error).context("get configmap kube-system/cilium-config"),
+            Err(error) => Err(error).with_context(what),
         }
     }
 }

@@ -2,12 +2,18 @@
 //! may fail while the mesh is upgraded, rolled back, or a node is drained, and nothing may be left at the end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+#[path = "chart/documented.rs"]
+mod documented;
+#[path = "chart/entrances.rs"]
+mod entrances;
 #[allow(dead_code, reason = "each test uses its part")]
 #[path = "kube/manifests.rs"]
 mod manifests;
 #[allow(dead_code, reason = "each test uses its part")]
 #[path = "kube/mesh.rs"]
 mod mesh;
+#[path = "chart/meshctl.rs"]
+mod meshctl;
 #[path = "chart/prometheus.rs"]
 mod prometheus;
 #[allow(dead_code, reason = "each test uses its part")]
@@ -15,8 +21,7 @@ mod prometheus;
 mod shop;
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -33,22 +38,26 @@ fn the_chart_from_install_to_uninstall() {
     let Some(mut shop) = Shop::up("chart") else { return };
     let (objects, kernels) = (shop.objects(), shop.kernels());
     let chart = root().join("charts/mesh");
-    let previous = previous_chart(&shop, &chart);
+    let previous = root().join("mesh-controller/tests/chart/previous/mesh-0.1.0.tgz");
 
     let took = shop.helm("install", &previous, &json!({})).unwrap();
     println!("helm install --wait: {:.1} s", took.as_secs_f64());
     shop.open();
     crosses_nodes_through_the_mesh(&shop);
     rules_steer(&shop);
-    if let Some(prometheus) = prometheus::Prometheus::start(&shop) {
-        prometheus.sees_the_mesh();
-    }
 
-    let next = json!({ "image": { "tag": "next" } });
+    let mut next = json!({ "image": { "tag": "next" } });
+    shop::merge(&mut next, &entrances::values());
     tag_images(&shop);
     let took = shop.without_failure("helm upgrade", || shop.helm("upgrade", &chart, &next).unwrap());
     println!("helm upgrade --wait: {:.1} s", took.as_secs_f64());
     all_run_image(&shop, "next");
+    definitions_are_new(&shop, &chart);
+    entrances::work(&shop);
+    if let Some(prometheus) = prometheus::Prometheus::start(&shop) {
+        prometheus.sees_the_mesh();
+    }
+    meshctl::meshctl_commands(&shop);
     shop.without_failure("controller roll", || controller_rolls(&shop));
     shop.without_failure("node drain", || node_drains(&shop));
     let took = shop.without_failure("helm rollback", || rolls_back(&shop));
@@ -59,6 +68,8 @@ fn the_chart_from_install_to_uninstall() {
     a_second_release_is_refused(&shop, &chart);
 
     uninstalls(&shop);
+    close(&shop);
+    documented::install_to_canary(&shop);
     close(&shop);
     let left: Vec<String> = shop.objects().difference(&objects).cloned().collect();
     let left: Vec<&String> = left.iter().filter(|o| !is_kept(o)).collect();
@@ -73,17 +84,15 @@ fn the_chart_from_install_to_uninstall() {
     println!("uninstalled: no object, rule, interface or table is left");
 }
 
-/// The chart as the release before this one was: another version, all else the same.
-fn previous_chart(shop: &Shop, chart: &Path) -> PathBuf {
-    let copy = shop.cluster.world().folder("previous").unwrap().join("mesh");
-    let copied = Command::new("cp").arg("-rL").arg(chart).arg(&copy).status().unwrap();
-    assert!(copied.success());
-    let file = copy.join("Chart.yaml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let lines: Vec<&str> =
-        text.lines().map(|l| if l.starts_with("version:") { "version: 0.0.9" } else { l }).collect();
-    std::fs::write(&file, lines.join("\n")).unwrap();
-    copy
+/// An upgrade reaches the definitions of kinds, which Helm leaves alone where they are in a chart's `crds/`.
+fn definitions_are_new(shop: &Shop, chart: &Path) {
+    let version = std::fs::read_to_string(chart.join("Chart.yaml")).unwrap();
+    let version = version.lines().find_map(|l| l.strip_prefix("version: ")).unwrap().to_owned();
+    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.metadata.labels.helm\.sh/chart}{"\n"}{end}"#;
+    let crds = ["get", "crds", "-l", "app.kubernetes.io/part-of=selvage", "-o", path];
+    let crds = shop.cluster.kubectl(&crds).unwrap();
+    assert!(crds.lines().count() > 10, "{crds}");
+    assert!(crds.lines().all(|l| l.ends_with(&format!(" mesh-{version}"))), "{crds}");
 }
 
 fn crosses_nodes_through_the_mesh(shop: &Shop) {
@@ -227,6 +236,7 @@ fn uninstalls(shop: &Shop) {
 
 /// Removes what the test itself made.
 fn close(shop: &Shop) {
+    shop.wait_until_gone();
     let services = root().join("examples/bookinfo/bookinfo.yaml");
     shop.cluster.kubectl(&["delete", "-f", services.to_str().unwrap()]).unwrap();
     shop.cluster.kubectl(&["delete", "deployments", "--all", "--timeout=60s"]).unwrap();

@@ -102,6 +102,37 @@ fn what_is_not_known_or_cannot_be_meant_is_refused() {
     }
 }
 
+/// What `helm upgrade --reuse-values` makes of a release of an older chart: its values are all that there is.
+#[test]
+fn an_upgrade_works_with_the_values_of_an_older_chart() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = chart::root().join("mesh-controller/tests/chart/previous/mesh-0.1.0.tgz");
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(dir.path()));
+    let (old, new) = (dir.path().join("mesh"), dir.path().join("new"));
+    run(Command::new("cp").arg("-rL").arg(chart::chart()).arg(&new));
+    std::fs::copy(old.join("values.yaml"), new.join("values.yaml")).unwrap();
+    let render = |values: &Value| {
+        let path = new.to_str().unwrap();
+        let args =
+            ["template", "mesh", path, "-n", chart::NAMESPACE, "--set", "crds.install=false", "-f", "-"];
+        let out = chart::run(&args, values);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        chart::parse(std::str::from_utf8(&out.stdout).unwrap())
+    };
+    for values in [json!({}), everything()] {
+        assert!(render(&values) == objects(&values).unwrap(), "a default is not what values.yaml says");
+    }
+    // And nothing that could be set is refused now.
+    let schema = std::fs::read_to_string(old.join("values.schema.json")).unwrap();
+    let before = leaves(&serde_json::from_str(&schema).unwrap());
+    let count = before.len();
+    let now: BTreeSet<String> = leaves(&chart::schema()).into_iter().map(|(path, _)| path).collect();
+    let gone: Vec<String> = before.into_iter().map(|(path, _)| path).filter(|p| !now.contains(p)).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    println!("{} values, {} of them new", now.len(), now.len() - count);
+}
+
 /// Helm names the value in its refusal.
 fn refused(values: &Value, named: &str) {
     match template(values, &["--set", "crds.install=false"]) {

@@ -1,4 +1,5 @@
-{{/* Configuration files: what values say, then the free part, which wins. */}}
+{{/* Configuration files: what values say, then the free part, which wins. A value that an older chart did not have is read with a
+default: `helm upgrade --reuse-values` brings that chart's values alone. */}}
 
 {{- define "mesh.controllerConfig" -}}
 {{- $pods := list -}}
@@ -23,6 +24,8 @@
   "clusterDomain" .Values.mesh.clusterDomain
   "rootNamespace" .Values.mesh.rootNamespace
   "outbound" .Values.mesh.outbound
+  "caCertificateTtl" (mul 86400 (dig "certificates" "caDays" 3650 .Values.mesh))
+  "nodeCertificateTtl" (mul 3600 (dig "certificates" "nodeHours" 24 .Values.mesh))
   "logFormat" .Values.controller.logFormat
   "logLevel" .Values.controller.logLevel
 -}}

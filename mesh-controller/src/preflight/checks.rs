@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 /// Names of the checks, by which one is told to be ignored.
-pub const CHECKS: [&str; 8] = [
+pub const CHECKS: [&str; 9] = [
     "second-release",
     "edgemesh",
     "istio-sidecar",
     "istio-ambient",
     "cilium",
+    "nodelocaldns",
     "kernel",
     "pod-security",
     "rights",
@@ -18,6 +19,15 @@ pub const CHECKS: [&str; 8] = [
 const KERNEL: (u32, u32) = (5, 2);
 /// From here on distributions may have it by backport.
 const KERNEL_BACKPORTED: (u32, u32) = (4, 18);
+/// ConfigMaps that are looked at: namespace and name.
+pub(super) const SETTINGS: [(&str, &str); 4] =
+    [CILIUM, NODE_LOCAL_DNS, NODE_LOCAL_DNS_OF_KUBESPRAY, EDGEMESH];
+const CILIUM: (&str, &str) = ("kube-system", "cilium-config");
+const NODE_LOCAL_DNS: (&str, &str) = ("kube-system", "node-local-dns");
+const NODE_LOCAL_DNS_OF_KUBESPRAY: (&str, &str) = ("kube-system", "nodelocaldns");
+const EDGEMESH: (&str, &str) = ("kubeedge", "edgemesh-agent-cfg");
+/// Where the proxies answer DNS, unless a value says otherwise.
+const OWN_DNS: &str = "169.254.96.16";
 /// Names in a message; the rest is a number.
 const NAMED: usize = 5;
 
@@ -43,6 +53,9 @@ pub struct Verdict {
     pub text: String,
 }
 
+/// Data of a ConfigMap.
+pub(super) type Settings = BTreeMap<String, String>;
+
 /// What is known of a cluster.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
@@ -52,8 +65,8 @@ pub(super) struct Facts {
     pub(super) workloads: Vec<Object>,
     pub(super) namespaces: Vec<Object>,
     pub(super) webhooks: Vec<Object>,
-    /// Settings of Cilium.
-    pub(super) cilium: Option<BTreeMap<String, String>>,
+    /// What is in those of [`SETTINGS`] that are there.
+    pub(super) settings: BTreeMap<(&'static str, &'static str), Settings>,
     /// What could not be read for lack of rights.
     pub(super) forbidden: Vec<String>,
 }
@@ -105,6 +118,7 @@ pub(super) fn all(facts: &Facts, ignore: &[String]) -> Vec<Verdict> {
         istio_sidecar(facts),
         istio_ambient(facts),
         cilium(facts),
+        node_local_dns(facts),
         kernel(facts),
         pod_security(facts),
         rights(facts),
@@ -149,7 +163,7 @@ fn edgemesh(facts: &Facts) -> Answer {
             || (o.kind == "DaemonSet" && o.name == "edgemesh-agent")
     };
     match facts.workloads.iter().find(is) {
-        None => fine("no EdgeMesh"),
+        None => edgemesh_leftovers(facts),
         Some(agent) => {
             let text = format!(
                 "EdgeMesh runs here ({}): it holds 169.254.96.16:53 and the same services. docs/migration.md moves its \
@@ -159,6 +173,48 @@ fn edgemesh(facts: &Facts) -> Answer {
             (Level::Refuse, text)
         }
     }
+}
+
+/// Nothing of it is in the way, but it does nothing any more either.
+fn edgemesh_leftovers(facts: &Facts) -> Answer {
+    let parts = ["edgemesh-server", "edgemesh-gateway"];
+    let workloads = facts.workloads.iter().filter(|o| parts.contains(&o.name.as_str())).map(Object::path);
+    let config =
+        facts.settings.contains_key(&EDGEMESH).then(|| format!("ConfigMap {}/{}", EDGEMESH.0, EDGEMESH.1));
+    let left: Vec<String> = workloads.chain(config).collect();
+    if left.is_empty() {
+        return fine("no EdgeMesh");
+    }
+    let text = format!(
+        "left of an EdgeMesh: {}. `helm uninstall edgemesh -n kubeedge`, or delete them; docs/migration.md reads their \
+         settings first. On nodes whose agent was killed: `ip link delete edgemesh0`, and `iptables -t nat -S | grep \
+         EDGE-MESH` shows rules that go with a restart of the node.",
+        left.join(", ")
+    );
+    (Level::Warn, text)
+}
+
+/// It answers pods from a place that is not captured, so that what only the mesh knows has to be forwarded to us.
+fn node_local_dns(facts: &Facts) -> Answer {
+    let is = |o: &&Object| {
+        o.kind == "DaemonSet"
+            && (o.label("k8s-app") == "node-local-dns"
+                || o.name == NODE_LOCAL_DNS.1
+                || o.name == NODE_LOCAL_DNS_OF_KUBESPRAY.1)
+    };
+    let Some(set) = facts.workloads.iter().find(is) else { return fine("no NodeLocal DNSCache") };
+    let corefiles = [NODE_LOCAL_DNS, NODE_LOCAL_DNS_OF_KUBESPRAY];
+    let mut corefiles =
+        corefiles.iter().filter_map(|name| facts.settings.get(name)).flat_map(BTreeMap::values);
+    if corefiles.any(|text| text.contains(OWN_DNS)) {
+        return fine("NodeLocal DNSCache asks the mesh");
+    }
+    let text = format!(
+        "NodeLocal DNSCache runs here ({}): names of services work, names of single pods of other sites and of \
+         ServiceEntries do not until its Corefile has `forward . {OWN_DNS}` for cluster.local (docs/install.md).",
+        set.path()
+    );
+    (Level::Warn, text)
 }
 
 fn istio_sidecar(facts: &Facts) -> Answer {
@@ -205,7 +261,7 @@ fn istio_ambient(facts: &Facts) -> Answer {
 
 /// Cilium can choose the endpoint of a service when a socket connects: then no packet ever goes to the service's address.
 fn cilium(facts: &Facts) -> Answer {
-    let Some(settings) = &facts.cilium else { return fine("no Cilium") };
+    let Some(settings) = facts.settings.get(&CILIUM) else { return fine("no Cilium") };
     let is = |key: &str, value: &str| settings.get(key).is_some_and(|v| v == value);
     let replaces = is("kube-proxy-replacement", "true") || is("kube-proxy-replacement", "strict");
     let sockets = replaces || is("bpf-lb-sock", "true");
@@ -304,6 +360,10 @@ mod tests {
         (verdict.level, verdict.text)
     }
 
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
     fn facts() -> Facts {
         Facts::new("selvage-system", "mesh")
     }
@@ -358,17 +418,47 @@ mod tests {
     #[test]
     fn cilium_is_in_the_way_only_where_it_translates_in_pods() {
         let mut facts = facts();
-        let settings = |pairs: &[(&str, &str)]| {
-            Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        let mut with = |pairs: &[(&str, &str)]| {
+            facts.settings.insert(CILIUM, settings(pairs));
+            said(&facts, "cilium").0
         };
-        facts.cilium = settings(&[("kube-proxy-replacement", "false")]);
-        assert_eq!(said(&facts, "cilium").0, Level::Ok);
-        facts.cilium = settings(&[("kube-proxy-replacement", "true")]);
-        assert_eq!(said(&facts, "cilium").0, Level::Refuse);
-        facts.cilium = settings(&[("kube-proxy-replacement", "true"), ("bpf-lb-sock-hostns-only", "true")]);
-        assert_eq!(said(&facts, "cilium").0, Level::Ok);
-        facts.cilium = settings(&[("bpf-lb-sock", "true")]);
-        assert_eq!(said(&facts, "cilium").0, Level::Refuse);
+        assert_eq!(with(&[("kube-proxy-replacement", "false")]), Level::Ok);
+        assert_eq!(with(&[("kube-proxy-replacement", "true")]), Level::Refuse);
+        let hosts_only = [("kube-proxy-replacement", "true"), ("bpf-lb-sock-hostns-only", "true")];
+        assert_eq!(with(&hosts_only), Level::Ok);
+        assert_eq!(with(&[("bpf-lb-sock", "true")]), Level::Refuse);
+    }
+
+    #[test]
+    fn a_dns_cache_of_the_node_is_told_whom_to_ask() {
+        for (name, labels) in [("nodelocaldns", &[][..]), ("cache", &[("k8s-app", "node-local-dns")][..])] {
+            let mut facts = facts();
+            facts.workloads.push(object("DaemonSet", name, labels));
+            let (level, text) = said(&facts, "nodelocaldns");
+            assert!(level == Level::Warn && text.contains("forward . 169.254.96.16"), "{text}");
+            facts.settings.insert(
+                NODE_LOCAL_DNS,
+                settings(&[("Corefile", "cluster.local:53 {\n forward . 10.96.0.10\n}")]),
+            );
+            assert_eq!(said(&facts, "nodelocaldns").0, Level::Warn);
+            facts.settings.insert(
+                NODE_LOCAL_DNS,
+                settings(&[("Corefile", "cluster.local:53 {\n forward . 169.254.96.16\n}")]),
+            );
+            assert_eq!(said(&facts, "nodelocaldns").0, Level::Ok);
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_an_edgemesh_is_named_and_refuses_nothing() {
+        let mut facts = facts();
+        facts.settings.insert(EDGEMESH, Settings::new());
+        let (level, text) = said(&facts, "edgemesh");
+        assert!(level == Level::Warn && text.contains("kubeedge/edgemesh-agent-cfg"), "{text}");
+        facts.workloads.push(object("Deployment", "edgemesh-gateway", &[]));
+        assert!(said(&facts, "edgemesh").1.contains("Deployment other/edgemesh-gateway"));
+        facts.workloads.push(object("DaemonSet", "edgemesh-agent", &[]));
+        assert_eq!(said(&facts, "edgemesh").0, Level::Refuse);
     }
 
     #[test]

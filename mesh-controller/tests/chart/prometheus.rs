@@ -114,7 +114,8 @@ impl<'a> Prometheus<'a> {
                 targets.iter().filter(|(pod, (health, _))| pod.starts_with(prefix) && health == "up").count()
             };
             let all_up = targets.values().all(|(health, _)| health == "up");
-            if all_up && up("mesh-proxy") >= NODES.len() && up("mesh-controller") >= 1 {
+            let entrances = up("mesh-relay") == 1 && up("mesh-gateway") == 2;
+            if all_up && up("mesh-proxy") >= NODES.len() && up("mesh-controller") >= 1 && entrances {
                 found = targets;
                 Ok(())
             } else {

@@ -9,15 +9,17 @@ use std::{
 
 use mesh_testkit::{
     bins,
-    cluster::{Cluster, ClusterError, Options},
+    cluster::{Cluster, ClusterError, Options, stand_ins},
     kube::eventually,
 };
 use serde_json::{Value, json};
 
-use crate::mesh::Report;
+use crate::{documented::STAND_INS, mesh::Report};
 
 pub(crate) const NODES: [&str; 3] = ["cloud", "edge-a", "edge-b"];
 pub(crate) const NAMESPACE: &str = "selvage-system";
+/// Who calls: app, version, node.
+pub(crate) const CLIENT: (&str, &str, &str) = ("client", "v1", "cloud");
 /// App, version, node.
 const PODS: [(&str, &str, &str); 7] = [
     ("productpage", "v1", "cloud"),
@@ -26,7 +28,7 @@ const PODS: [(&str, &str, &str); 7] = [
     ("reviews", "v3", "edge-b"),
     ("ratings", "v1", "edge-a"),
     ("details", "v1", "edge-a"),
-    ("client", "v1", "cloud"),
+    CLIENT,
 ];
 
 /// The project's folder.
@@ -45,6 +47,7 @@ impl Shop {
         let start = Instant::now();
         let mut options =
             Options::with_nodes(&NODES).programs(&["mesh-controller", "mesh-proxy", "echo"]).unwrap();
+        options.images.push(stand_ins("echo", &STAND_INS).unwrap());
         name.clone_into(&mut options.name);
         match Cluster::up(&options) {
             Ok(cluster) => {
@@ -196,7 +199,7 @@ impl Shop {
     }
 }
 
-fn deployment(app: &str, version: &str, node: &str) -> Value {
+pub(crate) fn deployment(app: &str, version: &str, node: &str) -> Value {
     let labels = json!({ "app": app, "version": version });
     let name = format!("{app}-{version}");
     let mut args = vec!["serve", "--name", &name, "--version", version, "--node", node];
@@ -225,7 +228,7 @@ fn deployment(app: &str, version: &str, node: &str) -> Value {
 }
 
 /// Objects key by key, everything else replaced.
-fn merge(base: &mut Value, other: &Value) {
+pub(crate) fn merge(base: &mut Value, other: &Value) {
     match (base, other) {
         (Value::Object(base), Value::Object(other)) => {
             for (key, value) in other {

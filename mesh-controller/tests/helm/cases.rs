@@ -103,6 +103,9 @@ impl Cases {
         );
         let only = json!("registry-only");
         self.add("mesh.outbound", only.clone(), [Config("mesh-controller", "/outbound", only)]);
+        let lives = |key, seconds: u64| [Config("mesh-controller", key, json!(seconds))];
+        self.add("mesh.certificates.caDays", json!(90), lives("/caCertificateTtl", 7_776_000));
+        self.add("mesh.certificates.nodeHours", json!(12), lives("/nodeCertificateTtl", 43_200));
         let label = |object| Is(object, "/metadata/labels/team".to_owned(), json!("net"));
         let set = [
             label(CTRL),
@@ -119,7 +122,7 @@ impl Cases {
             json!(false),
             [
                 Config("mesh-controller", "/gatewayApi", json!(false)),
-                Lacks(role, "/rules/6".to_owned()),
+                Lacks(role, "/rules/7".to_owned()),
                 Lacks("ValidatingWebhookConfiguration/selvage-validator", "/webhooks/0/rules/4".to_owned()),
             ],
         );

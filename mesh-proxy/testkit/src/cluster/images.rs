@@ -52,7 +52,7 @@ pub(super) fn pause() -> Result<PathBuf, ClusterError> {
     let mut image = Image::new(PAUSE, Arch::here()).map_err(ClusterError::Image)?;
     image.entrypoint = vec!["/pause".to_owned()];
     image.layers[1].insert("pause".to_owned(), (Source::Host(program.clone()), 0o755));
-    archive(&image, &program)
+    archive(&[image], &program)
 }
 
 /// The archive of the name server's image.
@@ -60,7 +60,24 @@ pub(super) fn coredns(programs: &Path) -> Result<PathBuf, ClusterError> {
     let program = programs.join("coredns");
     let mut image = Image::new(COREDNS, Arch::here()).map_err(ClusterError::Image)?;
     image.program(&program).map_err(ClusterError::Image)?;
-    archive(&image, &program)
+    archive(&[image], &program)
+}
+
+/// One archive with images under the names of others', which a closed world cannot fetch: each is this program of ours with
+/// arguments of its own.
+///
+/// # Errors
+/// When the program cannot be built or packed.
+pub fn stand_ins(program: &str, images: &[(&str, &[&str])]) -> Result<PathBuf, ClusterError> {
+    let binary = bins::find(program).map_err(ClusterError::Programs)?;
+    let image = |(name, args): &(&str, &[&str])| {
+        let mut image = Image::new(name, Arch::here()).map_err(ClusterError::Image)?;
+        image.program(&binary).map_err(ClusterError::Image)?;
+        image.entrypoint.extend(args.iter().map(|arg| (*arg).to_owned()));
+        image.user = NONROOT.to_owned();
+        Ok(image)
+    };
+    archive(&images.iter().map(image).collect::<Result<Vec<_>, ClusterError>>()?, &binary)
 }
 
 /// The archive of one of this project's programs as `selvage/NAME:TAG`.
@@ -79,7 +96,7 @@ pub fn program(name: &str, tag: &str) -> Result<PathBuf, ClusterError> {
     } else {
         image.user = NONROOT.to_owned();
     }
-    archive(&image, &binary)
+    archive(&[image], &binary)
 }
 
 /// The folder of archives, beside the programs.
@@ -90,16 +107,19 @@ fn folder() -> Result<PathBuf, ClusterError> {
     Ok(folder)
 }
 
-/// Writes the image for `ctr images import`, without compression and by system tools: a debug build of this crate takes
-/// half a minute to compress what they copy in a second.
-fn archive(image: &Image, program: &Path) -> Result<PathBuf, ClusterError> {
+/// Writes images of the same content for `ctr images import`, without compression and by system tools: a debug build of this
+/// crate takes half a minute to compress what they copy in a second.
+fn archive(images: &[Image], program: &Path) -> Result<PathBuf, ClusterError> {
+    let Some(image) = images.first() else {
+        return Err(ClusterError::Programs(format!("no image of {}", program.display())));
+    };
     let folder = folder()?;
     let meta = fs::metadata(program).map_err(ClusterError::io("read", program))?;
     let written = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
     let name: String = image.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     // What else the image holds decides too.
     let mut recipe = std::hash::DefaultHasher::new();
-    format!("{image:?}").hash(&mut recipe);
+    format!("{images:?}").hash(&mut recipe);
     let out = folder.join(format!("{name}.{}.{:x}.tar", written.as_nanos(), recipe.finish() ^ meta.len()));
     if out.exists() {
         return Ok(out);
@@ -117,24 +137,28 @@ fn archive(image: &Image, program: &Path) -> Result<PathBuf, ClusterError> {
         .arg("."))?;
     let digest = run(Command::new("sha256sum").arg(&layer))?;
     let digest = digest.split_whitespace().next().unwrap_or_default();
-    let config = json!({
-        "architecture": image.arch.name(), "os": "linux",
-        "config": { "Entrypoint": image.entrypoint, "User": image.user, "Labels": image.labels,
-            "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-        "history": [{}],
-    });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [image.name], "Layers": ["layer.tar"] }]);
-    for (file, json) in [("config.json", config), ("manifest.json", manifest)] {
+    let mut files = vec!["manifest.json".to_owned(), "layer.tar".to_owned()];
+    let write = |file: &str, json: serde_json::Value| {
         let path = work.path().join(file);
-        fs::write(&path, json.to_string()).map_err(ClusterError::io("write", &path))?;
+        fs::write(&path, json.to_string()).map_err(ClusterError::io("write", &path))
+    };
+    let mut manifest = Vec::new();
+    for (i, image) in images.iter().enumerate() {
+        let file = format!("config-{i}.json");
+        let config = json!({
+            "architecture": image.arch.name(), "os": "linux",
+            "config": { "Entrypoint": image.entrypoint, "User": image.user, "Labels": image.labels,
+                "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+            "history": [{}],
+        });
+        write(&file, config)?;
+        manifest.push(json!({ "Config": file, "RepoTags": [image.name], "Layers": ["layer.tar"] }));
+        files.push(file);
     }
+    write("manifest.json", manifest.into())?;
     let new = work.path().join("image.tar");
-    run(Command::new("tar").arg("-C").arg(work.path()).arg("-cf").arg(&new).args([
-        "manifest.json",
-        "config.json",
-        "layer.tar",
-    ]))?;
+    run(Command::new("tar").arg("-C").arg(work.path()).arg("-cf").arg(&new).args(&files))?;
     forget_older(&folder, &name);
     fs::rename(&new, &out).map_err(ClusterError::io("write", &out))?;
     Ok(out)

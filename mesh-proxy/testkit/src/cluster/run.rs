@@ -94,6 +94,34 @@ impl Cluster {
         Err(ClusterError::Helm { args: args.join(" "), stderr })
     }
 
+    /// A shell script with kubectl and Helm as administrator, and with this project's programs, on the first node; it starts in
+    /// `folder`. The first command that fails ends it.
+    ///
+    /// # Errors
+    /// What it said, when it fails.
+    pub fn script(&self, folder: &Path, script: &str) -> Result<String, ClusterError> {
+        let own = bins::find("meshctl").map_err(ClusterError::Programs)?;
+        let folders = [own.parent().unwrap_or(Path::new("/")), self.kube.programs()];
+        let before = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(
+            folders.iter().map(|f| f.to_path_buf()).chain(std::env::split_paths(&before)),
+        );
+        let inner = format!("export PATH=\"$OWN_PATH\"; cd \"$OWN_FOLDER\"\n{script}");
+        let home = self.world.folder("helm").map_err(ClusterError::World)?;
+        let mut shell = Command::new("bash");
+        shell.args(["-euo", "pipefail", "-c", &inner]);
+        shell.env("KUBECONFIG", self.kube.admin_kubeconfig()).env("HOME", home);
+        shell.env("OWN_FOLDER", folder).env("OWN_PATH", path.unwrap_or(before));
+        let mut command = self.first()?.wrap(&shell, None);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = command.output().map_err(ClusterError::io("run", Path::new("bash")))?;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if output.status.success() {
+            return Ok(format!("{out}{err}"));
+        }
+        Err(ClusterError::Tool { tool: script.to_owned(), reason: format!("{out}{err}") })
+    }
+
     /// The node that the control plane runs on.
     fn first(&self) -> Result<Place<'_>, ClusterError> {
         let name = self.nodes.first().map(|n| n.name.as_str()).unwrap_or_default();
