@@ -11,6 +11,7 @@ mod peers;
 mod process;
 mod rate;
 mod report;
+mod scrape;
 mod shaped;
 mod stats;
 mod subject;
@@ -32,7 +33,7 @@ const SETTLE: Duration = Duration::from_secs(12);
 /// Measures the mesh beside direct calls, a bare relay, haproxy, nginx and Envoy.
 #[derive(Parser)]
 struct Args {
-    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control, hollow, shaped, udp.
+    /// Only this suite: http, latency, connections, bulk, memory, binary, apply, control, hollow, shaped, udp, scrape.
     #[arg(long, env = "BENCH")]
     suite: Option<String>,
     /// Only scenarios whose name contains this.
@@ -132,7 +133,12 @@ fn measure(args: &Args) -> Result<()> {
     // Suites that make their own world need none of the subjects.
     let alone = args.suite.as_deref().is_some_and(|s| ["control", "hollow", "shaped", "udp"].contains(&s));
     let nobody = ["-".to_owned()];
-    let mut world = world::World::build(if alone { &nobody } else { &args.subjects })?;
+    let only_mesh = ["mesh-proxy-l7".to_owned()];
+    let mut world = world::World::build(match args.suite.as_deref() {
+        _ if alone => &nobody,
+        Some("scrape") => &only_mesh,
+        _ => &args.subjects,
+    })?;
     if wanted("binary") && args.scenario.is_none() {
         for group in &world.groups {
             if let Some(binary) = &group.binary {
@@ -175,6 +181,10 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("udp") && args.scenario.is_none() {
         udp::measure(args.quick, &mut report)?;
+    }
+    // Last of those with subjects: it leaves a thousand services called.
+    if wanted("scrape") && args.scenario.is_none() {
+        scrape::measure(&world, args.quick, &mut report)?;
     }
     world.stop();
     println!("{}{}", report.tables(), budget::check(&report));

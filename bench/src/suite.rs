@@ -42,7 +42,7 @@ pub(crate) const SCENARIOS: [Scenario; 6] = [
 ];
 
 /// Names of all suites.
-pub(crate) const SUITES: [&str; 11] = [
+pub(crate) const SUITES: [&str; 12] = [
     "http",
     "latency",
     "connections",
@@ -54,6 +54,7 @@ pub(crate) const SUITES: [&str; 11] = [
     "hollow",
     "shaped",
     "udp",
+    "scrape",
 ];
 
 /// One subject with the processes that it costs.

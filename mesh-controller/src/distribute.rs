@@ -60,6 +60,12 @@ impl Shared {
             handover: Duration::ZERO,
         }
     }
+
+    /// A node's record is gone, and it was not this controller that removed it: meshctl, kubectl or another controller.
+    pub(crate) fn left_elsewhere(&self, node: &str) {
+        self.metrics.left.with_label_values(&["elsewhere"]).inc();
+        self.sessions.revoke(node);
+    }
 }
 
 /// Serves until the drain ends.

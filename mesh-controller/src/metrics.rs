@@ -57,7 +57,11 @@ impl Metrics {
                 "Certificates asked for, by how the node proved itself and what became of it.",
                 ["method", "outcome"],
             )?,
-            left: r.counters("nodes_left_total", "Nodes that were removed, by whom.", "by")?,
+            left: r.counters(
+                "nodes_left_total",
+                "Nodes that were removed: by this controller because the cluster says so, by its operator, or elsewhere.",
+                "by",
+            )?,
             copies: r.counter(
                 "copied_nodes_total",
                 "Nodes refused because another machine with the same key was connected.",

@@ -94,7 +94,7 @@ fn ends(tls: &NodeTls) -> i64 {
 async fn share_registry(shared: &Shared) {
     let registry = shared.registry.clone();
     match tokio::task::spawn_blocking(move || registry.refresh()).await {
-        Ok(Ok(removed)) => removed.iter().for_each(|node| shared.sessions.revoke(node)),
+        Ok(Ok(removed)) => removed.iter().for_each(|node| shared.left_elsewhere(node)),
         Ok(Err(error)) => {
             tracing::warn!(error = %crate::chain(&error), "look at the node registry");
         }

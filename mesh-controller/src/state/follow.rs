@@ -96,7 +96,7 @@ fn take(
 
 fn cut(shared: &Shared, node: &str) {
     tracing::info!(node, "node was removed from the registry");
-    shared.sessions.revoke(node);
+    shared.left_elsewhere(node);
 }
 
 /// Nodes that are known here and are not in the list have left while nobody watched, or have joined since.

@@ -119,7 +119,7 @@ pub struct Call<'a> {
 }
 
 /// Labels that every family has, in order.
-const CALL_LABELS: [&str; 23] = [
+pub const CALL_LABELS: [&str; 23] = [
     "reporter",
     "source_workload",
     "source_workload_namespace",
@@ -146,7 +146,7 @@ const CALL_LABELS: [&str; 23] = [
 ];
 
 /// Labels that only request families have, after the others.
-const REQUEST_LABELS: [&str; 2] = ["response_code", "grpc_response_status"];
+pub const REQUEST_LABELS: [&str; 2] = ["response_code", "grpc_response_status"];
 
 /// Istio's (Envoy's) histogram buckets; milliseconds for durations, bytes for sizes.
 const BUCKETS: [f64; 19] = [

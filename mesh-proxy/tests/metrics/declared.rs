@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
+
+use mesh_proxy::telemetry::istio::{CALL_LABELS, REQUEST_LABELS};
 
 /// A metric as it is declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,45 +29,18 @@ const SOURCES: [(&str, &str); 3] = [
 ];
 
 /// Labels that are given by name in the source.
-const NAMED: [(&str, &[&str]); 3] =
-    [("CALL_LABELS", &CALL), ("request_labels", &REQUEST), ("&moved", &["side", "direction"])];
+fn named(code: &str) -> Option<Vec<&'static str>> {
+    let lists: [(&str, fn() -> Vec<&'static str>); 3] = [
+        ("CALL_LABELS", || CALL_LABELS.to_vec()),
+        ("request_labels", || REQUEST.clone()),
+        ("&moved", || vec!["side", "direction"]),
+    ];
+    lists.into_iter().find(|(name, _)| code.contains(name)).map(|(_, list)| list())
+}
 
-const CALL: [&str; 23] = [
-    "reporter",
-    "source_workload",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "connection_security_policy",
-    "request_protocol",
-    "response_flags",
-];
-const REQUEST: [&str; 25] = {
-    let mut all = [""; 25];
-    let mut i = 0;
-    while i < 23 {
-        all[i] = CALL[i];
-        i += 1;
-    }
-    all[23] = "response_code";
-    all[24] = "grpc_response_status";
-    all
-};
+/// Those of a request: of a call, and two more.
+static REQUEST: LazyLock<Vec<&str>> =
+    LazyLock::new(|| CALL_LABELS.into_iter().chain(REQUEST_LABELS).collect());
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -178,7 +154,7 @@ fn scan(source: &str, program: &'static str) -> Vec<Declared> {
         let name = if own { name.clone() } else { format!("selvage_controller_{name}") };
         let mut labels = labels(&tokens[i + 4..]);
         if labels.is_empty() && name.starts_with("istio_request") || name.starts_with("istio_response") {
-            labels = REQUEST.map(str::to_owned).to_vec();
+            labels = REQUEST.iter().map(|l| (*l).to_owned()).collect();
         }
         out.push(Declared { name, kind, help: help.clone(), labels, program });
     }
@@ -195,8 +171,8 @@ fn labels(tokens: &[Token]) -> Vec<String> {
                 // The expression ends with the question mark, or where the next entry begins.
                 let end = code.find('?').or_else(|| code.find(';'));
                 let code = end.map_or(code.as_str(), |end| &code[..end]);
-                if let Some((_, list)) = NAMED.iter().find(|(n, _)| code.contains(n)) {
-                    return list.iter().map(|l| (*l).to_owned()).collect();
+                if let Some(list) = named(code) {
+                    return list.into_iter().map(str::to_owned).collect();
                 }
                 if end.is_some() {
                     break;
