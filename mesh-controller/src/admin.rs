@@ -25,6 +25,14 @@ pub(crate) struct Pages {
 
 #[derive(Serialize)]
 struct State {
+    version: &'static str,
+    /// Whether this replica cleans up the node registry.
+    leader: bool,
+    /// Publications since the start: the version of what is handed out.
+    generation: u64,
+    /// Ends of the controller's certificate and of the CA's, seconds since 1970.
+    certificate_expires: i64,
+    ca_expires: i64,
     #[serde(flatten)]
     overview: Overview,
     source: HealthState,
@@ -55,7 +63,13 @@ impl Pages {
     }
 
     fn state(&self) -> AdminResponse {
+        let metrics = &self.shared.metrics;
         let state = State {
+            version: env!("CARGO_PKG_VERSION"),
+            leader: metrics.leader.get() == 1,
+            generation: self.shared.store.read().generation(),
+            certificate_expires: metrics.certificate_expires.get(),
+            ca_expires: metrics.ca_expires.get(),
             overview: self.overview.get(),
             source: self.health.snapshot(),
             sessions: self.shared.sessions.list(),

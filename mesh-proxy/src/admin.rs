@@ -8,8 +8,8 @@ use std::sync::Arc;
 use http::StatusCode;
 use mesh_tunnel::Tunnel;
 use node_rt::{
-    AdminRequest, AdminResponse, AdminServer, Drain, LogControl, Readiness, Reason, Tasks, json_response,
-    text_response,
+    AdminRequest, AdminResponse, AdminServer, Drain, Exposed, LogControl, Readiness, Reason, Tasks,
+    json_response, text_response,
 };
 use serde_json::json;
 
@@ -17,7 +17,8 @@ use crate::shared::Shared;
 
 const HELP: &str = "\
 GET  /config_dump        services, nodes and workloads in force (?host=PART restricts the services)
-GET  /clusters           clusters with their endpoints
+GET  /clusters           clusters with their endpoints (?host=PART restricts them)
+GET  /status             how the proxy does, in few words
 GET  /peers              tunnel connections
 GET  /paths              the path to each peer, and why it is not a better one (?all=1: also paths not in use)
 GET  /config             the configuration, without secrets
@@ -71,7 +72,15 @@ impl Admin {
             .route(
                 "GET",
                 "/clusters",
-                page(|a, _| json_response(StatusCode::OK, &dump::clusters(&a.shared.tables.load()))),
+                page(|a, r| {
+                    let part = query(r, "host").unwrap_or_default();
+                    json_response(StatusCode::OK, &dump::clusters(&a.shared, &part))
+                }),
+            )
+            .route(
+                "GET",
+                "/status",
+                page(|a, _| json_response(StatusCode::OK, &dump::status(&a.shared, &a.readiness))),
             )
             .route("GET", "/peers", page(Self::peers))
             .route(
@@ -112,7 +121,12 @@ impl Admin {
                 }),
             )
             .health(this.readiness.clone())
-            .metrics(this.shared.metrics.clone())
+            .metrics_and(this.shared.metrics.clone(), this.traffic())
+    }
+
+    /// The metrics of traffic, once the data side has started.
+    fn traffic(&self) -> Option<Arc<dyn Exposed>> {
+        self.shared.traffic.get().cloned().map(|t| -> Arc<dyn Exposed> { t })
     }
 
     fn peers(&self, _: &AdminRequest) -> AdminResponse {

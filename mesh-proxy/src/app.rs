@@ -212,6 +212,7 @@ pub async fn start(
     let started_tunnel = tunnel::start(&config, key, &seats, registry, predecessor.is_some()).await?;
     let tunnel::Started { tunnel, acceptors, held } = started_tunnel;
     let (outbound, inbound) = data_side(&shared, &tunnel, disk.keeper.tls())?;
+    shared.know_health(outbound.limits());
     if let Some(tracer) = &outbound.tracer {
         let through =
             Through { tables: shared.tables.clone(), proxy: addresses.proxy, mark: config.outbound.mark };

@@ -33,7 +33,7 @@ pub use connector::{Opened, TunnelError, TunnelOpener};
 pub use stream::Stream;
 pub use worker::{Listeners, Shared, Worker};
 
-pub(crate) use cluster::ClusterState;
+pub(crate) use cluster::{ClusterState, LimitTable};
 pub(crate) use connection::{ClientIo, Connection};
 pub(crate) use connector::{Early, Purpose};
 pub(crate) use http::{Version as HttpVersion, serve as serve_http};

@@ -1,15 +1,16 @@
 //! What every part of the proxy reads: the current tables, and who this node is.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::{Applied, Change, Tables};
+use mesh_core::{Applied, Change, Tables, balance::EndpointId};
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::{config::Config, outbound::LimitTable};
 
 /// Read by all, built once by [`crate::app`]. Only discovery changes the tables.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Shared {
     updates: watch::Sender<Updates>,
     /// [`Updates::vips`] that the capture rules follow; none = they follow nothing.
     captured: watch::Sender<Option<u64>>,
+    /// What workers know of the health of endpoints.
+    health: OnceLock<Arc<LimitTable>>,
     /// Held while a new snapshot is made: changes never get lost between two writers.
     writer: Mutex<()>,
 }
@@ -55,6 +58,7 @@ impl Shared {
             traffic: OnceLock::new(),
             updates: watch::Sender::new(Updates::default()),
             captured: watch::Sender::new(None),
+            health: OnceLock::new(),
             writer: Mutex::new(()),
         })
     }
@@ -67,6 +71,16 @@ impl Shared {
     /// Waits for changes: `changed().await`, then `borrow_and_update()`. Changes that come in a row are seen as one.
     pub fn updates(&self) -> watch::Receiver<Updates> {
         self.updates.subscribe()
+    }
+
+    /// Says who knows the health of endpoints, once.
+    pub(crate) fn know_health(&self, health: Arc<LimitTable>) {
+        self.health.set(health).ok();
+    }
+
+    /// Endpoints of a cluster that are avoided or ejected now, and for how long.
+    pub(crate) fn unwell(&self, cluster: u64) -> HashMap<EndpointId, Duration> {
+        self.health.get().map(|h| h.unwell(cluster, Instant::now())).unwrap_or_default()
     }
 
     /// How often the set of captured addresses has changed.

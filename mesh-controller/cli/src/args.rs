@@ -1,14 +1,21 @@
 //! What can be asked for.
 
+mod install;
+mod mesh;
 mod state;
 
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+pub use install::{Helm, Install, Uninstall};
+pub use mesh::{
+    BugReport, By, Check, Endpoints, Filter, Kube, Level, Logs, Program, Proxies, Reach, Routes, Services,
+    Status, Top,
+};
 pub use state::{Node, NodeCommand, Place, State, Token, TokenCommand};
 
-/// Checks mesh rules, explains routing, makes join tokens, looks into a node's proxy.
+/// Installs the mesh, looks into it while it runs, checks its rules, explains routing, makes join tokens.
 #[derive(Debug, Parser)]
 #[command(
     name = "meshctl",
@@ -16,6 +23,10 @@ pub use state::{Node, NodeCommand, Place, State, Token, TokenCommand};
     max_term_width = 100,
     after_help = "\
 Examples:
+  meshctl install                                 bring the mesh into the cluster of the current context
+  meshctl check                                   whether a cluster can have it, or whether it is well
+  meshctl status                                  which proxies have what they should
+  meshctl routes --service reviews                what a proxy does with calls
   meshctl validate -f rules/                      what admission would say of each object
   meshctl analyze                                 what is wrong in the cluster, with Istio's codes
   meshctl simulate -f mesh/ --request call.json   where that call would go, and why
@@ -34,6 +45,28 @@ pub struct Args {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Bring the mesh into a cluster, or upgrade it: checks, Helm, and a look at what came of it.
+    Install(Install),
+    /// Take the mesh out of a cluster.
+    Uninstall(Uninstall),
+    /// Say whether a cluster can have the mesh, or whether the mesh that it has is well.
+    Check(Check),
+    /// Say which proxies have what their controller says, since when, and from which controller.
+    Status(Status),
+    /// Say what each proxy, relay and gateway says of itself.
+    Proxies(Proxies),
+    /// List the services that a proxy knows.
+    Services(Services),
+    /// List the rules that a proxy follows, in the order in which they are tried.
+    Routes(Routes),
+    /// List the endpoints that a proxy may choose from, their health, and the path to them.
+    Endpoints(Endpoints),
+    /// Print the logs of the mesh's programs, or follow them.
+    Logs(Logs),
+    /// Show requests, errors, times, connections, CPU and memory, of each proxy or service.
+    Top(Top),
+    /// Write an archive with what somebody needs who looks for a fault, without secrets.
+    BugReport(BugReport),
     /// Say of each Istio object what admission would say.
     Validate(Validate),
     /// Say what is wrong with objects when they are looked at together, with Istio's codes.

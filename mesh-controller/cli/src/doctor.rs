@@ -43,25 +43,25 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Check {
     /// What.
-    check: &'static str,
+    pub(crate) check: &'static str,
     /// How it is.
-    status: Status,
+    pub(crate) status: Status,
     /// What was found.
-    found: String,
+    pub(crate) found: String,
     /// How to mend it; empty when there is nothing to mend.
-    fix: String,
+    pub(crate) fix: String,
 }
 
 impl Check {
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, status: Status::Ok, found: found.into(), fix: String::new() }
     }
 
-    fn warn(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn warn(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { check, status: Status::Warn, found: found.into(), fix: fix.into() }
     }
 
-    fn fail(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn fail(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { check, status: Status::Fail, found: found.into(), fix: fix.into() }
     }
 }
@@ -79,7 +79,8 @@ pub(crate) fn run(args: &args::Doctor) -> Result<Outcome> {
     Ok(if checks.iter().any(|c| c.status == Status::Fail) { Outcome::Findings } else { Outcome::Fine })
 }
 
-fn text(checks: &[Check]) -> String {
+/// For people.
+pub(crate) fn text(checks: &[Check]) -> String {
     let mut out = String::new();
     for c in checks {
         out.push_str(&format!("{:<4}  {:<12}  {}\n", c.status.as_str(), c.check, c.found));

@@ -3,17 +3,26 @@
 
 mod analyze;
 pub mod args;
+mod bugreport;
+mod check;
 mod crds;
 mod doctor;
+mod force;
 mod input;
+mod install;
+mod logs;
 mod migrate;
 mod node;
 mod output;
 mod paths;
 mod place;
+mod proxies;
 mod proxy;
+mod reach;
 pub mod simulate;
+mod status;
 mod token;
+mod top;
 mod validate;
 mod webhook;
 
@@ -28,7 +37,7 @@ pub use input::Object;
 pub enum Outcome {
     /// Nothing to complain about.
     Fine,
-    /// Findings of level error.
+    /// Findings of level error, or something that is not as it should be.
     Findings,
 }
 
@@ -41,6 +50,17 @@ const UNUSABLE: u8 = 2;
 pub fn run(args: &args::Args) -> ExitCode {
     use args::Command;
     let result = match &args.command {
+        Command::Install(a) => install::run(a),
+        Command::Uninstall(a) => install::uninstall(a),
+        Command::Check(a) => check::run(a),
+        Command::Status(a) => status::run(a),
+        Command::Proxies(a) => proxies::run(a),
+        Command::Services(a) => force::services(a),
+        Command::Routes(a) => force::routes(a),
+        Command::Endpoints(a) => force::endpoints(a),
+        Command::Logs(a) => logs::run(a),
+        Command::Top(a) => top::run(a),
+        Command::BugReport(a) => bugreport::run(a),
         Command::Validate(a) => validate::run(a),
         Command::Analyze(a) => analyze::run(a),
         Command::Simulate(a) => simulate::run(a),

@@ -78,7 +78,7 @@ fn log_level(admin: &str, change: &Change<'_>, reset: bool) -> Result<Value> {
 }
 
 /// A text as part of a query.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:,".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

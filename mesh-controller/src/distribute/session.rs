@@ -246,6 +246,17 @@ impl Session {
         }
     }
 
+    /// The publication whose changes have been noted.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Whether the proxy has taken, or at least answered, all that has been noted.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.in_flight.is_empty()
+            && self.subscriptions.iter().flatten().all(|s| !s.owes_first && s.due.is_empty())
+    }
+
     /// Responses without an answer.
     pub(crate) fn unanswered(&self) -> usize {
         self.in_flight.len()

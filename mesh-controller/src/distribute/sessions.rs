@@ -5,10 +5,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use mesh_api::ResourceType;
+use mesh_api::{ResourceType, xds::DeltaDiscoveryResponse};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
@@ -33,6 +33,20 @@ pub(crate) struct SessionInfo {
     pub unanswered: usize,
     /// The last refusal of each resource type.
     pub last_nack: BTreeMap<&'static str, String>,
+    /// The publication that the proxy has last been up to date with.
+    pub generation: u64,
+    /// Seconds since the stream was opened.
+    pub connected_seconds: u64,
+    /// Seconds since it said something.
+    pub heard_seconds: Option<u64>,
+    /// How long it has been without something that it should have; none = it has all.
+    pub behind_ms: Option<u64>,
+    /// How long it took until it had all, the last time that there was something new for it.
+    pub lag_ms: Option<u64>,
+    #[serde(skip)]
+    opened: Option<Instant>,
+    #[serde(skip)]
+    behind: Option<Instant>,
     #[serde(skip)]
     identified: bool,
     /// When it said something last.
@@ -49,6 +63,21 @@ pub(crate) enum End {
     Copied(String),
     /// Nobody is at the other end any more.
     Dead,
+}
+
+impl SessionInfo {
+    /// With times as they are now.
+    fn at(mut self, now: Instant) -> Self {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        self.connected_seconds = self.opened.map_or(0, |at| since(at).as_secs());
+        self.heard_seconds = self.heard.map(|at| since(at).as_secs());
+        self.behind_ms = self.behind.map(|at| millis(since(at)));
+        self
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug)]
@@ -89,6 +118,13 @@ impl Sessions {
             nacks: 0,
             unanswered: 0,
             last_nack: BTreeMap::new(),
+            generation: 0,
+            connected_seconds: 0,
+            heard_seconds: None,
+            behind_ms: None,
+            lag_ms: None,
+            opened: Some(Instant::now()),
+            behind: None,
             identified: false,
             heard: None,
         };
@@ -109,7 +145,8 @@ impl Sessions {
 
     /// All streams by node.
     pub(crate) fn list(&self) -> Vec<SessionInfo> {
-        let mut all: Vec<_> = self.lock().sessions.values().map(|entry| entry.info.clone()).collect();
+        let now = Instant::now();
+        let mut all: Vec<_> = self.lock().sessions.values().map(|entry| entry.info.clone().at(now)).collect();
         all.sort_by(|a, b| (&a.node, a.peer).cmp(&(&b.node, b.peer)));
         all
     }
@@ -202,6 +239,34 @@ impl SessionHandle {
             if let Some(agent) = agent {
                 info.agent = agent.chars().take(100).collect();
             }
+        });
+    }
+
+    /// A response goes out: what it has refused and is sent anew, it has not refused any more.
+    pub(crate) fn sends(&self, kind: ResourceType, response: &DeltaDiscoveryResponse) {
+        self.update(|info| {
+            let anew = |reason: &String| {
+                let sent = response.resources.iter().map(|r| &r.name).chain(&response.removed_resources);
+                sent.into_iter().any(|name| reason.contains(name.as_str()))
+            };
+            if info.last_nack.get(kind.as_str()).is_some_and(anew) {
+                info.last_nack.remove(kind.as_str());
+            }
+        });
+    }
+
+    /// Whether the proxy has all of that publication. A refusal counts as having it: what was refused is listed apart.
+    pub(crate) fn progress(&self, settled: bool, generation: u64) {
+        self.update(|info| match (settled, info.behind) {
+            (true, since) => {
+                info.generation = generation;
+                if let Some(since) = since {
+                    info.lag_ms = Some(millis(since.elapsed()));
+                    info.behind = None;
+                }
+            }
+            (false, None) => info.behind = Some(Instant::now()),
+            (false, Some(_)) => {}
         });
     }
 

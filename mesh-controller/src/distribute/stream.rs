@@ -106,6 +106,7 @@ impl Stream {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some((kind, response)) = self.session.next_response(&shared.store) {
                         shared.metrics.pushed(kind, &response);
+                        self.handle.sends(kind, &response);
                         permit.send(Ok(response));
                         self.handle.sent(self.session.unanswered());
                     }
@@ -118,6 +119,7 @@ impl Stream {
                     self.session
                         .on_change(&shared.store)
                         .map_err(|_| Status::aborted(Refusal::TooFarBehind.to_string()))?;
+                    self.handle.progress(self.session.is_settled(), self.session.generation());
                 }
                 () = &mut expiry => return Err(Status::unauthenticated("node certificate has expired; renew it")),
                 () = &mut handover => return Err(Status::unavailable(STOPPING)),
@@ -167,6 +169,7 @@ impl Stream {
             }
             Answered::Stale => self.shared.metrics.stale_answers.inc(),
         }
+        self.handle.progress(self.session.is_settled(), self.session.generation());
         Ok(())
     }
 }

@@ -261,6 +261,12 @@ impl Balancer {
         self.position(endpoint).is_some_and(|i| !self.states[i].healthy(now))
     }
 
+    /// Until when the endpoint is avoided or ejected; none: it is in service.
+    pub fn unwell_until(&self, endpoint: EndpointId, now: Instant) -> Option<Instant> {
+        let state = &self.states[self.position(endpoint)?];
+        [state.avoid_until, state.outlier.back_at()].into_iter().flatten().filter(|t| now < *t).max()
+    }
+
     /// The groups as they are now, the first to be used first.
     pub fn groups(&self) -> &[Group] {
         &self.groups.list

@@ -1,8 +1,11 @@
 //! The tables as JSON.
 
+use std::{collections::HashMap, time::Duration};
+
 use mesh_core::{
-    Cluster, NodeEntry, ServiceEntry, ServiceKind, Tables, WorkloadEntry,
-    route::{Action, Destinations, HttpRule, VirtualHostEntry},
+    Cluster, Locality, NodeEntry, ServiceEntry, ServiceKind, WorkloadEntry,
+    balance::EndpointId,
+    route::{Action, Destinations, HttpRule, RouteMatch, VirtualHostEntry},
 };
 use node_rt::Readiness;
 use serde_json::{Value, json};
@@ -32,13 +35,72 @@ pub(super) fn config(shared: &Shared, readiness: &Readiness, part: &str) -> Valu
     })
 }
 
-/// All clusters.
-pub(super) fn clusters(tables: &Tables) -> Value {
-    let mut all: Vec<_> = tables.services().flat_map(|s| s.clusters()).collect();
+/// How the proxy does, in few words: for `meshctl proxies`, which asks many.
+pub(super) fn status(shared: &Shared, readiness: &Readiness) -> Value {
+    let tables = shared.tables.load();
+    let mut sums = serde_json::Map::new();
+    for family in shared.metrics.gather() {
+        if STATUS_METRICS.contains(&family.name()) {
+            let sum: f64 = family.get_metric().iter().map(value).sum();
+            sums.insert(family.name().to_owned(), sum.into());
+        }
+    }
+    json!({
+        "node": shared.node.as_ref(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": readiness.is_ready(),
+        "pending": readiness.pending(),
+        "services": tables.service_count(),
+        "nodes": tables.nodes().count(),
+        "workloads": tables.workloads_of(&shared.node).count(),
+        "cpu_seconds": cpu_seconds(),
+        "metrics": sums,
+    })
+}
+
+/// CPU time of this process. The client library's metric counts whole seconds, too coarse for two looks within a few.
+fn cpu_seconds() -> Option<f64> {
+    /// Linux' unit in /proc on all machines that this runs on.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in brackets may hold anything; after it, user and system time are the 12th and 13th.
+    let mut times = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut ticks = || times.next()?.parse::<f64>().ok();
+    Some((ticks()? + ticks()?) / TICKS)
+}
+
+/// Sums of these are on the page.
+const STATUS_METRICS: [&str; 14] = [
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "selvage_capture_addresses",
+    "selvage_capture_failed_total",
+    "selvage_certificate_expires_seconds",
+    "selvage_clock_ahead_seconds",
+    "selvage_discovery_connected",
+    "selvage_discovery_last_update_seconds",
+    "selvage_discovery_refused_total",
+    "selvage_inbound_connections",
+    "selvage_store_degraded",
+    "selvage_tunnel_connections",
+    "selvage_tunnel_streams",
+];
+
+fn value(metric: &prometheus::proto::Metric) -> f64 {
+    // A metric has one of them; the other is 0.
+    metric.get_gauge().get_value() + metric.get_counter().get_value()
+}
+
+/// All clusters; only of hosts that contain `part`.
+pub(super) fn clusters(shared: &Shared, part: &str) -> Value {
+    let tables = shared.tables.load();
+    let services = tables.services().filter(|s| s.host.contains(part));
+    let mut all: Vec<_> = services.flat_map(|s| s.clusters()).collect();
     all.sort_by(|a, b| {
         (&a.key.host, a.key.port, &a.key.subset).cmp(&(&b.key.host, b.key.port, &b.key.subset))
     });
-    all.iter().map(|c| cluster(c)).collect()
+    all.iter().map(|c| cluster(c, &shared.unwell(c.id))).collect()
 }
 
 const fn kind(k: ServiceKind) -> &'static str {
@@ -65,6 +127,7 @@ fn service(s: &ServiceEntry) -> Value {
             json!({
                 "address": e.address, "node": e.node.as_deref(), "ready": e.ready, "terminating": e.terminating,
                 "workload": &*e.workload.owner, "pod": &*e.workload.name, "weight": e.weight,
+                "locality": locality(&e.locality),
             })
         })
         .collect();
@@ -85,8 +148,8 @@ fn virtual_host(v: &VirtualHostEntry) -> Value {
     json!({
         "source": &*v.source,
         "http": v.http.iter().map(http_rule).collect::<Vec<_>>(),
-        "tls": v.tls.iter().map(|r| json!({ "index": r.index, "to": destinations(&r.destinations) })).collect::<Vec<_>>(),
-        "tcp": v.tcp.iter().map(|r| json!({ "index": r.index, "to": destinations(&r.destinations) })).collect::<Vec<_>>(),
+        "tls": v.tls.iter().map(|r| json!({ "index": r.index, "match": r.describe(), "to": destinations(&r.destinations) })).collect::<Vec<_>>(),
+        "tcp": v.tcp.iter().map(|r| json!({ "index": r.index, "match": r.describe(), "to": destinations(&r.destinations) })).collect::<Vec<_>>(),
     })
 }
 
@@ -97,7 +160,8 @@ fn http_rule(r: &HttpRule) -> Value {
         Action::Direct(x) => json!({ "direct_response": x.status }),
     };
     json!({
-        "index": r.index, "name": &*r.name, "matches": r.matches.len(), "action": action,
+        "index": r.index, "name": &*r.name, "matches": r.matches.len(),
+        "match": r.matches.iter().map(RouteMatch::describe).collect::<Vec<_>>(), "action": action,
         "timeout_ms": r.timeout.map(|t| t.as_millis()),
         "retries": r.retry.as_ref().map(|p| p.attempts),
         "fault": r.delay.is_some() || r.abort.is_some(),
@@ -112,17 +176,28 @@ fn destinations(d: &Destinations) -> Value {
         .collect()
 }
 
-fn cluster(c: &Cluster) -> Value {
+fn cluster(c: &Cluster, unwell: &HashMap<EndpointId, Duration>) -> Value {
     let endpoints: Vec<_> = c
         .endpoints
         .iter()
-        .map(|e| json!({ "address": e.addr, "node": e.node().map(|n| &**n), "weight": e.weight }))
+        .map(|e| {
+            json!({
+                "address": e.addr, "node": e.node().map(|n| &**n), "weight": e.weight,
+                "pod": &*e.endpoint.workload.name, "locality": locality(&e.endpoint.locality),
+                "unwell_ms": unwell.get(&e.id()).map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            })
+        })
         .collect();
     json!({
         "host": &*c.key.host, "port": c.key.port, "subset": &*c.key.subset, "policy": &*c.key.policy,
         "load_balancer": format!("{:?}", c.policy.balancing.kind), "outlier_detection": c.policy.outlier.is_some(),
         "connect_timeout_ms": c.policy.pool.connect_timeout.as_millis(), "endpoints": endpoints,
     })
+}
+
+/// `region/zone/site`; parts at the end that nobody has said are left out.
+fn locality(l: &Locality) -> String {
+    format!("{}/{}/{}", l.region, l.zone, l.site).trim_end_matches('/').to_owned()
 }
 
 fn node(n: &NodeEntry) -> Value {

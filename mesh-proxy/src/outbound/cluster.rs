@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mesh_core::{
@@ -128,24 +128,42 @@ impl ClusterState {
     /// A connection came about.
     pub(crate) fn connected(&self, endpoint: EndpointId) {
         self.balancer.borrow_mut().on_connected(endpoint);
+        self.limits.unwell.clear(endpoint);
     }
 
     /// A connection attempt failed, or stayed without an answer while another endpoint's came.
     pub(crate) fn connect_failed(&self, endpoint: EndpointId) {
-        self.balancer.borrow_mut().on_connect_failure(endpoint, Instant::now());
+        let now = Instant::now();
+        self.balancer.borrow_mut().on_connect_failure(endpoint, now);
+        self.note(endpoint, now);
+    }
+
+    /// Tells those who ask how the endpoint is, after something went wrong with it.
+    fn note(&self, endpoint: EndpointId, now: Instant) {
+        if let Some(until) = self.balancer.borrow().unwell_until(endpoint, now) {
+            self.limits.unwell.set(endpoint, until);
+        }
     }
 
     /// An exchange with the endpoint ended.
     pub(crate) fn exchanged(&self, endpoint: EndpointId, exchange: Exchange) {
         if self.cluster.policy.outlier.is_some() {
-            self.balancer.borrow_mut().on_exchange(endpoint, exchange, Instant::now());
+            self.judged(endpoint, exchange);
+        }
+    }
+
+    fn judged(&self, endpoint: EndpointId, exchange: Exchange) {
+        let now = Instant::now();
+        self.balancer.borrow_mut().on_exchange(endpoint, exchange, now);
+        if exchange != Exchange::Ok {
+            self.note(endpoint, now);
         }
     }
 
     /// The endpoint answered with a status.
     pub(crate) fn answered(&self, endpoint: EndpointId, status: u16) {
         if let Some(outlier) = &self.cluster.policy.outlier {
-            self.balancer.borrow_mut().on_exchange(endpoint, outlier.exchange(status), Instant::now());
+            self.judged(endpoint, outlier.exchange(status));
         }
     }
 
@@ -257,6 +275,49 @@ pub(crate) struct Limits {
     /// Retry budgets that are in use, by their settings: workers with the same settings share one. Locked only when a
     /// worker takes over a cluster.
     budgets: Mutex<Vec<(Option<RetryBudgetPolicy>, Weak<RetryBudget>)>>,
+    unwell: Unwell,
+}
+
+/// Endpoints that some worker avoids or has ejected, for those who ask. Each worker decides by its own calls.
+#[derive(Debug, Default)]
+struct Unwell {
+    /// How many there are: whoever is well asks no lock.
+    count: AtomicU32,
+    until: Mutex<HashMap<EndpointId, Instant>>,
+}
+
+/// More than these are not kept apart: it is a table for people.
+const MOST_UNWELL: usize = 1024;
+
+impl Unwell {
+    fn set(&self, endpoint: EndpointId, until: Instant) {
+        let mut all = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST_UNWELL {
+            let now = Instant::now();
+            all.retain(|_, until| now < *until);
+        }
+        if all.len() < MOST_UNWELL {
+            all.insert(endpoint, until);
+        }
+        self.count.store(u32::try_from(all.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn clear(&self, endpoint: EndpointId) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut all = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&endpoint);
+        self.count.store(u32::try_from(all.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn list(&self, now: Instant) -> HashMap<EndpointId, Duration> {
+        let all = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = |(id, until): (&EndpointId, &Instant)| {
+            until.checked_duration_since(now).filter(|left| !left.is_zero()).map(|left| (*id, left))
+        };
+        all.iter().filter_map(left).collect()
+    }
 }
 
 /// Which of the counts.
@@ -339,6 +400,14 @@ impl LimitTable {
             all.retain(|_, l| Arc::strong_count(l) > 1);
         }
         Arc::clone(all.entry(cluster).or_default())
+    }
+
+    /// Endpoints of a cluster that workers avoid or have ejected, and for how long.
+    pub(crate) fn unwell(&self, cluster: u64, now: Instant) -> HashMap<EndpointId, Duration> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = all.get(&cluster).cloned();
+        drop(all);
+        found.map(|limits| limits.unwell.list(now)).unwrap_or_default()
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Shared {
     pub names: Arc<dyn Names>,
     /// TLS towards endpoints.
     pub tls: TlsConfigs,
-    limits: LimitTable,
+    limits: Arc<LimitTable>,
 }
 
 impl Shared {
@@ -89,8 +89,15 @@ impl Shared {
             udp: None,
             names: Arc::new(SystemNames),
             tls: TlsConfigs::default(),
-            limits: LimitTable::default(),
+            limits: Arc::default(),
         }
+    }
+}
+
+impl Shared {
+    /// What workers know together of clusters, such as endpoints that are unwell.
+    pub(crate) fn limits(&self) -> Arc<LimitTable> {
+        Arc::clone(&self.limits)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Why a match entry does not hold, in words. For people who ask; requests never come here.
 
+use ipnet::IpNet;
+
 use super::{
-    RouteMatch,
+    RouteMatch, Selector, TcpRule, TlsRule,
     matching::{Split, fits, has_header, has_unwanted, query_param},
 };
 use crate::{
@@ -61,6 +63,67 @@ impl RouteMatch {
                 Some(format!("query parameter {name} is not {}", m.describe()))
             })
     }
+}
+
+impl RouteMatch {
+    /// All conditions in words; empty = every request.
+    pub fn describe(&self) -> String {
+        let mut all = Vec::new();
+        let mut part = |name: &str, m: &Option<StringMatcher>| {
+            all.extend(m.as_ref().map(|m| format!("{name} {}", m.describe())));
+        };
+        part(if self.ignore_uri_case { "path (any case)" } else { "path" }, &self.uri);
+        part("method", &self.method);
+        part("scheme", &self.scheme);
+        part("authority", &self.authority);
+        all.extend(self.headers.iter().map(|(n, m)| format!("header {n} {}", m.describe())));
+        all.extend(self.without_headers.iter().map(|(n, m)| format!("header {n} not {}", m.describe())));
+        all.extend(self.query_params.iter().map(|(n, m)| format!("query parameter {n} {}", m.describe())));
+        self.selector.describe(&mut all);
+        all.join(", ")
+    }
+}
+
+impl Selector {
+    fn describe(&self, all: &mut Vec<String>) {
+        if self.port != 0 {
+            all.push(format!("port {}", self.port));
+        }
+        if !self.namespace.is_empty() {
+            all.push(format!("from namespace {}", self.namespace));
+        }
+        all.extend(self.labels.iter().map(|(k, v)| format!("from {k}={v}")));
+        if !self.gateways.is_empty() {
+            all.push(format!("at {}", self.gateways.join(" or ")));
+        }
+    }
+}
+
+impl TlsRule {
+    /// Each set of conditions in words; any of them lets the rule take a connection.
+    pub fn describe(&self) -> Vec<String> {
+        self.matches.iter().map(|m| l4(&m.sni, &m.subnets, &m.selector)).collect()
+    }
+}
+
+impl TcpRule {
+    /// Each set of conditions in words; any of them lets the rule take a connection.
+    pub fn describe(&self) -> Vec<String> {
+        self.matches.iter().map(|m| l4(&[], &m.subnets, &m.selector)).collect()
+    }
+}
+
+fn l4(sni: &[Box<str>], subnets: &[IpNet], selector: &Selector) -> String {
+    let mut all = Vec::new();
+    if !sni.is_empty() {
+        all.push(format!("name {}", sni.join(" or ")));
+    }
+    if !subnets.is_empty() {
+        let subnets: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+        all.push(format!("to {}", subnets.join(" or ")));
+    }
+    selector.describe(&mut all);
+    all.join(", ")
 }
 
 impl StringMatcher {

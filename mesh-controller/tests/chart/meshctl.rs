@@ -1,0 +1,180 @@
+//! What meshctl says of the mesh that the chart has installed: through the API server and the kubelets to the programs.
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use mesh_testkit::{bins, kube::eventually};
+use serde_json::{Value, json};
+
+use crate::shop::{NAMESPACE, NODES, Shop};
+
+const REVIEWS: &str = "reviews.default.svc.cluster.local";
+
+struct Meshctl<'s> {
+    shop: &'s Shop,
+}
+
+impl Meshctl<'_> {
+    /// On the node where the API server is reached.
+    fn output(&self, args: &[&str]) -> Output {
+        let kube = self.shop.cluster.kube();
+        let mut command = Command::new(bins::find("meshctl").unwrap());
+        command.args(args).arg("--kubeconfig").arg(kube.admin_kubeconfig()).args(["-n", NAMESPACE]);
+        command.env("HELM", kube.programs().join("helm")).env_remove("MESH_PROXY_ADMIN_URL");
+        command.env("HOME", self.shop.cluster.world().folder("helm").unwrap());
+        self.shop.cluster.place(NODES[0]).unwrap().wrap(&command, None).output().unwrap()
+    }
+
+    fn try_json(&self, args: &[&str]) -> Result<Value, String> {
+        let output = self.output(&[args, &["-o", "json"]].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        let value = serde_json::from_str(&out).map_err(|e| format!("meshctl {args:?}: {e}: {out}{err}"))?;
+        match output.status.code() {
+            Some(0) => Ok(value),
+            code => Err(format!("meshctl {args:?}: {code:?}: {value:#}{err}")),
+        }
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.try_json(args).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn text(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "meshctl {args:?}: {text}{err}");
+        text
+    }
+}
+
+/// Every command that looks at a running mesh, once the chart is installed and the bookshop is open.
+pub(crate) fn meshctl_commands(shop: &Shop) {
+    let start = Instant::now();
+    let meshctl = Meshctl { shop };
+    is_well(&meshctl);
+    everyone_is_synced(&meshctl);
+    a_proxy_is_looked_into(&meshctl);
+    calls_are_counted(&meshctl);
+    logs_come_from_everywhere(&meshctl);
+    a_report_is_whole(&meshctl);
+    println!("meshctl: all commands in {:.1} s", start.elapsed().as_secs_f64());
+}
+
+fn is_well(meshctl: &Meshctl<'_>) {
+    let mut checks = Value::Null;
+    // Right after an installation a proxy may still be on its way.
+    eventually(Duration::from_secs(60), Duration::from_secs(1), || {
+        meshctl.try_json(&["check"]).map(|found| checks = found)
+    })
+    .unwrap();
+    for check in ["controllers", "synced", "proxies", "certificates", "webhook", "crds", "nodes", "versions"]
+    {
+        let found = checks.as_array().unwrap().iter().find(|c| c["check"] == check);
+        assert_eq!(found.unwrap_or_else(|| panic!("{check}: {checks:#}"))["status"], "ok", "{checks:#}");
+    }
+}
+
+fn everyone_is_synced(meshctl: &Meshctl<'_>) {
+    let mut found = Value::Null;
+    eventually(Duration::from_secs(30), Duration::from_millis(500), || {
+        found = meshctl.try_json(&["status"])?;
+        let all = found["proxies"].as_array().unwrap();
+        let synced = all.len() == NODES.len() && all.iter().all(|p| p["sync"] == "synced");
+        if synced { Ok(()) } else { Err(format!("{found:#}")) }
+    })
+    .unwrap();
+    let controllers = found["controllers"].as_array().unwrap();
+    assert_eq!(controllers.iter().filter(|c| c["leader"] == true).count(), 1, "{found:#}");
+    let followed: u64 = controllers.iter().map(|c| c["proxies"].as_u64().unwrap()).sum();
+    assert_eq!(followed, NODES.len() as u64, "{found:#}");
+    let rows = meshctl.json(&["proxies"]);
+    for (node, row) in NODES.iter().zip(rows.as_array().unwrap()) {
+        assert_eq!(
+            (&row["node"], &row["ready"], &row["connected"]),
+            (&json!(node), &json!(true), &json!(true)),
+            "{rows:#}"
+        );
+        assert!(row["captured"].as_u64().unwrap() > 0, "{rows:#}");
+    }
+}
+
+fn a_proxy_is_looked_into(meshctl: &Meshctl<'_>) {
+    let services = meshctl.json(&["services", "--node", "edge-a", "--service", "reviews"]);
+    assert_eq!((&services[0]["host"], &services[0]["ready"]), (&json!(REVIEWS), &json!(3)), "{services:#}");
+    let routes = meshctl.text(&["routes", "--node", "edge-b", "--service", "reviews"]);
+    assert!(routes.contains("to its own endpoints"), "{routes}");
+    let endpoints =
+        meshctl.json(&["endpoints", "--node", "edge-a", "--service", "reviews", "--port", "9080"]);
+    let path_to = |node: &str| {
+        let all = endpoints.as_array().unwrap().iter();
+        let found = all.clone().find(|e| e["node"] == node && e["health"] == "ready");
+        found.unwrap_or_else(|| panic!("{node}: {endpoints:#}"))["path"].clone()
+    };
+    assert_eq!(path_to("edge-a"), "local");
+    assert!(!path_to("edge-b").as_str().unwrap().is_empty());
+}
+
+fn calls_are_counted(meshctl: &Meshctl<'_>) {
+    let (top, reports) = meshctl.shop.under_load("reviews", 1, || {
+        (
+            meshctl.json(&["top", "--interval", "4s"]),
+            meshctl.json(&["top", "--by", "service", "--interval", "4s"]),
+        )
+    });
+    let (by_proxy, by_service) = top;
+    assert!(reports.iter().all(|r| r.failed == 0), "{reports:#?}");
+    let cloud = by_proxy.as_array().unwrap().iter().find(|r| r["name"] == "cloud").unwrap();
+    assert!(cloud["requests_per_s"].as_f64().unwrap() > 1.0 && cloud["errors"] == 0.0, "{by_proxy:#}");
+    assert!(cloud["rss_bytes"].as_f64().unwrap() > 1e6, "{by_proxy:#}");
+    let reviews = by_service.as_array().unwrap().iter().find(|r| r["name"] == "reviews.default").unwrap();
+    assert!(
+        reviews["requests_per_s"].as_f64().unwrap() > 1.0 && reviews["p99_ms"].is_number(),
+        "{by_service:#}"
+    );
+}
+
+fn logs_come_from_everywhere(meshctl: &Meshctl<'_>) {
+    let text = meshctl.text(&["logs", "--tail", "2000"]);
+    for node in NODES {
+        assert!(text.lines().any(|l| l.starts_with(&format!("{node}/proxy |"))), "{node}: {text}");
+    }
+    assert!(text.contains("mesh-controller-") && text.contains("INFO"), "{text}");
+    let only = meshctl.text(&["logs", "edge-a", "--only", "proxy", "-o", "json"]);
+    for line in only.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["program"], "edge-a/proxy");
+    }
+}
+
+fn a_report_is_whole(meshctl: &Meshctl<'_>) {
+    let file = meshctl.shop.cluster.world().folder("helm").unwrap().join("report.tar.gz");
+    let report = meshctl.json(&["bug-report", "--file", file.to_str().unwrap()]);
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
+    let mut all = BTreeMap::new();
+    for entry in tar.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let (path, mut text) = (entry.path().unwrap().display().to_string(), String::new());
+        entry.read_to_string(&mut text).unwrap();
+        all.insert(path, text);
+    }
+    for part in [
+        "programs/proxy-edge-b/config_dump.json",
+        "logs/edge-a-proxy.log",
+        "values.json",
+        "status.json",
+        "objects/meshnodes.json",
+    ] {
+        assert!(all.contains_key(&format!("selvage-report/{part}")), "{part}: {:?} {report:#}", all.keys());
+    }
+    assert!(
+        all.values()
+            .all(|text| !text.contains("BEGIN PRIVATE KEY") && !text.contains("BEGIN EC PRIVATE KEY"))
+    );
+    println!("bug-report: {} files, {:.0} KiB", all.len(), report["bytes"].as_f64().unwrap() / 1024.0);
+}
