@@ -158,11 +158,16 @@ pub async fn follow_nodes(
             tunnel.set_peers(&now).await;
             view = now;
         }
+        // Nodes come and go in crowds, after the restart of a relay for one: what changes meanwhile is taken at once.
+        tokio::time::sleep(CROWD).await;
         if changed.changed().await.is_err() {
             return;
         }
     }
 }
+
+/// Pause between two looks at the registry.
+const CROWD: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The tunnel key of this node: made once, and then always the same.
 pub fn node_key(state_dir: &Path) -> io::Result<NodeKey> {

@@ -1,13 +1,17 @@
 //! Which nodes may connect, and where they are dialled. A view is immutable and swapped whole.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+};
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
 use crate::path::{is_circuit, is_dialable};
 
 /// One node of the registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Node name.
     pub node: String,
@@ -34,6 +38,8 @@ pub(crate) struct Known {
     pub(crate) circuits: Vec<Multiaddr>,
     pub(crate) relay: bool,
     pub(crate) nat: Box<str>,
+    /// Of what it was made from.
+    hash: u64,
 }
 
 impl Known {
@@ -49,6 +55,7 @@ pub(crate) struct View {
     by_node: HashMap<Arc<str>, Arc<Known>>,
     by_id: HashMap<PeerId, Arc<Known>>,
     relays: Vec<Arc<Known>>,
+    hasher: RandomState,
 }
 
 /// Most addresses that are kept for a peer: more would only lengthen a dial.
@@ -56,9 +63,22 @@ const MAX_ADDRESSES: usize = 16;
 
 impl View {
     /// Parses peers; gives also the ones that are left out, with the reason.
+    #[cfg(test)]
     pub(crate) fn new(peers: &[Peer], own: &PeerId) -> (Self, Vec<(String, String)>) {
-        let (mut view, mut refused) = (Self::default(), Vec::new());
+        Self::default().next(peers, own)
+    }
+
+    /// The view that follows this one. Peers that are as they were are not parsed again: in a large mesh some node's entry
+    /// changes all the time, and every node hears of it.
+    pub(crate) fn next(&self, peers: &[Peer], own: &PeerId) -> (Self, Vec<(String, String)>) {
+        let (mut view, mut refused) = (Self { hasher: self.hasher.clone(), ..Self::default() }, Vec::new());
         for peer in peers {
+            let hash = self.hasher.hash_one(peer);
+            let known = self.by_node.get(peer.node.as_str());
+            if let Some(known) = known.filter(|k| k.hash == hash && !view.by_id.contains_key(&k.id)) {
+                view.add(known.clone());
+                continue;
+            }
             let id = match peer.peer_id.parse::<PeerId>() {
                 Ok(id) if id == *own => continue,
                 Ok(id) => id,
@@ -84,21 +104,25 @@ impl View {
                     Err(e) => refused.push((peer.node.clone(), format!("address {text:?}: {e}"))),
                 }
             }
-            let known = Arc::new(Known {
+            view.add(Arc::new(Known {
                 node: peer.node.as_str().into(),
                 id,
                 addresses,
                 circuits,
                 relay: peer.relay,
                 nat: peer.nat.as_str().into(),
-            });
-            if known.relay {
-                view.relays.push(known.clone());
-            }
-            view.by_node.insert(known.node.clone(), known.clone());
-            view.by_id.insert(id, known);
+                hash,
+            }));
         }
         (view, refused)
+    }
+
+    fn add(&mut self, known: Arc<Known>) {
+        if known.relay {
+            self.relays.push(known.clone());
+        }
+        self.by_node.insert(known.node.clone(), known.clone());
+        self.by_id.insert(known.id, known);
     }
 
     /// Nodes that carry circuits of others.
@@ -184,5 +208,29 @@ mod tests {
         assert_eq!(names, ["a", "a", "a", "a", "r", "b", "c"], "{refused:?}");
         assert_eq!(view.relays().iter().map(|k| &*k.node).collect::<Vec<_>>(), ["r"]);
         assert!(view.node("self").is_none() && view.node("b").is_none() && view.node("c").is_none());
+    }
+
+    #[test]
+    fn a_peer_that_is_as_it_was_is_not_parsed_again() {
+        let id = || NodeKey::generate().peer_id();
+        let own = id().parse().unwrap();
+        let peer = |node: &str| Peer {
+            node: node.into(),
+            peer_id: id(),
+            addresses: vec!["/ip4/1.2.3.4/tcp/1".into()],
+            ..Peer::default()
+        };
+        let mut peers = vec![peer("a"), peer("b"), peer("c")];
+        let (first, _) = View::new(&peers, &own);
+        peers[1].relay = true;
+        // Another node with the id of one that stays.
+        peers[2].peer_id = peers[0].peer_id.clone();
+        let (second, refused) = first.next(&peers, &own);
+        let same = |name| Arc::ptr_eq(first.node(name).unwrap(), second.node(name).unwrap());
+        assert!(same("a") && !same("b") && second.node("b").unwrap().relay);
+        assert_eq!(second.relays().len(), 1);
+        assert!(second.node("c").is_none() && refused[0].0 == "c", "{refused:?}");
+        let (third, refused) = second.next(&peers[..1], &own);
+        assert!(third.iter().count() == 1 && third.relays().is_empty() && refused.is_empty());
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     },
     numbers::Numbers,
     path::Networks,
-    peers::{Peer, View},
+    peers::{Known, Peer, View},
     stream::{Direction, StreamGuard},
     table::{Conn, Spread, Table},
     transport,
@@ -304,7 +304,7 @@ impl Tunnel {
 
     /// Replaces the view of peers. Peers that are not in it any more are cut, streams and all.
     pub async fn set_peers(&self, peers: &[Peer]) {
-        let (view, refused) = View::new(peers, &self.shared.own);
+        let (view, refused) = self.shared.view().next(peers, &self.shared.own);
         for (node, reason) in refused {
             tracing::warn!(%node, %reason, "peer is left out of the view");
         }
@@ -315,7 +315,8 @@ impl Tunnel {
         };
         let mut moved = Vec::new();
         for (peer, known) in view.iter() {
-            if old.peer(peer).is_none_or(|before| !before.same_places(known)) {
+            let is_known = |before: &Arc<Known>| Arc::ptr_eq(before, known) || before.same_places(known);
+            if !old.peer(peer).is_some_and(is_known) {
                 self.shared.table.forgive(*peer);
                 moved.push(*peer);
             }

@@ -44,6 +44,7 @@ use super::{
 };
 use crate::{
     driver::{Behaviour, BehaviourEvent},
+    path::PathTransport,
     peers::View,
     tunnel::Shared,
 };
@@ -56,8 +57,7 @@ const MAX_TASKS: usize = 4_096;
 /// Why this node dials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dial {
-    /// To a relay.
-    Relay(PeerId),
+    Relay(PeerId, PathTransport),
     /// To meet a peer that dials at the same time.
     Punch(PeerId),
 }
@@ -295,8 +295,8 @@ impl Engine {
         self.shared.knowledge.set_own(own, udp_works);
         self.shared.knowledge.set_relays(self.view.relays().len(), granted.len(), self.config.punch);
         self.metrics.reservations.set(i64::try_from(granted.len()).unwrap_or(i64::MAX));
-        let reservations = granted.iter().flat_map(|relay| {
-            let all = self.reservations.addresses(relay).iter().take(2);
+        let reservations = self.reservations.told(now).into_iter().flat_map(|relay| {
+            let all = self.reservations.addresses(&relay).iter().take(2);
             all.map(move |a| format!("{a}/p2p/{relay}/p2p-circuit"))
         });
         let report = NatReport {
@@ -438,7 +438,7 @@ impl Engine {
             swarm.behaviour_mut().nat.ports.hold(id, true);
         }
         self.on_direct(peer, dial == Some(Dial::Punch(peer)));
-        if matches!(dial, Some(Dial::Relay(_))) {
+        if matches!(dial, Some(Dial::Relay(..))) {
             self.step_reservations(swarm, now);
         }
     }
@@ -480,9 +480,9 @@ impl Engine {
         now: Instant,
     ) {
         match self.dials.remove(&id) {
-            Some(Dial::Relay(relay)) => {
+            Some(Dial::Relay(relay, _)) => {
                 tracing::debug!(%relay, %error, "relay is not reached");
-                if !self.dials.values().any(|d| *d == Dial::Relay(relay)) {
+                if !self.dials.values().any(|d| matches!(d, Dial::Relay(r, _) if *r == relay)) {
                     self.reservations.dial_failed(&relay, now);
                 }
             }

@@ -12,6 +12,9 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId};
 /// Pause after the first failure of a relay; it doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// A reservation that was lost is still told for so long, unless another one takes its place: a relay that restarts is back
+/// by then, and the registry of a large mesh hears of nothing instead of twice from each of its nodes.
+const TOLD: Duration = Duration::from_secs(15);
 /// A reservation that is not granted after this long has failed.
 const GRANT: Duration = Duration::from_secs(10);
 /// A dial that has not ended after this long is forgotten.
@@ -51,6 +54,8 @@ struct Relay {
     failures: u32,
     not_before: Instant,
     listen: Option<Listen>,
+    /// Until when a reservation that was lost is told.
+    told: Option<Instant>,
     /// Position among relays of which nothing is known; differs from node to node, so that they spread.
     order: u64,
 }
@@ -106,6 +111,7 @@ impl Reservations {
                 failures: 0,
                 not_before: now,
                 listen: None,
+                told: None,
                 order: hasher.finish(),
             });
             if relay.addresses != *addresses {
@@ -139,6 +145,17 @@ impl Reservations {
         let mut all: Vec<_> = self.relays.iter().filter(|(_, r)| granted(r)).collect();
         all.sort_by_key(|(_, r)| r.rank());
         all.into_iter().map(|(p, _)| *p).collect()
+    }
+
+    /// Relays at which others are told to ask for this node, nearest first.
+    pub(crate) fn told(&self, now: Instant) -> Vec<PeerId> {
+        let mut all = self.granted();
+        let missing = self.want.saturating_sub(all.len());
+        let is_told = |r: &Relay| r.told.is_some_and(|until| until > now);
+        let lost = self.relays.iter().filter(|(p, r)| is_told(r) && !all.contains(p)).map(|(p, _)| *p);
+        let lost: Vec<_> = lost.take(missing).collect();
+        all.extend(lost);
+        all
     }
 
     /// Relays that this node keeps connections with.
@@ -194,6 +211,9 @@ impl Reservations {
         let of = |r: &Relay| r.listen.as_ref().is_some_and(|l| l.id == id);
         let (peer, relay) = self.relays.iter_mut().find(|(_, r)| of(r))?;
         let granted = relay.listen.take().is_some_and(|l| l.granted);
+        if granted {
+            relay.told = Some(now + TOLD);
+        }
         relay.failed(now);
         Some((*peer, granted))
     }
@@ -368,8 +388,12 @@ mod tests {
         let (lost, id) = (w.relays[0], w.it.relays[&w.relays[0]].listen.as_ref().unwrap().id);
         w.it.connections(&lost, 0, w.now);
         assert_eq!(w.it.listener_closed(id, w.now), Some((lost, true)));
+        let (other, third) = (w.relays[1], w.relays[2]);
+        assert_eq!(w.it.told(w.now), [other, lost], "it may be back soon");
+        assert_eq!(w.it.told(w.now + TOLD), [other]);
         let ops = w.at(0);
-        assert_eq!(w.grant(&ops), [w.relays[2]], "without any pause");
+        assert_eq!(w.grant(&ops), [third], "without any pause");
+        assert_eq!(w.it.told(w.now), [other, third], "another one has taken its place");
         assert!(!w.at(100).contains(&Op::Connect(lost)));
         assert!(w.at(1500).contains(&Op::Connect(lost)));
         w.it.connections(&lost, 1, w.now);

@@ -34,7 +34,7 @@ const SLACK: Duration = Duration::from_millis(3);
 const RATE_ROUNDS: u64 = 10;
 /// The round trip is the shortest of this time. Several times in it less is sent for a round trip, so that the line's own
 /// queue is empty and shows it.
-const RTT_WINDOW: Duration = Duration::from_secs(10);
+const RTT_WINDOW: Duration = Duration::from_secs(5);
 const DRAIN_EVERY: Duration = Duration::from_millis(2_500);
 const DRAIN_GAIN: f64 = 0.9;
 /// A drain that does not end by itself.

@@ -237,14 +237,17 @@ impl Engine {
             (PathTransport::Ws, first),
         ] {
             let to = of(transport);
-            if !wanted || to.is_empty() {
+            let dial = Dial::Relay(relay, transport);
+            let under_way = self.dials.values().any(|d| *d == dial);
+            begun |= under_way;
+            if !wanted || to.is_empty() || under_way {
                 continue;
             }
             let opts = DialOpts::peer_id(relay).condition(PeerCondition::Always).addresses(to).build();
             let id = opts.connection_id();
             match swarm.dial(opts) {
                 Ok(()) => {
-                    self.dials.insert(id, Dial::Relay(relay));
+                    self.dials.insert(id, dial);
                     begun = true;
                 }
                 Err(error) => tracing::debug!(%relay, %error, "dial of a relay"),
