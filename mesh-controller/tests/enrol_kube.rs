@@ -41,5 +41,6 @@ async fn replicas_share_a_cluster_and_pods_join_by_themselves() {
     nodes::one_key_has_one_name(&world).await;
     nodes::a_copied_disk_is_refused_across_replicas(&world).await;
     replicas::the_webhook_renews_its_certificate(&world.cluster).await;
+    replicas::the_api_server_follows_one_ca_to_the_next(&world.cluster).await;
     replicas::a_replica_stops_and_its_nodes_go_on(world).await;
 }

@@ -319,6 +319,8 @@ impl KubeCluster {
             "--leader-elect=false".to_owned(),
             "--use-service-account-credentials=true".to_owned(), // each controller has its own rights
             "--secure-port=0".to_owned(),
+            // A DaemonSet whose roll-out stood still for five minutes was seen once: what its controller waits for is noted.
+            "--vmodule=daemon_controller=4,update=5".to_owned(),
         ];
         let mut daemon = self.spawn("kube-controller-manager", &args)?;
         // The first thing that a test needs of it: pods are refused until their service account is there.
@@ -385,10 +387,15 @@ impl KubeCluster {
         args
     }
 
+    /// Where a program of the control plane writes.
+    pub fn log(&self, program: &str) -> PathBuf {
+        self.dir.join(format!("{program}.log"))
+    }
+
     fn spawn(&self, program: &'static str, args: &[String]) -> Result<Daemon, KubeError> {
         let mut command = Command::new(self.programs.join(program));
         command.args(args);
-        Daemon::spawn(program, &self.wrap, command, &self.dir.join(format!("{program}.log")))
+        Daemon::spawn(program, &self.wrap, command, &self.log(program))
     }
 
     fn write_kubeconfig(&self, name: &str, user: &serde_json::Value) -> Result<PathBuf, KubeError> {

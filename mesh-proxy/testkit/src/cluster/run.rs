@@ -304,6 +304,11 @@ impl Cluster {
         for node in &self.nodes {
             text += &node.logs(10);
         }
+        let log = fs::read(self.kube.log("kube-controller-manager")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        text += "--- kube-controller-manager\n";
+        text += &lines[lines.len().saturating_sub(80)..].join("\n");
         text
     }
 }
