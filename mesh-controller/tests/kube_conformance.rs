@@ -1,6 +1,6 @@
 //! Gateway API's official conformance suite on the mesh: a real control plane, controller and proxies of this project,
 //! one proxy with an address of its own for each Gateway, pods as programs in network namespaces. It takes many minutes
-//! and runs when SELVAGE_GATEWAY_CONFORMANCE is set, as `make kube-test` does; its value may name one test.
+//! and runs when SELVAGE_GATEWAY_CONFORMANCE is set, as `make kube-test` does; its value may name tests (`A,B`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 #[allow(dead_code, reason = "each test uses its part")]

@@ -9,7 +9,9 @@ use super::{
 
 const NO_POLICY: &str = "access is not restricted yet";
 const NO_TELEMETRY: &str = "workloads are selected by `selector` alone";
-const NO_INBOUND: &str = "the owner node hands calls to the workload's own port";
+const NO_INBOUND_KEEPALIVE: &str = "the node's own setting holds towards pods";
+const NO_INBOUND_HTTP: &str = "the workload's node hands on what comes; see `http` of DestinationRules";
+const INBOUND_POOL: &str = "at the workload's node, for connections from other nodes";
 const NO_ENVOY: &str = "there is no Envoy to be patched; the object is refused as a whole";
 
 fn is_constant(text: &str) -> bool {
@@ -22,6 +24,10 @@ fn is_rare_filter(text: &str) -> bool {
     let rare =
         ["headers", "metadata", "filter_state", "connection.mtls", "destination.", "source.", "upstream."];
     rare.iter().any(|word| text.contains(word))
+}
+
+fn is_loopback(endpoint: &str) -> bool {
+    endpoint.starts_with("127.") || endpoint.starts_with("[::1]")
 }
 
 fn is_socket(value: &Value) -> bool {
@@ -88,8 +94,32 @@ pub(super) static SIDECAR: &[Field] = &[
     idle("egress[].port.targetPort", "without effect, as in Istio"),
     no("egress[].bind", "calls are told by port, whatever address they go to"),
     no("egress[].captureMode", "capture is the same for all workloads of a node"),
-    no("ingress", NO_INBOUND),
-    no("inboundConnectionPool", NO_INBOUND),
+    yes("ingress", ""),
+    yes("ingress[].port", "calls to it go to the port of `defaultEndpoint`"),
+    no("ingress[].port.name", "statistics do not have it"),
+    idle("ingress[].port.targetPort", "without effect, as in Istio"),
+    no("ingress[].bind", "the node calls pods at their own address"),
+    no("ingress[].captureMode", "capture is the same for all workloads of a node"),
+    partly(
+        "ingress[].defaultEndpoint",
+        "its port, at the pod's own address: a process that listens on loopback alone is not reached; sockets \
+         (`unix://`) are not either",
+        |v| v.as_str().is_some_and(|e| e.starts_with("unix://") || is_loopback(e)),
+    ),
+    no("ingress[].tls", "the way between nodes is encrypted; TLS of clients goes on to the workload"),
+    yes("ingress[].connectionPool", "as `inboundConnectionPool`, for the port"),
+    no("ingress[].connectionPool.tcp.tcpKeepalive", NO_INBOUND_KEEPALIVE),
+    no("ingress[].connectionPool.http", NO_INBOUND_HTTP),
+    yes("inboundConnectionPool", ""),
+    yes("inboundConnectionPool.tcp.maxConnections", INBOUND_POOL),
+    yes("inboundConnectionPool.tcp.connectTimeout", INBOUND_POOL),
+    yes("inboundConnectionPool.tcp.idleTimeout", INBOUND_POOL),
+    yes("inboundConnectionPool.tcp.maxConnectionDuration", INBOUND_POOL),
+    no("inboundConnectionPool.tcp.tcpKeepalive", NO_INBOUND_KEEPALIVE),
+    no(
+        "inboundConnectionPool.http",
+        "the workload's node hands on what comes; see `http` of DestinationRules",
+    ),
     yes("outboundTrafficPolicy", ""),
     no("outboundTrafficPolicy.egressProxy", "unknown hosts go to the address that was called"),
 ];

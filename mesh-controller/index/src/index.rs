@@ -7,6 +7,7 @@ mod external;
 mod gateway_api;
 mod gateways;
 mod hosts;
+mod ingress;
 mod mesh;
 mod nodes;
 mod plain;

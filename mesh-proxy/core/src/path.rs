@@ -8,29 +8,30 @@ pub fn split_query(path_and_query: &str) -> (&str, &str) {
     path_and_query.split_at(at)
 }
 
-/// Removes dot segments from the path as RFC 3986 §5.2.4 says; leaves the query, `//` and `%2F` as they are. Nothing
-/// is copied when there is nothing to remove. A path that is not absolute (`*`, CONNECT) stays as it is.
+/// Removes dot segments from the path as RFC 3986 §5.2.4 says, and as Envoy does: a dot may be spelled `%2e`, and a
+/// backslash is a slash. Leaves the query, `//` and `%2F` as they are. Nothing is copied when there is nothing to change.
+/// A path that is not absolute (`*`, CONNECT) stays as it is.
 pub fn normalize(path_and_query: &str) -> Cow<'_, str> {
     let (path, query) = split_query(path_and_query);
-    if !path.starts_with('/') || !has_dot_segment(path) {
+    if !path.starts_with('/') || !needs_work(path) {
         return Cow::Borrowed(path_and_query);
     }
     let mut out = String::with_capacity(path_and_query.len());
-    let mut segments = path[1..].split('/').peekable();
+    let mut segments = path[1..].split(['/', '\\']).peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
-        match segment {
-            "." if last => out.push('/'),
-            "." => {}
-            ".." => {
+        match dots(segment) {
+            Some(1) if last => out.push('/'),
+            Some(1) => {}
+            Some(_) => {
                 out.truncate(out.rfind('/').unwrap_or(0));
                 if last {
                     out.push('/');
                 }
             }
-            s => {
+            None => {
                 out.push('/');
-                out.push_str(s);
+                out.push_str(segment);
             }
         }
     }
@@ -41,10 +42,26 @@ pub fn normalize(path_and_query: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-fn has_dot_segment(path: &str) -> bool {
+fn needs_work(path: &str) -> bool {
     let b = path.as_bytes();
-    // Almost every path is settled by the first test.
-    b.windows(2).any(|w| w == b"/.") && path.split('/').any(|s| s == "." || s == "..")
+    // Almost every path is settled by the first tests.
+    let suspicious = |w: &[u8]| w == b"/." || w[0] == b'\\' || w == b"%2";
+    (b.windows(2).any(suspicious) || b.last() == Some(&b'\\'))
+        && (b.contains(&b'\\') || path.split('/').any(|s| dots(s).is_some()))
+}
+
+/// How many dots a dot segment has.
+fn dots(segment: &str) -> Option<usize> {
+    let mut rest = segment.as_bytes();
+    let mut count = 0;
+    while !rest.is_empty() {
+        rest = match rest {
+            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
+            _ => return None,
+        };
+        count += 1;
+    }
+    (1..=2).contains(&count).then_some(count)
 }
 
 #[cfg(test)]
@@ -66,6 +83,12 @@ mod tests {
             ("/a/.hidden/..x", "/a/.hidden/..x"),
             ("/a%2F../b", "/a%2F../b"),
             ("/x/../y?q=/../z", "/y?q=/../z"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/.%2e/b/%2E", "/b/"),
+            ("/a%2eb/.%2e%2e/c", "/a%2eb/.%2e%2e/c"),
+            ("/a/..\\c\\d", "/c/d"),
+            ("/a\\", "/a/"),
+            ("/a?x=\\..", "/a?x=\\.."),
             ("*", "*"),
             ("/", "/"),
             ("", ""),

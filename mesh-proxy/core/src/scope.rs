@@ -1,10 +1,13 @@
 //! What the workloads of a namespace may call (Sidecar).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_api::model::{self, mesh_config::OutboundMode};
 
-use crate::{client::Client, route::VirtualHostEntry, service::ServiceDef, tables::Tables};
+use crate::{
+    client::Client, endpoint::WorkloadEntry, policy::millis, route::VirtualHostEntry, service::ServiceDef,
+    tables::Tables,
+};
 
 /// One Sidecar.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +21,39 @@ pub struct ScopeEntry {
     egress: Box<[Egress]>,
     /// Unknown hosts are refused (true) or let through (false); none = as the mesh says.
     pub registry_only: Option<bool>,
+    /// For connections to the workloads: of single ports, and of all others.
+    inbound: Box<[(u16, Arc<InboundLimits>)]>,
+    inbound_default: Option<Arc<InboundLimits>>,
+}
+
+/// What a workload's node keeps to for connections to it. None = nothing is said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InboundLimits {
+    /// Open at a time.
+    pub max_connections: Option<u32>,
+    /// How long the workload may take to accept.
+    pub connect_timeout: Option<Duration>,
+    /// After which idle time a connection is closed; zero = never.
+    pub idle_timeout: Option<Duration>,
+    /// How long a connection lives.
+    pub max_duration: Option<Duration>,
+}
+
+impl InboundLimits {
+    fn compile(m: &model::ConnectionPool) -> Arc<Self> {
+        Arc::new(Self {
+            max_connections: (m.max_connections > 0).then_some(m.max_connections),
+            connect_timeout: millis(m.connect_timeout.as_ref()).filter(|d| !d.is_zero()),
+            idle_timeout: millis(m.tcp_idle_timeout.as_ref()),
+            max_duration: millis(m.max_connection_duration.as_ref()).filter(|d| !d.is_zero()),
+        })
+    }
+}
+
+/// Where connections to an ingress listener end: its own port, or that of its default endpoint.
+fn ending(m: &model::IngressListener) -> Option<u16> {
+    let port = m.default_endpoint.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    port.or_else(|| u16::try_from(m.port).ok())
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +106,12 @@ impl ScopeEntry {
                 OutboundMode::AllowAny => Some(false),
                 OutboundMode::RegistryOnly => Some(true),
             },
+            inbound: m
+                .ingress
+                .iter()
+                .filter_map(|i| Some((ending(i)?, InboundLimits::compile(i.pool.as_ref()?))))
+                .collect(),
+            inbound_default: m.inbound_pool.as_ref().map(InboundLimits::compile),
         }
     }
 
@@ -134,6 +176,13 @@ impl Tables {
     pub fn sees(&self, client: &Client<'_>, service: &ServiceDef, port: u16) -> bool {
         service.visible_to(client.namespace)
             && self.scope_of(client).is_none_or(|scope| scope.sees(service, port))
+    }
+
+    /// What is kept to for connections to a port of a workload.
+    pub fn inbound_limits(&self, workload: &WorkloadEntry, port: u16) -> Option<&Arc<InboundLimits>> {
+        let scope = self.scope_of(&Client::of(workload))?;
+        let own = scope.inbound.iter().find(|(p, _)| *p == port).map(|(_, limits)| limits);
+        own.or(scope.inbound_default.as_ref())
     }
 
     /// Whether unknown hosts are refused to a client.

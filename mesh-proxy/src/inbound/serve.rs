@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_api::model::{TunnelOpen, tunnel_open::Kind};
-use mesh_core::{Tables, WorkloadEntry};
+use mesh_core::{Tables, WorkloadEntry, scope::InboundLimits};
 use mesh_net::{
     connect::{ConnectOptions, connect},
     copy::{CopyError, CopyOptions, Side, copy_bidirectional},
@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use super::{
     check::{Admission, Denied, Owner, check},
     counts::{Counts, Followed, Moved, parties},
+    limits::{self, Places},
 };
 use crate::{
     telemetry::{
@@ -77,6 +78,7 @@ pub struct Inbound {
     telemetry: Arc<Telemetry>,
     access_log: AccessLog,
     counts: Counts,
+    places: Places,
     /// Where a pod's address is found when that is not the address itself: pods of a test that live on loopback.
     pub translate: Option<Translate>,
     /// Datagrams; none = refused.
@@ -118,6 +120,7 @@ impl Inbound {
             telemetry,
             access_log,
             counts,
+            places: Places::default(),
             translate: None,
             udp: None,
             tracer: None,
@@ -173,13 +176,19 @@ impl Worker {
         if incoming.open().kind == i32::from(Kind::Udp) {
             return self.datagrams(incoming, admission, address, &log).await;
         }
-        let pod = match connect(address, &self.connect).await {
+        let limits = limits::of(&self.shared.tables.load(), &admission).unwrap_or_default();
+        let Ok(_place) = self.shared.places.take(admission.endpoint, limits.max_connections) else {
+            return self.refuse(incoming, Denied::Overloaded, &log).await;
+        };
+        let connecting =
+            ConnectOptions { timeout: limits.connect_timeout.or(self.connect.timeout), ..self.connect };
+        let pod = match connect(address, &connecting).await {
             Ok(pod) => pod,
             Err(e) => return self.refuse(incoming, connect_failure(&e), &log).await,
         };
 
         // 3. Answer and copy.
-        self.carry(incoming, admission, pod, &log).await;
+        self.carry(incoming, admission, (pod, &limits), &log).await;
     }
 
     /// As a connection, but there is nothing to connect to: the pod's answer, or its silence, is the client's.
@@ -239,7 +248,13 @@ impl Worker {
         let _gone = incoming.refuse(denied.refusal(), denied.as_str()).await;
     }
 
-    async fn carry(&self, incoming: Incoming, admission: Admission, mut pod: TcpStream, log: &Line) {
+    async fn carry(
+        &self,
+        incoming: Incoming,
+        admission: Admission,
+        (mut pod, limits): (TcpStream, &InboundLimits),
+        log: &Line,
+    ) {
         let tables = self.shared.tables.load_full();
         self.telemetry.follow(&tables);
         let parties = parties(&tables, &incoming.open().host, &admission);
@@ -255,13 +270,18 @@ impl Worker {
             series.opened();
         }
         let moved = Moved { series, ..Moved::default() };
-        let options = CopyOptions { idle: self.shared.config.idle, ..CopyOptions::default() };
+        let idle = limits.idle_timeout.map_or(self.shared.config.idle, |t| Some(t).filter(|t| !t.is_zero()));
+        let options = CopyOptions { idle, ..CopyOptions::default() };
         let _in_flight = self.drain.guard();
         let result = match about {
-            None => copy_bidirectional(&mut stream, &mut pod, options, &moved).await,
+            None => {
+                let copy = copy_bidirectional(&mut stream, &mut pod, options, &moved);
+                limits::within(limits.max_duration, copy).await
+            }
             Some(about) => {
                 let mut pod = Box::new(Tapped::new(&mut pod, about));
-                Box::pin(copy_bidirectional(&mut stream, &mut *pod, options, &moved)).await
+                let copy = copy_bidirectional(&mut stream, &mut *pod, options, &moved);
+                Box::pin(limits::within(limits.max_duration, copy)).await
             }
         };
         if result.is_err() {

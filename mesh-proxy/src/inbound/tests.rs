@@ -441,3 +441,42 @@ async fn a_reset_of_the_pod_reaches_the_opener_as_a_reset() {
     };
     LocalSet::new().run_until(body).await;
 }
+
+/// What a Sidecar says about connections to its workload holds on the workload's node.
+#[tokio::test]
+async fn a_sidecars_limits_hold_for_connections_to_its_workload() {
+    let body = async {
+        let pod = echo_pod().await;
+        let sidecar = |pool: model::ConnectionPool| {
+            Change::Set(Resource::Sidecar(model::Sidecar {
+                name: "default/default".into(),
+                namespace: "default".into(),
+                inbound_pool: Some(pool),
+                ..Default::default()
+            }))
+        };
+        let one = model::ConnectionPool { max_connections: 1, ..Default::default() };
+        let w = world(quick(), tables().apply(vec![sidecar(one)]).0, move |_| pod).await;
+        let call = |port| w.a.open("b", open("10.1.2.1", port, CLIENT));
+        let first = call(8080).await.unwrap();
+        assert_eq!(refusal(call(8080).await), Refusal::Overloaded);
+        assert!(call(8081).await.is_ok(), "each port for itself");
+        drop(first);
+        eventually("both are gone", || metric(&w.registry, "selvage_inbound_connections", &[]) == 0.0).await;
+        let mut stream = call(8080).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        drop(stream);
+        let millis = |value| Some(model::Millis { value });
+        let short = model::ConnectionPool { max_connection_duration: millis(200), ..Default::default() };
+        w.tables.store(Arc::new(w.tables.load().apply(vec![sidecar(short)]).0));
+        let mut stream = call(8080).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        let mut all = Vec::new();
+        // It is ended from there; how is a matter of the path.
+        let _ended =
+            tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut all)).await.unwrap();
+        assert_eq!(all, b"x");
+    };
+    LocalSet::new().run_until(body).await;
+}

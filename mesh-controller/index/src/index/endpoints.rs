@@ -102,13 +102,17 @@ impl Index {
                     ..model::Workload::default()
                 },
             };
+            let mut ports = ports.clone();
+            if let Some((_, pod)) = pod {
+                self.map_ingress(&service_name.namespace, &pod.metadata.labels, &mut ports);
+            }
             add_locality_labels(&mut workload, &locality);
             let conditions = &endpoint.conditions;
             add(
                 address,
                 model::Endpoint {
                     address: address.to_string(),
-                    ports: ports.clone(),
+                    ports,
                     udp_ports: udp_ports.clone(),
                     node,
                     workload: Some(workload),
@@ -138,12 +142,14 @@ impl Index {
             let named = pod.spec.subdomain == *name.name;
             for address in pod.addresses().into_iter().filter(|a| serves_family(service, &vips, pod, *a)) {
                 let mut workload = nodes::workload(pod_name, pod, address.to_string());
+                let mut ports = pod_ports(service, pod, false);
+                self.map_ingress(&name.namespace, &pod.metadata.labels, &mut ports);
                 add_locality_labels(&mut workload, &locality);
                 add(
                     address,
                     model::Endpoint {
                         address: address.to_string(),
-                        ports: pod_ports(service, pod, false),
+                        ports,
                         udp_ports: pod_ports(service, pod, true),
                         node: pod.spec.node_name.clone(),
                         workload: Some(workload),

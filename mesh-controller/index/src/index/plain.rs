@@ -24,9 +24,11 @@ fn put<T: PartialEq>(map: &mut BTreeMap<Name, T>, name: &Name, new: Option<T>) -
 
 impl Index {
     pub(super) fn put_sidecar(&mut self, name: &Name, new: Option<Sidecar>) -> bool {
+        let old = self.sidecars.get(name).cloned();
         let changed = put(&mut self.sidecars, name, new);
         if changed {
             self.touched.sidecars.insert(name.clone());
+            self.touch_ingress(name, old.as_ref());
         }
         changed
     }

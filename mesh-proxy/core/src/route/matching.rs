@@ -186,6 +186,8 @@ fn values<R: RequestView>(r: &Split<'_, R>, name: &str, f: &mut dyn FnMut(&str) 
         ":authority" | "host" => f(r.request.authority()),
         ":path" => f(r.request.path_and_query()),
         ":scheme" => f(r.request.scheme()),
+        // What a token says, which nobody looks at; not a header that a client may send.
+        _ if name.starts_with('@') => false,
         _ => r.request.header_values(name, f),
     }
 }

@@ -222,3 +222,33 @@ fn what_changes_envoy_is_refused_and_what_has_no_effect_is_said() {
     assert!(w.index.delete(&ObjectKey::new(Kind::PeerAuthentication, "default", "p")));
     assert_eq!(w.index.keys(Kind::EnvoyFilter).len(), 1);
 }
+
+#[test]
+fn an_ingress_listener_leads_to_the_port_of_its_default_endpoint() {
+    let mut w = World::with(
+        "
+{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.96.0.9, selector: {app: web}, ports: [{port: 80, targetPort: 9080}, {name: b, port: 81, targetPort: 9081}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: p, labels: {app: web}}, spec: {nodeName: edge}, status: {phase: Running, podIP: 10.1.0.9}}
+",
+    );
+    let sidecar = |name: &str, selector: &str, to: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {{name: {name}}}, spec: {{{selector} ingress: \
+             [{{port: {{number: 9080, protocol: HTTP, name: http}}, defaultEndpoint: '{to}'}}], egress: [{{hosts: ['*/*']}}]}}}}"
+        )
+    };
+    let targets = |w: &World| w.endpoints("web")[0].ports.iter().map(|p| p.target_port).collect::<Vec<_>>();
+    assert_eq!(targets(&w), [9080, 9081]);
+    w.apply(&sidecar("all", "", "127.0.0.1:8080"));
+    assert_eq!(targets(&w), [8080, 9081]);
+    w.apply(&sidecar("own", "workloadSelector: {labels: {app: web}},", "0.0.0.0:7070"));
+    assert_eq!(targets(&w), [7070, 9081], "the one with a selector comes first");
+    w.apply(&sidecar("own", "workloadSelector: {labels: {app: other}},", "0.0.0.0:7070"));
+    assert_eq!(targets(&w), [8080, 9081]);
+    w.apply(&sidecar("all", "", "unix:///socket"));
+    assert_eq!(targets(&w), [9080, 9081]);
+    w.apply(&sidecar("all", "", "127.0.0.1:8080"));
+    w.delete(Kind::Sidecar, "all");
+    assert_eq!(targets(&w), [9080, 9081]);
+}
