@@ -45,6 +45,8 @@ pub(crate) struct Registry {
     gates: Arc<[Mutex<()>; GATES]>,
     hasher: RandomState,
     changes: mpsc::Sender<Vec<Op>>,
+    /// Nodes whose records were found to be gone while they were being changed: nobody has been told of them.
+    gone: Arc<Mutex<Vec<String>>>,
     /// Nodes that run on another machine than before. When nobody keeps up, what is lost is a look at a copied disk.
     machines: mpsc::Sender<String>,
 }
@@ -65,6 +67,7 @@ impl Registry {
             gates: Arc::new(std::array::from_fn(|_| Mutex::new(()))),
             hasher: RandomState::new(),
             changes,
+            gone: Arc::default(),
             machines,
         };
         for (name, document) in registry.shelf.list()? {
@@ -115,6 +118,11 @@ impl Registry {
             Seen::There(document) => self.set(name, Some(document)),
             Seen::Gone { .. } => self.set(name, None),
         }
+    }
+
+    /// Nodes that others have removed, which neither [`Self::refresh`] nor a watch has told of.
+    pub(crate) fn found_gone(&self) -> Vec<String> {
+        std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Names of all records.
@@ -292,8 +300,11 @@ impl Registry {
 
     /// What is on the shelf, put in force here.
     fn look(&self, node: &str) -> Result<Option<Known>, StoreError> {
-        let found = self.shelf.get(node)?;
-        self.announce(node, found);
+        let (operation, left) = self.set(node, self.shelf.get(node)?);
+        if let Some(operation) = operation {
+            self.changes.blocking_send(vec![operation]).ok();
+        }
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
         Ok(self.lock().get(node).cloned())
     }
 }

@@ -3,13 +3,15 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "../../mesh-proxy/tests/metrics/scenarios.rs"]
+mod scenarios;
 
 use std::time::{Duration, Instant};
 
 use client::{Controller, Node, names, node_in, service_yaml};
 use mesh_api::{
     ResourceType, model,
-    xds::{DeltaDiscoveryRequest, Status as RpcStatus},
+    xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as RpcStatus},
 };
 use prost::Message;
 use tonic::Code;
@@ -94,6 +96,31 @@ async fn a_nack_is_counted_named_and_not_answered_with_the_same() {
     // The next change comes as usual.
     controller.write("a.yaml", &client::world().replace("10.96.0.10", "10.96.0.20"));
     assert_eq!(names(&ads.next(SOON).await), ["reviews.default.svc.cluster.local"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_odd_clients_do_is_counted() {
+    let few = |config: &mut mesh_controller::config::Config| config.max_connections = 4;
+    let controller = Controller::start_with(&[("a.yaml", &client::world())], few).await;
+    let node = controller.join("edge-a").await;
+    assert_eq!(node.ads_error(ResourceType::Service, "edge-b").await.code(), Code::PermissionDenied);
+    let mut ads = node.ads().await;
+    ads.subscribe(ResourceType::Service, &[]).await;
+    let first = ads.next(SOON).await;
+    let never_sent = DeltaDiscoveryResponse { nonce: "never sent".to_owned(), ..first.clone() };
+    ads.answer(&never_sent, None).await;
+    ads.answer(&first, Some(RpcStatus { code: 3, message: "reviews: is odd".to_owned() })).await;
+    let mut held = Vec::new();
+    let start = Instant::now();
+    loop {
+        held.push(tokio::net::TcpStream::connect(controller.address()).await);
+        let still = scenarios::still("mesh-controller/tests/dir_ads.rs", &controller.metrics().await);
+        if still.is_empty() {
+            break;
+        }
+        assert!(start.elapsed() < SOON * 3, "{still:?} did not move");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -268,6 +295,13 @@ async fn a_removed_node_is_disconnected_and_cannot_renew() {
     let mut ads = a.ads().await;
     ads.subscribe(ResourceType::Node, &["edge-b"]).await;
     ads.until(SOON, |r| r.removed_resources == ["edge-b"]).await;
+    controller.remove_record("edge-a");
+    assert_eq!(ads.end(SOON).await.code(), Code::PermissionDenied);
+    let metrics = controller.metrics().await;
+    for by in ["operator", "elsewhere"] {
+        let line = format!("selvage_controller_nodes_left_total{{by=\"{by}\"}} 1");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
 }
 
 fn first_versions(response: &mesh_api::xds::DeltaDiscoveryResponse) -> Vec<(String, String)> {

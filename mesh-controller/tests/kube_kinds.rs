@@ -16,6 +16,8 @@ mod manifests;
 mod mesh;
 #[path = "kube/routes.rs"]
 mod routes;
+#[path = "../../mesh-proxy/tests/metrics/scenarios.rs"]
+mod scenarios;
 
 use std::time::Instant;
 

@@ -59,6 +59,7 @@ pub(super) fn keep_current(
             if shares_dir {
                 share_registry(&shared).await;
             }
+            shared.registry.found_gone().iter().for_each(|node| shared.left_elsewhere(node));
             shared.metrics.connected.set(shared.sessions.count() as i64);
             shared.metrics.nodes.set(shared.registry.len() as i64);
             let state = health.snapshot();

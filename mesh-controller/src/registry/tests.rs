@@ -93,6 +93,7 @@ fn two_controllers_that_change_one_record_lose_neither_change() {
     assert!(two.remove("a").unwrap());
     assert!(!one.reported("a", &Said::default(), 4).unwrap());
     assert!(one.get("a").is_none());
+    assert_eq!((one.found_gone(), one.found_gone()), (vec!["a".to_owned()], vec![]), "told once");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mesh_testkit::{
 };
 use serde_json::{Value, json};
 
-use crate::mesh::Mesh;
+use crate::{mesh::Mesh, scenarios};
 
 /// A condition is waited for this long; it takes a fraction of a second where nothing else runs.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -120,6 +120,10 @@ fn a_bad_rule_is_refused_and_an_ignored_field_warned_of(mesh: &Mesh) {
         let line = format!("selvage_webhook_requests_total{{kind=\"VirtualService\",result=\"{result}\"}}");
         assert!(counted.contains(&line), "{line} in {counted}");
     }
+    until(mesh, "what only a cluster moves", || {
+        let still = scenarios::still("mesh-controller/tests/kube/admission.rs", &metrics(mesh));
+        if still.is_empty() { Ok(()) } else { Err(format!("{still:?} did not move")) }
+    });
     // Without the field the condition goes, and so does the series.
     apply(mesh, &good(), false);
     condition_is(mesh, "Honoured", "True", "every field");

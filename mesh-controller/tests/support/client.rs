@@ -79,6 +79,10 @@ pub(crate) struct Controller {
 
 impl Controller {
     pub(crate) async fn start(files: &[(&str, &str)]) -> Self {
+        Self::start_with(files, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(files: &[(&str, &str)], change: impl FnOnce(&mut Config)) -> Self {
         node_rt::install_crypto_provider();
         let dir = tempfile::tempdir().unwrap();
         let manifests = dir.path().join("manifests");
@@ -87,7 +91,7 @@ impl Controller {
             std::fs::write(manifests.join(name), text).unwrap();
         }
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config {
+        let mut config = Config {
             source: SourceKind::Dir(manifests),
             state_dir: dir.path().join("state"),
             listen: any,
@@ -95,6 +99,7 @@ impl Controller {
             admin_listen: any,
             ..Config::default()
         };
+        change(&mut config);
         let (drain, readiness) = (Drain::new(), Readiness::new());
         let tasks = Tasks::new(drain.clone());
         let running = app::start(&config, &tasks, &readiness).await.unwrap();
@@ -125,6 +130,13 @@ impl Controller {
 
     fn state_dir(&self) -> StateDir {
         StateDir::new(self.config.state_path())
+    }
+
+    /// As `meshctl node remove` does it, on the same directory.
+    pub(crate) fn remove_record(&self, node: &str) {
+        let records = std::fs::read_dir(self.state_dir().nodes()).unwrap().map(|e| e.unwrap().path());
+        let mut of_node = records.filter(|p| p.file_stem().is_some_and(|stem| stem == node));
+        std::fs::remove_file(of_node.next().unwrap()).unwrap();
     }
 
     /// As `meshctl token create` does it, on the same directory.
