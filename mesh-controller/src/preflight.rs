@@ -138,7 +138,12 @@ impl Reader {
         match api.get_opt(name).await {
             Ok(found) => Ok(found.map(|c| c.data.unwrap_or_default())),
             Err(error) if is_forbidden(&error) => {
-                self.facts.forbidden.push(what());
+                let notes = if checks::refuses_by(namespace, name) {
+                    &mut self.facts.forbidden
+                } else {
+                    &mut self.facts.unseen
+                };
+                notes.push(what());
                 Ok(None)
             }
             Err(error) => Err(error).with_context(what),

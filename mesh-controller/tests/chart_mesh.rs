@@ -2,6 +2,8 @@
 //! may fail while the mesh is upgraded, rolled back, or a node is drained, and nothing may be left at the end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+#[path = "chart/dns_cache.rs"]
+mod dns_cache;
 #[path = "chart/documented.rs"]
 mod documented;
 #[path = "chart/entrances.rs"]
@@ -54,6 +56,7 @@ fn the_chart_from_install_to_uninstall() {
     all_run_image(&shop, "next");
     definitions_are_new(&shop, &chart);
     entrances::work(&shop);
+    dns_cache::is_borne(&shop);
     if let Some(prometheus) = prometheus::Prometheus::start(&shop) {
         prometheus.sees_the_mesh();
     }

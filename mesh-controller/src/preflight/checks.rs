@@ -26,6 +26,11 @@ const CILIUM: (&str, &str) = ("kube-system", "cilium-config");
 const NODE_LOCAL_DNS: (&str, &str) = ("kube-system", "node-local-dns");
 const NODE_LOCAL_DNS_OF_KUBESPRAY: (&str, &str) = ("kube-system", "nodelocaldns");
 const EDGEMESH: (&str, &str) = ("kubeedge", "edgemesh-agent-cfg");
+/// Whether what is in a ConfigMap can refuse an installation.
+pub(super) fn refuses_by(namespace: &str, name: &str) -> bool {
+    (namespace, name) == CILIUM
+}
+
 /// Where the proxies answer DNS, unless a value says otherwise.
 const OWN_DNS: &str = "169.254.96.16";
 /// Names in a message; the rest is a number.
@@ -69,6 +74,8 @@ pub(super) struct Facts {
     pub(super) settings: BTreeMap<(&'static str, &'static str), Settings>,
     /// What could not be read for lack of rights.
     pub(super) forbidden: Vec<String>,
+    /// The same of what only hints come of: an older chart does not give these rights.
+    pub(super) unseen: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -323,8 +330,11 @@ fn pod_security(facts: &Facts) -> Answer {
 }
 
 fn rights(facts: &Facts) -> Answer {
-    if facts.forbidden.is_empty() {
+    if facts.forbidden.is_empty() && facts.unseen.is_empty() {
         return fine("everything could be read");
+    }
+    if facts.forbidden.is_empty() {
+        return (Level::Warn, format!("missing rights for hints: {}", facts.unseen.join(", ")));
     }
     let text = format!(
         "missing rights: {}. These checks saw nothing; give the service account mesh-preflight its ClusterRole.",
@@ -481,6 +491,9 @@ mod tests {
     #[test]
     fn what_could_not_be_seen_and_what_would_not_be_admitted_is_said() {
         let mut facts = facts();
+        facts.unseen.push("get configmap a/b".to_owned());
+        let (level, text) = said(&facts, "rights");
+        assert!(level == Level::Warn && text.contains("a/b"), "an older chart with newer images: {text}");
         facts.forbidden.push("list nodes".to_owned());
         assert!(said(&facts, "rights").1.contains("list nodes"));
         let mut own = object("Namespace", "selvage-system", &[]);

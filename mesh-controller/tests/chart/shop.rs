@@ -41,7 +41,8 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// A cluster without the mesh; none where this machine cannot have one.
+    /// A cluster without the mesh; none where this machine cannot have one. kube-proxy runs as `SELVAGE_KUBE_PROXY` says:
+    /// `nftables` or `iptables`.
     pub(crate) fn up(name: &str) -> Option<Self> {
         bins::know("mesh-controller", env!("CARGO_BIN_EXE_mesh-controller"));
         let start = Instant::now();
@@ -49,6 +50,9 @@ impl Shop {
             Options::with_nodes(&NODES).programs(&["mesh-controller", "mesh-proxy", "echo"]).unwrap();
         options.images.push(stand_ins("echo", &STAND_INS).unwrap());
         name.clone_into(&mut options.name);
+        if let Ok(mode) = std::env::var("SELVAGE_KUBE_PROXY") {
+            options.proxy_mode = mode;
+        }
         match Cluster::up(&options) {
             Ok(cluster) => {
                 println!("cluster of {} nodes: up after {:.1} s", NODES.len(), start.elapsed().as_secs_f64());
