@@ -139,7 +139,10 @@ mod tests {
         settings.congestion = "Cubic; rm".to_owned();
         settings.nat.reservations = 99;
         let wrong = settings.validate();
-        assert_eq!(wrong.iter().map(|w| w.0).collect::<Vec<_>>(), ["proxy", "addresses", "congestion", "nat.reservations"]);
+        assert_eq!(
+            wrong.iter().map(|w| w.0).collect::<Vec<_>>(),
+            ["proxy", "addresses", "congestion", "nat.reservations"]
+        );
         assert!(!format!("{wrong:?} {settings:?}").contains("hush"));
     }
 }
