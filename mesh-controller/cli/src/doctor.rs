@@ -82,10 +82,11 @@ pub(crate) fn run(args: &args::Doctor) -> Result<Outcome> {
 /// For people.
 pub(crate) fn text(checks: &[Check]) -> String {
     let mut out = String::new();
+    let wide = checks.iter().map(|c| c.check.len()).max().unwrap_or(0).max(12);
     for c in checks {
-        out.push_str(&format!("{:<4}  {:<12}  {}\n", c.status.as_str(), c.check, c.found));
+        out.push_str(&format!("{:<4}  {:<wide$}  {}\n", c.status.as_str(), c.check, c.found));
         if !c.fix.is_empty() {
-            out.push_str(&format!("{:20}{}\n", "", c.fix));
+            out.push_str(&format!("{:1$}{2}\n", "", wide + 8, c.fix));
         }
     }
     let count = |s| checks.iter().filter(|c| c.status == s).count();

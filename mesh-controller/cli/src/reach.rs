@@ -71,7 +71,7 @@ pub(crate) struct PodFacts {
 #[derive(Clone)]
 enum Via {
     Url(String),
-    Pod { pods: Api<Pod>, name: String, port: u16 },
+    Pod { pods: Box<Api<Pod>>, name: String, port: u16 },
 }
 
 impl Program {
@@ -142,6 +142,8 @@ pub(crate) struct Mesh {
     pub(crate) client: Option<Client>,
     pub(crate) namespace: String,
     pub(crate) programs: Vec<Program>,
+    /// All pods of the mesh, also those beside the one that serves a node.
+    pub(crate) pods: Vec<PodFacts>,
     each: Duration,
     deadline: Instant,
 }
@@ -159,6 +161,7 @@ impl Mesh {
             client: None,
             namespace: reach.kube.namespace.clone(),
             programs: Vec::new(),
+            pods: Vec::new(),
             each: reach.timeout / 3,
             deadline,
         };
@@ -167,13 +170,15 @@ impl Mesh {
             return Ok(mesh);
         }
         let client = cluster::client(&reach.kube).await?;
-        let pods = cluster::pods(&client, &mesh.namespace).await?;
+        let pods = cluster::all_pods(&client, &mesh.namespace).await?;
+        mesh.pods = pods.iter().map(|(_, facts)| facts.clone()).collect();
+        let pods = cluster::choose(pods);
         let api: Api<Pod> = Api::namespaced(client.clone(), &mesh.namespace);
         for (kind, facts) in pods {
             let port = if kind == Kind::Controller { reach.controller_port } else { reach.proxy_port };
             // A proxy is known by its node, the others by their pod.
             let name = if kind == Kind::Proxy { &facts.node } else { &facts.name };
-            let via = Via::Pod { pods: api.clone(), name: facts.name.clone(), port };
+            let via = Via::Pod { pods: Box::new(api.clone()), name: facts.name.clone(), port };
             mesh.programs.push(Program { kind, name: name.clone(), pod: Some(facts), via });
         }
         mesh.client = Some(client);

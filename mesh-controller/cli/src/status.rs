@@ -3,6 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
+};
+use mesh_ca::cluster as names;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,7 +15,7 @@ use crate::{
     Outcome,
     args::{self, Program as Kind},
     output,
-    reach::{self, Mesh},
+    reach::{self, Mesh, cluster},
     token::{now, span},
 };
 
@@ -97,7 +102,8 @@ pub(crate) fn run(args: &args::Status) -> Result<Outcome> {
         Ok(summary)
     })?;
     output::print(args.output.format, &summary, || text(&summary))?;
-    let bad = summary.controllers.iter().any(|c| c.state != "ready")
+    let bad = summary.controllers.is_empty()
+        || summary.controllers.iter().any(|c| c.state != "ready")
         || summary.proxies.iter().any(|p| matches!(p.sync, Sync::Away | Sync::Refused));
     Ok(if bad { Outcome::Findings } else { Outcome::Fine })
 }
@@ -112,7 +118,9 @@ pub(crate) async fn of(mesh: &Mesh) -> Result<Summary> {
                  `meshctl proxies` for what a proxy says"
             );
         }
-        return Err(mesh.nothing());
+        if mesh.programs.is_empty() {
+            return Err(mesh.nothing());
+        }
     }
     let states = mesh.ask_json(controllers, "/state").await;
     let mut summary = Summary::default();
@@ -135,8 +143,27 @@ pub(crate) async fn of(mesh: &Mesh) -> Result<Summary> {
         }
         summary.controllers.push(row);
     }
+    if let Some(client) =
+        mesh.client.as_ref().filter(|_| summary.controllers.iter().all(|c| c.state == "unreachable"))
+    {
+        registered(&mut proxies, client, &mesh.namespace).await?;
+    }
     summary.proxies = proxies.into_values().collect();
     Ok(summary)
+}
+
+/// Nodes that have joined, as the API server keeps them: when no controller says anything, they are away.
+async fn registered(proxies: &mut BTreeMap<String, Proxy>, client: &Client, namespace: &str) -> Result<()> {
+    let (group, version, kind, plural) = names::MESH_NODE;
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let nodes: Vec<Value> = cluster::all(&api, ListParams::default(), plural)
+        .await?
+        .into_iter()
+        .map(|mut node| node.data["spec"].take())
+        .collect();
+    take(proxies, "", &json!({ "nodes": nodes }));
+    Ok(())
 }
 
 fn controller(row: &mut Controller, state: &Value) {
@@ -201,6 +228,9 @@ fn text(summary: &Summary) -> String {
     );
     for c in summary.controllers.iter().filter(|c| !c.note.is_empty()) {
         out.push_str(&format!("{}: {}\n", c.name, c.note));
+    }
+    if summary.controllers.is_empty() {
+        out.push_str("no controller runs: proxies go on with what they know\n");
     }
     out.push('\n');
     let proxies: Vec<Vec<String>> = summary.proxies.iter().map(proxy_row).collect();

@@ -112,6 +112,10 @@ fn what_is_in_force(world: &World) {
     assert_eq!((of(1, "order"), of(1, "match")), (json!(2), json!([])), "{routes:#}");
     assert!(of(1, "action").as_str().unwrap().contains("subset v1"), "{routes:#}");
 
+    let gateway = ask("routes", &["--host", "shop.example.com"]);
+    assert!(gateway[0]["host"].as_str().unwrap().ends_with("at gateway shop/edge"), "{gateway:#}");
+    assert_eq!(gateway[0]["match"][0], "path with prefix \"/shop\"", "{gateway:#}");
+
     let endpoints = ask("endpoints", &["--service", "reviews", "--port", "9080"]);
     let in_subset: Vec<&Value> =
         endpoints.as_array().unwrap().iter().filter(|e| e["subset"] == "v1").collect();

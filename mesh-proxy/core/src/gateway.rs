@@ -105,6 +105,12 @@ impl GatewayHosts {
 }
 
 impl Tables {
+    /// The rules of all servers of gateways: of each its key, and what it does for a domain.
+    pub fn gateway_hosts(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<GatewayHostEntry>)> {
+        let servers = self.extras.hosts.0.iter();
+        servers.flat_map(|(server, domains)| domains.iter().map(move |(_, entry)| (server, entry)))
+    }
+
     /// Whether the servers have any rules at all.
     pub fn gateway_has_rules(&self, servers: &[Arc<str>]) -> bool {
         servers.iter().any(|s| self.extras.hosts.0.contains_key(s))

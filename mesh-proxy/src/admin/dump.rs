@@ -1,10 +1,11 @@
 //! The tables as JSON.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mesh_core::{
-    Cluster, Locality, NodeEntry, ServiceEntry, ServiceKind, WorkloadEntry,
+    Cluster, Locality, NodeEntry, ServiceEntry, ServiceKind, Tables, WorkloadEntry,
     balance::EndpointId,
+    gateway::GatewayHostEntry,
     route::{Action, Destinations, HttpRule, RouteMatch, VirtualHostEntry},
 };
 use node_rt::Readiness;
@@ -30,6 +31,7 @@ pub(super) fn config(shared: &Shared, readiness: &Readiness, part: &str) -> Valu
         "registry_only": mesh.registry_only,
         "service_count": tables.service_count(),
         "services": services.iter().map(|s| service(s)).collect::<Vec<_>>(),
+        "gateway_hosts": gateway_hosts(&tables, part),
         "nodes": nodes.iter().map(|n| node(n)).collect::<Vec<_>>(),
         "workloads": tables.workloads_of(&shared.node).map(|w| workload(w)).collect::<Vec<_>>(),
     })
@@ -142,6 +144,19 @@ fn service(s: &ServiceEntry) -> Value {
         "virtual_hosts": s.virtual_hosts.iter().map(virtual_host).collect::<Vec<_>>(),
         "policies": policies, "endpoints": endpoints,
     })
+}
+
+/// What servers of gateways do, by domain. Few proxies are gateways; all know the rules.
+fn gateway_hosts(tables: &Tables, part: &str) -> Vec<Value> {
+    let mut all: Vec<_> = tables.gateway_hosts().filter(|(_, h)| h.domain.contains(part)).collect();
+    all.sort_by(|(a, x), (b, y)| (a, &x.domain).cmp(&(b, &y.domain)));
+    let one = |(server, h): &(&Arc<str>, &Arc<GatewayHostEntry>)| {
+        json!({
+            "server": &***server, "gateway": &*h.gateway, "domain": &*h.domain,
+            "virtual_hosts": h.parts.iter().map(virtual_host).collect::<Vec<_>>(),
+        })
+    };
+    all.iter().map(one).collect()
 }
 
 fn virtual_host(v: &VirtualHostEntry) -> Value {

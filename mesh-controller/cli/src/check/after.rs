@@ -34,6 +34,8 @@ pub(super) struct Workload {
     pub(super) name: String,
     pub(super) wanted: i32,
     pub(super) ready: i32,
+    /// Pods of the newest form.
+    pub(super) updated: i32,
     /// The version of the chart's programs, from its labels.
     pub(super) version: String,
     pub(super) release: String,
@@ -45,7 +47,7 @@ pub(crate) async fn all(client: &Client, mesh: &Mesh, release: &str) -> Vec<Chec
     match workloads(client, &mesh.namespace).await {
         Ok(workloads) => {
             checks.push(verdicts::release(&workloads, release, &mesh.namespace));
-            checks.extend(workloads.iter().map(|w| verdicts::workload(w, &mesh.programs)));
+            checks.extend(workloads.iter().map(|w| verdicts::workload(w, &mesh.pods)));
         }
         Err(error) => checks.push(unread("workloads", &error)),
     }
@@ -98,6 +100,7 @@ async fn workloads(client: &Client, namespace: &str) -> Result<Vec<Workload>> {
             name: d.name_any(),
             wanted: d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1),
             ready: d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0),
+            updated: d.status.as_ref().and_then(|s| s.updated_replicas).unwrap_or(0),
             version: label(d.labels(), "app.kubernetes.io/version"),
             release: label(d.labels(), "app.kubernetes.io/instance"),
         });
@@ -110,6 +113,7 @@ async fn workloads(client: &Client, namespace: &str) -> Result<Vec<Workload>> {
             name: d.name_any(),
             wanted: status.desired_number_scheduled,
             ready: status.number_ready,
+            updated: status.updated_number_scheduled.unwrap_or(0),
             version: label(d.labels(), "app.kubernetes.io/version"),
             release: label(d.labels(), "app.kubernetes.io/instance"),
         });

@@ -12,7 +12,7 @@ use super::after::Workload;
 use crate::{
     doctor::Check,
     proxies::Row,
-    reach::Program,
+    reach::{PodFacts, Program},
     status::{Proxy, Sync},
     token::span,
 };
@@ -45,30 +45,35 @@ pub(super) fn release(workloads: &[Workload], release: &str, namespace: &str) ->
     Check::ok(what, found)
 }
 
-pub(super) fn workload(w: &Workload, programs: &[Program]) -> Check {
+pub(super) fn workload(w: &Workload, pods: &[PodFacts]) -> Check {
     let what = if w.kind == "DaemonSet" { "daemonset" } else { "deployment" };
-    let found = format!("{}: {} of {} ready", w.name, w.ready, w.wanted);
-    if w.ready >= w.wanted {
+    let mut found = format!("{}: {} of {} ready", w.name, w.ready, w.wanted);
+    if w.wanted == 0 && w.kind == "Deployment" {
+        return Check::warn(
+            what,
+            format!("{found}: it is scaled to none"),
+            "kubectl scale deployment, or controller.replicas.",
+        );
+    }
+    if w.ready >= w.wanted && w.updated >= w.wanted {
         return Check::ok(what, found);
     }
-    let of_it = |p: &&Program| p.pod.as_ref().is_some_and(|pod| pod.name.starts_with(&w.name) && !pod.ready);
-    let troubles: BTreeSet<&str> = programs
-        .iter()
-        .filter(of_it)
-        .filter_map(|p| p.pod.as_ref().map(|pod| pod.trouble.as_str()))
-        .filter(|t| !t.is_empty())
-        .collect();
-    let pods: Vec<&str> =
-        programs.iter().filter(of_it).filter_map(|p| p.pod.as_ref().map(|pod| pod.name.as_str())).collect();
-    let mut found = found;
-    if !pods.is_empty() {
-        found.push_str(&format!(" (not {})", named(&pods)));
+    if w.updated < w.wanted {
+        found.push_str(&format!(", {} of the newest form", w.updated));
     }
+    let not_yet: Vec<&PodFacts> =
+        pods.iter().filter(|p| p.name.starts_with(&w.name) && !p.ready && !p.leaving).collect();
+    let names: Vec<&str> = not_yet.iter().map(|p| p.name.as_str()).collect();
+    if !names.is_empty() {
+        found.push_str(&format!(" (not {})", named(&names)));
+    }
+    let troubles: BTreeSet<&str> =
+        not_yet.iter().map(|p| p.trouble.as_str()).filter(|t| !t.is_empty()).collect();
     for trouble in troubles.into_iter().take(NAMED) {
         found.push_str(&format!("; {trouble}"));
     }
     let fix = "See what it says: meshctl logs --level warn; what Kubernetes says: kubectl describe pod.";
-    if w.ready > 0 { Check::warn(what, found, fix) } else { Check::fail(what, found, fix) }
+    if w.ready > 0 || w.wanted == 0 { Check::warn(what, found, fix) } else { Check::fail(what, found, fix) }
 }
 
 pub(super) fn nodes(nodes: &[(String, bool)], proxies: &[Program]) -> Check {
@@ -250,7 +255,8 @@ pub(super) fn versions(rows: &[Row], states: &[(String, Result<Value>)]) -> Chec
     let proxies: Vec<String> =
         of_proxies.iter().map(|(version, nodes)| format!("{version} on {}", named(nodes))).collect();
     let controllers: Vec<&str> = of_controllers.into_iter().collect();
-    let found = format!("controllers run {}; proxies {}", controllers.join(" and "), proxies.join(", "));
+    let controllers = if controllers.is_empty() { "nobody".to_owned() } else { controllers.join(" and ") };
+    let found = format!("of controllers: {controllers}; of proxies: {}", proxies.join(", "));
     Check::warn(
         what,
         found,

@@ -122,7 +122,7 @@ pub(super) fn routes(dump: &Value, wanted: &Wanted) -> Vec<Route> {
         }
     }
     for g in of(dump, "gateway_hosts").filter(|g| wanted.host(text(&g["domain"]))) {
-        let host = format!("{} at {}", text(&g["domain"]), text(&g["gateway"]));
+        let host = format!("{} at gateway {}", text(&g["domain"]), text(&g["gateway"]));
         let mut order = 0;
         for v in of(g, "virtual_hosts") {
             for kind in ["http", "tls", "tcp"] {
@@ -399,6 +399,17 @@ mod tests {
             (cells[2][0].as_str(), cells[2][5].as_str()),
             ("reviews-old.default.svc.cluster.local", "to its own endpoints")
         );
+    }
+
+    #[test]
+    fn rules_of_gateways_come_behind_those_of_services() {
+        let mut dump = dump();
+        dump["gateway_hosts"] = json!([{ "domain": "shop.example.com", "gateway": "shop/edge", "virtual_hosts": [
+            { "source": "shop/web", "http": [{ "index": 0, "match": ["path with prefix \"/\""], "action": { "redirect": 301 } }] } ] }]);
+        let rows = routes(&dump, &Wanted { part: "example".into(), ..Wanted::default() });
+        let cells = rows[0].cells();
+        assert_eq!((rows.len(), cells[0].as_str()), (1, "shop.example.com at gateway shop/edge"));
+        assert_eq!((cells[2].as_str(), cells[5].as_str()), ("shop/web http[0]", "redirect 301"));
     }
 
     #[test]

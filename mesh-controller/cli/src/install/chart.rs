@@ -26,9 +26,13 @@ pub(super) fn unpack() -> Result<TempDir> {
 
 /// All definitions of the chart, as objects.
 pub(crate) fn definitions() -> Vec<Value> {
-    let own = CHART.iter().filter(|(name, _)| name.starts_with("files/crds/"));
-    let own = own.filter_map(|(_, text)| istio_compat::yaml::documents(text).ok()).flatten();
+    let own = own_definitions().filter_map(|(_, text)| istio_compat::yaml::documents(text).ok()).flatten();
     istio_compat::crd::all().into_iter().chain(own).collect()
+}
+
+/// File name and text of those that are of no kind of Istio's.
+pub(crate) fn own_definitions() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CHART.iter().filter_map(|(name, text)| Some((name.strip_prefix("files/crds/")?, *text)))
 }
 
 fn write(file: &Path, content: &[u8]) -> Result<()> {

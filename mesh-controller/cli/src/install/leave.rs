@@ -41,6 +41,13 @@ struct Crd {
     objects: usize,
 }
 
+impl Crd {
+    /// The registry of nodes is the controllers' own, and goes with the release.
+    fn is_of_rules(&self) -> bool {
+        !self.name.ends_with(".selvage.dev")
+    }
+}
+
 pub(crate) fn run(args: &args::Uninstall) -> Result<Outcome> {
     let helm = Helm::find(&args.helm, &args.kube)?;
     let people = args.output.format == Format::Table;
@@ -54,7 +61,7 @@ pub(crate) fn run(args: &args::Uninstall) -> Result<Outcome> {
         definitions(&cluster::client(&args.kube).await?).await
     })?;
     left.stays = stays(&left);
-    let rules: usize = left.crds.iter().map(|c| c.objects).sum();
+    let rules: usize = left.crds.iter().filter(|c| c.is_of_rules()).map(|c| c.objects).sum();
     if args.purge_crds && rules > 0 && !args.yes && !args.helm.dry_run {
         anyhow::bail!(
             "--purge-crds would delete {rules} rules ({}): save them (kubectl get KIND -A -o yaml), then add --yes",
@@ -110,12 +117,9 @@ async fn definitions(client: &Client) -> Result<Vec<Crd>> {
 
 fn stays(left: &Left) -> Vec<String> {
     let mut stays = Vec::new();
-    let rules: usize = left.crds.iter().map(|c| c.objects).sum();
+    let rules: usize = left.crds.iter().filter(|c| c.is_of_rules()).map(|c| c.objects).sum();
     if !left.crds.is_empty() && !left.crds_removed {
-        stays.push(format!(
-            "{} definitions with {rules} objects (--purge-crds removes them)",
-            left.crds.len()
-        ));
+        stays.push(format!("{} definitions with {rules} rules (--purge-crds removes them)", left.crds.len()));
     }
     stays.push(format!("namespace {0} (kubectl delete namespace {0})", left.namespace));
     stays.push(
@@ -126,8 +130,11 @@ fn stays(left: &Left) -> Vec<String> {
 }
 
 fn with_objects(crds: &[Crd]) -> String {
-    let some: Vec<String> =
-        crds.iter().filter(|c| c.objects > 0).map(|c| format!("{} of {}", c.objects, c.name)).collect();
+    let some: Vec<String> = crds
+        .iter()
+        .filter(|c| c.objects > 0 && c.is_of_rules())
+        .map(|c| format!("{} of {}", c.objects, c.name))
+        .collect();
     some.join(", ")
 }
 
@@ -170,7 +177,7 @@ mod tests {
         let mut left = Left { namespace: "ns".to_owned(), crds: vec![crd.clone()], ..Left::default() };
         left.stays = stays(&left);
         let kept = text(&left);
-        assert!(kept.contains("1 definitions with 3 objects") && kept.contains("namespace ns"), "{kept}");
+        assert!(kept.contains("1 definitions with 3 rules") && kept.contains("namespace ns"), "{kept}");
         left.crds_removed = true;
         left.stays = stays(&left);
         let purged = text(&left);

@@ -89,9 +89,14 @@ where
 
 /// The mesh's pods that run or should, by kind and name: of the pods of a node the one that serves.
 pub(crate) async fn pods(client: &Client, namespace: &str) -> Result<Vec<(Kind, PodFacts)>> {
+    Ok(choose(all_pods(client, namespace).await?))
+}
+
+/// All pods of the mesh's programs.
+pub(crate) async fn all_pods(client: &Client, namespace: &str) -> Result<Vec<(Kind, PodFacts)>> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let found = all(&api, ListParams::default().labels(PART_OF), "pods").await?;
-    Ok(choose(found.iter().filter_map(|pod| Some((kind(pod)?, facts(pod)))).collect()))
+    Ok(found.iter().filter_map(|pod| Some((kind(pod)?, facts(pod)))).collect())
 }
 
 fn kind(pod: &Pod) -> Option<Kind> {
@@ -105,7 +110,7 @@ fn kind(pod: &Pod) -> Option<Kind> {
 }
 
 /// While a node's proxy is replaced, two pods share its ports: the newer one serves as soon as it is ready.
-fn choose(pods: Vec<(Kind, PodFacts)>) -> Vec<(Kind, PodFacts)> {
+pub(crate) fn choose(pods: Vec<(Kind, PodFacts)>) -> Vec<(Kind, PodFacts)> {
     let mut chosen: BTreeMap<(Kind, String), PodFacts> = BTreeMap::new();
     for (kind, pod) in pods {
         let name = if kind == Kind::Proxy { &pod.node } else { &pod.name };

@@ -101,6 +101,19 @@ spec:
   - route: [{destination: {host: reviews, subset: v1}, weight: 100}]
 ---
 apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec: {selector: {app: gw}, servers: [{port: {number: 8080, name: http, protocol: HTTP}, hosts: [shop.example.com]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [shop.example.com]
+  gateways: [edge]
+  http: [{match: [{uri: {prefix: /shop}}], route: [{destination: {host: reviews, port: {number: 9080}}}]}]
+---
+apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: dead, namespace: shop}
 spec:

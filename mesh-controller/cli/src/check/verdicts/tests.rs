@@ -39,6 +39,33 @@ fn the_release_and_its_version_are_compared() {
 }
 
 #[test]
+fn a_workload_that_is_not_there_yet_or_not_of_the_newest_form_is_said() {
+    let set = |ready, updated| Workload {
+        kind: "DaemonSet",
+        name: "mesh-proxy".to_owned(),
+        wanted: 3,
+        ready,
+        updated,
+        ..Workload::default()
+    };
+    let stuck = PodFacts {
+        name: "mesh-proxy-x".to_owned(),
+        trouble: "ErrImagePull".to_owned(),
+        ..PodFacts::default()
+    };
+    assert_eq!(workload(&set(3, 3), &[]).status, Status::Ok);
+    let rolling = workload(&set(3, 1), std::slice::from_ref(&stuck));
+    assert_eq!(rolling.status, Status::Warn);
+    assert!(
+        rolling.found.contains("1 of the newest form") && rolling.found.contains("ErrImagePull"),
+        "{rolling:?}"
+    );
+    assert_eq!(workload(&set(0, 3), &[stuck]).status, Status::Fail);
+    let none = Workload { kind: "Deployment", ..Workload::default() };
+    assert!(workload(&none, &[]).found.contains("scaled to none"));
+}
+
+#[test]
 fn controllers_that_are_silent_blind_or_without_a_leader_are_said() {
     assert_eq!(controllers(&state(&json!({}))).status, Status::Ok);
     assert!(controllers(&state(&json!({ "leader": false }))).found.contains("none of them leads"));
