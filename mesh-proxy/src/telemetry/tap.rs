@@ -37,6 +37,8 @@ pub(crate) struct Tapped<S> {
 
 /// Bytes to write at a place.
 type Change = (usize, Vec<u8>);
+/// Says where a part of the bytes that are looked at stands in them.
+type Place<'p> = &'p dyn Fn(&[u8]) -> Option<usize>;
 
 struct Tap {
     about: About,

@@ -30,12 +30,13 @@ const SOURCES: [(&str, &str); 3] = [
 
 /// Labels that are given by name in the source.
 fn named(code: &str) -> Option<Vec<&'static str>> {
-    let lists: [(&str, fn() -> Vec<&'static str>); 3] = [
-        ("CALL_LABELS", || CALL_LABELS.to_vec()),
-        ("request_labels", || REQUEST.clone()),
-        ("&moved", || vec!["side", "direction"]),
-    ];
-    lists.into_iter().find(|(name, _)| code.contains(name)).map(|(_, list)| list())
+    if code.contains("CALL_LABELS") {
+        Some(CALL_LABELS.to_vec())
+    } else if code.contains("request_labels") {
+        Some(REQUEST.clone())
+    } else {
+        code.contains("&moved").then(|| vec!["side", "direction"])
+    }
 }
 
 /// Those of a request: of a call, and two more.

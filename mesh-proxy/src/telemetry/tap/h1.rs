@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use framing::{Body, Framing, Seen};
 
 use super::{
-    Change,
+    Change, Place,
     exchange::{About, DIGITS, Exchange, Version, new_digits},
 };
 use crate::telemetry::Flags;
@@ -36,12 +36,12 @@ impl Talk {
         }
     }
 
-    /// Looks at bytes to the pod; none if they cannot be understood. `place` says where a part of them stands.
+    /// Looks at bytes to the pod; none if they cannot be understood.
     pub(super) fn towards_pod(
         &mut self,
         mut bytes: &[u8],
         about: &About,
-        (place, changes): (&dyn Fn(&[u8]) -> Option<usize>, &mut Vec<Change>),
+        (place, changes): (Place<'_>, &mut Vec<Change>),
     ) -> Option<()> {
         while !bytes.is_empty() {
             let now = bytes;

@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::HashMap};
 use frames::{Frames, Seen};
 
 use super::{
-    Change,
+    Change, Place,
     exchange::{About, DIGITS, Exchange, Hop, Version},
     hpack::{Decoder, Field, Literal, alike},
 };
@@ -39,12 +39,12 @@ struct Kept {
 }
 
 impl Talk {
-    /// Looks at bytes to the pod; none if they cannot be understood. `place` says where a part of them stands.
+    /// Looks at bytes to the pod; none if they cannot be understood.
     pub(super) fn towards_pod(
         &mut self,
         mut bytes: &[u8],
         about: &About,
-        (place, changes): (&dyn Fn(&[u8]) -> Option<usize>, &mut Vec<Change>),
+        (place, changes): (Place<'_>, &mut Vec<Change>),
     ) -> Option<()> {
         while !bytes.is_empty() {
             let (taken, seen) = self.requests.frames.feed(bytes);

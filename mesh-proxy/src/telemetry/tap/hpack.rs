@@ -14,12 +14,15 @@ const MOST_TABLE: usize = 64 << 10;
 /// Most bytes of names and values of one head.
 const MOST_HEAD: usize = 256 << 10;
 /// What an entry costs beside its text, as the standard counts.
-const ENTRY: usize = 32;
+const OVERHEAD: usize = 32;
+
+/// Name and value.
+type Entry = (Box<[u8]>, Box<[u8]>);
 
 /// What one side's encoder has said so far.
 pub(super) struct Decoder {
     /// The newest first.
-    entries: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    entries: VecDeque<Entry>,
     size: usize,
     most: usize,
     name: Vec<u8>,
@@ -109,7 +112,7 @@ impl Decoder {
     }
 
     fn insert(&mut self, name: &[u8], value: &[u8]) {
-        let size = name.len() + value.len() + ENTRY;
+        let size = name.len() + value.len() + OVERHEAD;
         self.evict(size);
         // One that is larger than the table empties it.
         if size <= self.most {
@@ -122,7 +125,7 @@ impl Decoder {
     fn evict(&mut self, size: usize) {
         while self.size + size > self.most {
             let Some((name, value)) = self.entries.pop_back() else { return };
-            self.size -= name.len() + value.len() + ENTRY;
+            self.size -= name.len() + value.len() + OVERHEAD;
         }
     }
 }
