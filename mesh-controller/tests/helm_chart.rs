@@ -88,6 +88,8 @@ fn what_is_not_known_or_cannot_be_meant_is_refused() {
         ("proxy.capture.podDns", json!("yes")),
         ("mesh.trustDomain", json!("Not_DNS")),
         ("mesh.outbound", json!("ALLOW_ANY")),
+        ("mesh.certificates.caDays", json!(8)),
+        ("mesh.certificates.nodeHours", json!(0)),
         ("image.pullPolicy", json!("always")),
         ("image.pullSecrets", json!([{ "name": "regcred" }])),
         ("preflight.ignore", json!(["kernal"])),

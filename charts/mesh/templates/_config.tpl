@@ -2,6 +2,11 @@
 default: `helm upgrade --reuse-values` brings that chart's values alone. */}}
 
 {{- define "mesh.controllerConfig" -}}
+{{- $caDays := dig "certificates" "caDays" 3650 .Values.mesh -}}
+{{- $nodeHours := dig "certificates" "nodeHours" 24 .Values.mesh -}}
+{{- if lt (mul 24 $caDays) (mul 9 $nodeHours) -}}
+{{- fail (printf "mesh.certificates: caDays is %v, and has to be at least 9 times nodeHours (%v)" $caDays $nodeHours) -}}
+{{- end -}}
 {{- $pods := list -}}
 {{- if .Values.relay.enabled -}}{{- $pods = append $pods (printf "%s/mesh-relay" .Release.Namespace) -}}{{- end -}}
 {{- if .Values.gateway.enabled -}}{{- $pods = append $pods (printf "%s/mesh-gateway" .Release.Namespace) -}}{{- end -}}
@@ -24,8 +29,8 @@ default: `helm upgrade --reuse-values` brings that chart's values alone. */}}
   "clusterDomain" .Values.mesh.clusterDomain
   "rootNamespace" .Values.mesh.rootNamespace
   "outbound" .Values.mesh.outbound
-  "caCertificateTtl" (mul 86400 (dig "certificates" "caDays" 3650 .Values.mesh))
-  "nodeCertificateTtl" (mul 3600 (dig "certificates" "nodeHours" 24 .Values.mesh))
+  "caCertificateTtl" (mul 86400 $caDays)
+  "nodeCertificateTtl" (mul 3600 $nodeHours)
   "logFormat" .Values.controller.logFormat
   "logLevel" .Values.controller.logLevel
 -}}

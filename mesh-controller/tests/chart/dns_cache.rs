@@ -1,5 +1,5 @@
 //! NodeLocal DNSCache beside the mesh: pods of a node ask 169.254.20.10, whose packets are not tracked, so that the proxy does
-//! not see them. CoreDNS, which it is made of, plays it; address and rules are those that it makes.
+//! not see them. A program that hands queries on plays it; address and rules are those that it makes.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,6 @@ pub(crate) fn is_borne(shop: &Shop) {
 
     // As the page says: what only the mesh knows is asked of it.
     shop.cluster.apply(&manifests(node, MESH_DNS).to_string()).unwrap();
-    shop.cluster.kubectl(&["rollout", "restart", "daemonset/node-local-dns", "-n", "kube-system"]).unwrap();
     rolled_out(shop);
     calls_go_through_the_mesh(shop, pod);
     let said = preflight(shop, node);
@@ -90,10 +89,9 @@ fn preflight(shop: &Shop, node: &str) -> String {
 
 fn manifests(node: &str, upstream: &str) -> Value {
     let meta = json!({ "name": "node-local-dns", "namespace": "kube-system", "labels": { "k8s-app": "node-local-dns" } });
-    let corefile = format!(
-        "cluster.local:53 {{\n  bind {CACHE}\n  errors\n  cache 5\n  forward . {upstream}\n}}\n\
-         .:53 {{\n  bind {CACHE}\n  errors\n  forward . {CLUSTER_DNS}\n}}\n"
-    );
+    // What preflight reads; the program has it as an argument.
+    let corefile = format!("cluster.local:53 {{\n  bind {CACHE}\n  cache 5\n  forward . {upstream}\n}}\n");
+    let args = ["forward".to_owned(), format!("--bind={CACHE}:53"), format!("--to={upstream}:53")];
     let mut client = deployment("client", "v1", node);
     let labels = json!({ "app": "cached", "version": "v1" });
     client["metadata"] = json!({ "name": "cached-v1", "labels": labels });
@@ -109,10 +107,8 @@ fn manifests(node: &str, upstream: &str) -> Value {
             "selector": { "matchLabels": select },
             "template": { "metadata": { "labels": select }, "spec": {
                 "hostNetwork": true, "dnsPolicy": "Default", "nodeSelector": { "kubernetes.io/hostname": node },
-                "containers": [{ "name": "node-cache", "image": "selvage/coredns:test", "imagePullPolicy": "IfNotPresent",
-                    "args": ["-conf", "/etc/coredns/Corefile"],
-                    "volumeMounts": [{ "name": "config", "mountPath": "/etc/coredns", "readOnly": true }] }],
-                "volumes": [{ "name": "config", "configMap": { "name": "node-local-dns" } }],
+                "containers": [{ "name": "node-cache", "image": "selvage/echo:test", "imagePullPolicy": "IfNotPresent",
+                    "args": args, "securityContext": { "runAsUser": 0 } }],
             } },
         } },
         client,

@@ -6,6 +6,7 @@
 pub mod bookinfo;
 pub mod call;
 pub mod client;
+pub mod forward;
 pub mod grpc;
 pub mod http;
 pub mod load;

@@ -320,7 +320,7 @@ impl KubeCluster {
             "--use-service-account-credentials=true".to_owned(), // each controller has its own rights
             "--secure-port=0".to_owned(),
             // A DaemonSet whose roll-out stood still for five minutes was seen once: what its controller waits for is noted.
-            "--vmodule=daemon_controller=4,update=5".to_owned(),
+            "--vmodule=daemon_controller=4,update=5,controller_utils=4".to_owned(),
         ];
         let mut daemon = self.spawn("kube-controller-manager", &args)?;
         // The first thing that a test needs of it: pods are refused until their service account is there.

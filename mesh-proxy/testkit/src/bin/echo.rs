@@ -3,6 +3,7 @@
 use clap::{CommandFactory as _, Parser, Subcommand};
 use mesh_testkit::echo::{
     call::{CallArgs, call},
+    forward::{ForwardArgs, forward},
     pipe::{PipeArgs, pipe},
     serve::{ServeArgs, serve},
 };
@@ -22,6 +23,8 @@ enum Verb {
     /// Calls a URL once or many times
     #[command(args_override_self = true)]
     Call(CallArgs),
+    /// Hands datagrams on to another address, and answers back
+    Forward(ForwardArgs),
     /// Standard input and output as one TCP connection
     Pipe(PipeArgs),
     /// Prints shell completion
@@ -45,6 +48,7 @@ fn main() -> std::process::ExitCode {
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
             result
         }
+        (Verb::Forward(args), Ok(runtime)) => runtime.block_on(forward(args)).map(|()| true),
         (Verb::Pipe(args), Ok(_)) => pipe(&args).map(|()| true),
         (Verb::Call(args), Ok(runtime)) => {
             let result = runtime.block_on(call(args));
