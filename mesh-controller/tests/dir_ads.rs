@@ -304,7 +304,7 @@ async fn a_removed_node_is_disconnected_and_cannot_renew() {
     }
 }
 
-fn first_versions(response: &mesh_api::xds::DeltaDiscoveryResponse) -> Vec<(String, String)> {
+fn first_versions(response: &DeltaDiscoveryResponse) -> Vec<(String, String)> {
     response.resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect()
 }
 

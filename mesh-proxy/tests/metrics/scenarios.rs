@@ -51,6 +51,7 @@ pub(crate) fn has_moved(text: &str, name: &str) -> bool {
 
 /// Metrics of a scenario that have not moved yet.
 pub(crate) fn still(file: &str, text: &str) -> Vec<&'static str> {
-    let (_, names) = SCENARIOS.iter().find(|(f, _)| *f == file).expect("a scenario of the list");
-    names.iter().copied().filter(|name| !has_moved(text, name)).collect()
+    let of_file = || SCENARIOS.iter().filter(|(f, _)| *f == file);
+    assert!(of_file().count() == 1, "{file} is no scenario");
+    of_file().flat_map(|(_, names)| names.iter().copied()).filter(|name| !has_moved(text, name)).collect()
 }
