@@ -66,3 +66,28 @@ fn each_neighbour_is_judged_as_istio_judges_it() {
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count > 600, "{count} cases were read");
 }
+
+/// What analysis says of small worlds, one step beside those of Istio: one case a line, objects and the codes with the
+/// objects that they are about.
+#[test]
+fn neighbours_of_analysis_cases() {
+    use istio_compat::analyze::{self, Options, World};
+    let (mut count, mut wrong) = (0, Vec::new());
+    for line in include_str!("cases/analyze.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let mut world = World::new(Options::default());
+        for object in case["objects"].as_array().unwrap() {
+            assert!(world.add(object.clone()), "{}: {}", case["id"], object["kind"]);
+        }
+        let said = analyze::analyze(&world).into_iter().filter(|m| m.code.starts_with("IST"));
+        let mut got: Vec<String> = said.map(|m| format!("{} {}", m.code, m.resource)).collect();
+        got.sort();
+        got.dedup();
+        count += 1;
+        if json!(got) != case["want"] {
+            wrong.push(format!("{}: expected {}, got {got:?}", case["id"], case["want"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count > 80, "{count} cases");
+}

@@ -385,6 +385,9 @@ pub(crate) fn tcp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -
 /// One UDPRoute: whoever it names, nobody takes it, and it is told so.
 pub(crate) fn udp_route(world: &World<'_>, parents: &Parents, route: &L4Route) -> Outcome {
     let mut compiler = Compiler::new(world, parents, GatewayKind::UDPRoute, route);
+    // Whichever of its listeners a parent means, it says so once.
+    let mut said = BTreeSet::new();
+    compiler.attachments.retain(|a| said.insert(a.index));
     for attachment in &mut compiler.attachments {
         let why = "UDPRoute is not implemented: no listener and no service takes it";
         attachment.denied = Some(Problem::new("UnsupportedValue", why));

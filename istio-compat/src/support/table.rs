@@ -155,10 +155,9 @@ pub(super) static DESTINATION_RULE: &[Field] = &[
     yes("subsets", ""),
     yes("trafficPolicy", "rules for one host are merged, and inherited by port and subset, as in Istio"),
     yes("trafficPolicy.portLevelSettings", "replaces the blocks of the rule, also those that it leaves out"),
-    partly(
+    yes(
         "trafficPolicy.loadBalancer.simple",
-        "`PASSTHROUGH` chooses by chance where the called address is one of the mesh",
-        |v| v == "PASSTHROUGH",
+        "with `PASSTHROUGH` the endpoint that was called; behind a virtual address one by chance, as kube-proxy has it",
     ),
     yes("trafficPolicy.loadBalancer.consistentHash", "ring and Maglev; each node has the same tables"),
     yes(

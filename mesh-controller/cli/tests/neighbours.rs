@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 const CASES: &str = include_str!("cases/routes.jsonl");
 /// Namespace, name, address, ports.
-const SERVICES: [(&str, &str, &str, &[(&str, u16)]); 10] = [
+type Service = (&'static str, &'static str, &'static str, &'static [(&'static str, u16)]);
+
+const SERVICES: [Service; 10] = [
     ("default", "reviews", "10.0.0.1", &[("http", 80)]),
     ("default", "ratings", "10.0.0.2", &[("http", 80)]),
     ("default", "web", "10.0.0.3", &[("http", 80)]),
@@ -23,7 +25,7 @@ const SERVICES: [(&str, &str, &str, &[(&str, u16)]); 10] = [
 ];
 
 fn world(case: &Value) -> World {
-    let service = |(namespace, name, address, ports): &(&str, &str, &str, &[(&str, u16)])| {
+    let service = |(namespace, name, address, ports): &Service| {
         let ports: Vec<_> = ports.iter().map(|(name, port)| json!({ "name": name, "port": port })).collect();
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": namespace },

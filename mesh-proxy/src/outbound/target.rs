@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::{Client, Cluster, EndpointMatch, Tables, VipMatch, balance::EndpointId};
+use mesh_core::{
+    Client, Cluster, EndpointMatch, Tables, VipMatch, balance::EndpointId, policy::LoadBalancing,
+};
 
 /// What a client called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,10 +89,13 @@ impl<'t> Found<'t> {
     }
 
     /// The endpoint that has to be used, because it was called by its own address: if the traffic goes to the
-    /// service's own cluster and no rule sends it elsewhere.
+    /// service's own cluster, and no rule chooses anew among its endpoints. (PASSTHROUGH leaves the choice to the caller.)
     pub(crate) fn pinned(&self, to: &Cluster, by_rule: bool) -> Option<EndpointId> {
         match self {
-            Self::Endpoint(e) if !by_rule && *to.key.host == *e.service.host => {
+            Self::Endpoint(e)
+                if *to.key.host == *e.service.host
+                    && (!by_rule || to.policy.balancing.kind == LoadBalancing::Passthrough) =>
+            {
                 let port = e.endpoint.target_port(to.port.number)?;
                 let addr = SocketAddr::new(e.endpoint.address, port);
                 Some(EndpointId::new(addr, e.endpoint.node.as_deref()))

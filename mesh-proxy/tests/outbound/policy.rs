@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     tls::{Ca, https},
     upstream::{Upstream, collect, full, tcp},
-    world::{Options, VIP, World, endpoints, get, ms, service},
+    world::{Options, VIP, World, endpoints, forward, get, ms, ruled, service},
 };
 
 const TO: &str = "10.96.0.1:80";
@@ -343,4 +343,25 @@ async fn bytes_go_through_an_http_proxy() {
     let mut asked = [0; 4];
     server.read_exact(&mut asked).await.unwrap();
     assert_eq!(&asked, b"ping");
+}
+
+#[tokio::test]
+async fn passthrough_leaves_the_choice_to_the_caller_also_behind_a_rule() {
+    use model::load_balancer::Simple;
+    let (_upstreams, at) = five().await;
+    let (called, name) = at[2];
+    for (simple, alone) in [(Simple::Passthrough, true), (Simple::RoundRobin, false)] {
+        let lb = model::LoadBalancer { simple: simple.into(), ..Default::default() };
+        let policy = model::TrafficPolicy { load_balancer: Some(lb), ..Default::default() };
+        let web = ruled(with_policy(Protocol::Http, policy), forward("web"));
+        let options = Options { called: vec![called], ..Options::default() };
+        let world = World::start(vec![web, endpoints("web", 80, &at)], options);
+        let mut seen = BTreeSet::new();
+        for _ in 0..10 {
+            let response = world.get(&called.to_string(), "web", "/").await;
+            seen.insert(collect(response.into_body()).await.0);
+        }
+        assert!(seen.contains(name.as_bytes()), "{simple:?}: {seen:?}");
+        assert_eq!(seen.len() == 1, alone, "{simple:?}: {seen:?}");
+    }
 }
