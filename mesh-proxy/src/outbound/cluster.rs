@@ -432,8 +432,7 @@ mod tests {
         let (one, two) = (limits.budget(None), limits.budget(None));
         let granted = (0..40).filter(|i| if i % 2 == 0 { one.try_retry(now) } else { two.try_retry(now) });
         assert_eq!(granted.count(), 30, "both together");
-        let policy =
-            RetryBudgetPolicy { percent: 20, minimum: 3, interval: Duration::from_secs(10) };
+        let policy = RetryBudgetPolicy { percent: 20, minimum: 3, interval: Duration::from_secs(10) };
         let changed = limits.budget(Some(policy));
         assert!(!Arc::ptr_eq(&changed, &one) && Arc::ptr_eq(&changed, &limits.budget(Some(policy))));
         assert_eq!((0..40).filter(|_| changed.try_retry(now)).count(), 3);
