@@ -72,12 +72,30 @@ fn walk(value: &mut Value, hide: bool) {
             {
                 walk(&mut inner, false);
                 *text = inner.to_string();
+            } else if let Some(clean) = yaml(text) {
+                *text = clean;
             }
             // Here, where a line still is a line: in JSON its end is two characters.
             *text = self::text(text);
         }
         _ => {}
     }
+}
+
+/// A document of YAML without its secrets, which may have many lines; none when it is no such document, or has none.
+fn yaml(text: &str) -> Option<String> {
+    if !text.contains('\n') || !text.contains(": ") {
+        return None;
+    }
+    let mut documents = istio_compat::yaml::values(text).ok()?;
+    let before = documents.clone();
+    documents.iter_mut().for_each(|d| walk(d, false));
+    let is_mapping = documents.iter().all(|d| d.is_object() || d.is_null());
+    if !is_mapping || documents == before {
+        return None;
+    }
+    let texts: Option<Vec<String>> = documents.iter().map(|d| serde_saphyr::to_string(d).ok()).collect();
+    Some(texts?.join("---\n"))
 }
 
 /// `pullSecrets: [a]`, `secretName`: names of Secrets, not what is in them.
@@ -104,6 +122,8 @@ fn is_about_names(key: &str, value: &Value) -> bool {
 static LOOKS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let patterns = [
         r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)",
+        // The same in base64, as in a Secret.
+        r"(LS0tLS1CRUdJTi)(?:BQUklW|BFQyBQ|BSU0Eg|BPUEVO|BFTkNS|BEU0Eg)[A-Za-z0-9+/=_\-]*",
         // Join tokens and JSON web tokens.
         r"(selvage1\.)[A-Za-z0-9_\-.+/=]+",
         r"()eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*",
@@ -112,6 +132,12 @@ static LOOKS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"(://[^/\s:@]{0,200}:)[^/\s@]{1,500}@",
     ];
     patterns.iter().filter_map(|p| Regex::new(p).ok()).collect()
+});
+
+/// `password: all of this`, alone on its line.
+static LINES: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r#"(?m)^(?P<lead>[ \t]*(?:- )?["']?)(?P<key>[A-Za-z][A-Za-z0-9_\-.]{0,80})(?P<sep>["']?:[ \t]+)(?P<value>[^\s{\[].*)$"#)
+        .ok()
 });
 
 /// `password: x`, `API_TOKEN=x`, `"cookie":"x"`, in text that is no JSON.
@@ -129,7 +155,21 @@ pub(crate) fn text(text: &str) -> String {
         });
         text = replaced.into_owned();
     }
-    let Some(pairs) = PAIRS.as_ref() else { return HIDDEN.to_owned() };
+    let (Some(lines), Some(pairs)) = (LINES.as_ref(), PAIRS.as_ref()) else { return HIDDEN.to_owned() };
+    let text = lines.replace_all(&text, |c: &Captures<'_>| {
+        let value = c["value"].trim_end_matches(',').trim_matches(['"', '\'']);
+        if !is_secret(&c["key"]) || is_plain(value) || value.starts_with(HIDDEN) {
+            return c[0].to_owned();
+        }
+        let quote = c["value"]
+            .chars()
+            .next()
+            .filter(|q| matches!(q, '"' | '\''))
+            .map(String::from)
+            .unwrap_or_default();
+        let comma = if c["value"].ends_with(',') { "," } else { "" };
+        format!("{}{}{}{quote}{HIDDEN}{quote}{comma}", &c["lead"], &c["key"], &c["sep"])
+    });
     pairs
         .replace_all(&text, |c: &Captures<'_>| {
             let value = &c["value"];
@@ -178,7 +218,7 @@ mod tests {
         // A file within: its lines are looked at one by one.
         let mut file = json!({ "config.yaml": "drainSeconds: 30\njoinToken: S3cret-9\nlogLevel: info\n" });
         json(&mut file);
-        assert_eq!(file["config.yaml"], "drainSeconds: 30\njoinToken: ***\nlogLevel: info\n");
+        assert_eq!(file["config.yaml"], "drainSeconds: 30\njoinToken: \"***\"\nlogLevel: info\n");
         for kept in [
             "SIMPLE",
             "blue",
@@ -192,6 +232,37 @@ mod tests {
         ] {
             assert!(text.contains(kept), "{kept} in {text}");
         }
+    }
+
+    #[test]
+    fn secrets_of_many_lines_and_words_go_as_a_whole() {
+        let clean = |text: &str| {
+            let mut value = json!({ "data": { "config.yaml": text } });
+            json(&mut value);
+            value["data"]["config.yaml"].as_str().unwrap().to_owned()
+        };
+        let block = clean("mode: fast\npassword: |\n  S3cret one\n  S3cret two\nlist: [a]\n");
+        assert!(!block.contains("S3cret") && block.contains("mode: fast"), "{block}");
+        let nested = clean("tls:\n  clientKey: >-\n    S3cret\n    S3cret\n  mode: MUTUAL\n");
+        assert!(!nested.contains("S3cret") && nested.contains("MUTUAL"), "{nested}");
+        assert_eq!(text("db_password: S3cret horse battery"), "db_password: ***");
+        assert_eq!(text("  \"clientSecret\": \"S3cret and more\","), "  \"clientSecret\": \"***\",");
+        // What has no secret stays as it was written, with its comments.
+        let plain = "# a comment\nmode: fast\n";
+        assert_eq!(clean(plain), plain);
+        use base64::Engine as _;
+        for kind in ["PRIVATE", "EC PRIVATE", "RSA PRIVATE", "OPENSSH PRIVATE", "ENCRYPTED PRIVATE"] {
+            let key = format!("-----BEGIN {kind} KEY-----\nS3cret\n-----END {kind} KEY-----\n");
+            let packed = base64::engine::general_purpose::STANDARD.encode(key);
+            let clean = text(&format!("data: {packed}"));
+            assert!(!clean.contains(&packed[24..]), "{kind}: {clean}");
+        }
+        let certificate =
+            base64::engine::general_purpose::STANDARD.encode("-----BEGIN CERTIFICATE-----\nMII\n");
+        assert!(
+            text(&format!("caBundle: {certificate}")).contains(&certificate),
+            "a certificate is no secret"
+        );
     }
 
     #[test]
