@@ -24,12 +24,13 @@ use quinn_proto::RttEstimator;
 
 /// Packets that may be under way before anything is known.
 const INITIAL_PACKETS: u64 = 64;
-/// Packets that may always be under way: two acknowledgements' worth.
-const MIN_PACKETS: u64 = 20;
+/// Packets that may always be under way: what one acknowledgement stands for.
+const MIN_PACKETS: u64 = 10;
 /// Of the product of rate and round trip, what is kept under way: so much more that a line that has become faster shows it.
 const GAIN: f64 = 1.5;
-/// And for this long of the rate on top, because threads, and so acknowledgements, come late.
-const SLACK: Duration = Duration::from_millis(3);
+/// And for this long of the rate on top, because threads, and so acknowledgements, come late on a busy machine: a line of
+/// a gigabit and less than a millisecond would stand still.
+const SLACK: Duration = Duration::from_millis(8);
 /// The rate is the best of so many round trips.
 const RATE_ROUNDS: u64 = 10;
 /// The round trip is the shortest of this time. Several times in it less is sent for a round trip, so that the line's own

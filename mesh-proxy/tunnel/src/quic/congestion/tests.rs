@@ -268,7 +268,7 @@ fn a_line_is_filled_whatever_it_loses_at_random() {
         (1000.0, 20, 20.0, 0.005),
         (10.0, 80, 200.0, 0.02),
         (100.0, 600, 300.0, 0.005),
-        (2.0, 40, 100.0, 0.01),
+        (2.0, 40, 200.0, 0.01),
     ] {
         let mut world = World::new(line(mbit, rtt, queue, loss));
         // As many packets as the test has time for.
@@ -282,8 +282,9 @@ fn a_line_is_filled_whatever_it_loses_at_random() {
         let possible = 1.0 - loss;
         assert!(used > 0.95 * possible, "{mbit} Mbit/s, {rtt} ms, loss {loss}: {used}");
         // No more than half of the line's length, what the slack is, and what two acknowledgements are.
-        let most = rtt as f64 / 1e3 * 0.6 + 0.005 + 45.0 * PACKET as f64 / (mbit * MBIT);
+        let most = rtt as f64 / 1e3 * 0.6 + 0.010 + 45.0 * PACKET as f64 / (mbit * MBIT);
         assert!(waited.as_secs_f64() < most, "{mbit} Mbit/s, {rtt} ms, loss {loss}: {waited:?} of {most}");
+        assert!(lost < loss + 0.07, "{mbit} Mbit/s, {rtt} ms, loss {loss}: {lost} are lost");
     }
 }
 
@@ -307,7 +308,7 @@ fn a_line_that_changes_is_followed() {
     world.run(3.0);
     let (used, lost, waited) = world.run(10.0);
     assert!(used > 0.93 && lost < 0.05, "slower: {used}, lost {lost}");
-    assert!(waited < Duration::from_millis(60), "{waited:?}");
+    assert!(waited < Duration::from_millis(65), "{waited:?}");
     world.line.rate = 200.0 * MBIT;
     world.run(3.0);
     let (used, ..) = world.run(10.0);
