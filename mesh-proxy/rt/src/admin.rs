@@ -106,7 +106,7 @@ impl AdminServer {
         .route("GET", "/healthz/live", |_| std::future::ready(text_response(StatusCode::OK, "live\n")))
     }
 
-    /// Adds `/metrics` and `/stats/prometheus`, in Prometheus' text format.
+    /// Adds `/metrics` and `/stats/prometheus`, in Prometheus' text format, compressed for who takes gzip.
     #[must_use]
     pub fn metrics(self, registry: Registry) -> Self {
         self.metrics_and(registry, None)
@@ -117,7 +117,10 @@ impl AdminServer {
     pub fn metrics_and(mut self, registry: Registry, large: Option<Arc<dyn Exposed>>) -> Self {
         for path in ["/metrics", "/stats/prometheus"] {
             let (registry, large) = (registry.clone(), large.clone());
-            let page = move |_| -> Answer { Box::pin(scrape::answer(registry.clone(), large.clone())) };
+            let page = move |request: AdminRequest| -> Answer {
+                let gzip = scrape::takes_gzip(request.headers());
+                Box::pin(scrape::answer(registry.clone(), large.clone(), gzip))
+            };
             self.add("GET", path, Arc::new(page));
         }
         self

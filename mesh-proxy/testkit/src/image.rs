@@ -189,7 +189,7 @@ impl Image {
     /// It is not there, or a library of it is missing.
     pub fn tool(&mut self, name: &str, root: &Path) -> Result<(), ImageError> {
         let folders = ["usr/sbin", "usr/bin", "sbin", "bin"];
-        let found = folders.iter().map(|f| format!("{f}/{name}")).find(|p| root.join(p).exists());
+        let found = folders.iter().map(|f| format!("{f}/{name}")).find(|p| elf::below(root, p).exists());
         let Some(inside) = found else {
             let places = folders.iter().map(|f| root.join(f)).collect();
             return Err(ImageError::NoLibrary {
@@ -198,7 +198,7 @@ impl Image {
                 places,
             });
         };
-        let path = root.join(&inside);
+        let path = elf::below(root, &inside);
         self.libraries(&path, root)?;
         self.layers[0].insert(inside, (Source::Host(path), 0o755));
         Ok(())

@@ -1,13 +1,17 @@
 //! A scrape: written off the runtime's threads, in parts when it is large, so that no node needs memory for all of it at
-//! once and a scraper that reads slowly is waited for.
+//! once and a scraper that reads slowly is waited for. Compressed for who asks, as Prometheus does: text of this kind becomes
+//! a twentieth, and behind a thin line that is the difference between watched and not.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, VARY};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
@@ -22,6 +26,8 @@ use crate::{Exposed, Place};
 const PART: usize = 64 * 1024;
 /// Parts that wait to be sent.
 const WAITING: usize = 2;
+/// The least effort: more of it saves little.
+const EFFORT: Compression = Compression::new(1);
 /// A scraper that takes no part for so long has left.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -89,34 +95,101 @@ impl Text {
     }
 }
 
+/// Whether the scraper takes gzip, and did not say that it would rather not.
+pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|coding| {
+        let mut words = coding.split(';').map(str::trim);
+        let is_gzip = words.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
+        let refused = |word: &str| {
+            word.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
+        };
+        is_gzip && !words.any(refused)
+    })
+}
+
+/// How parts leave.
+enum Coding {
+    Plain,
+    Gzip(GzEncoder<Vec<u8>>),
+}
+
+impl Coding {
+    fn of(gzip: bool) -> Self {
+        if gzip { Self::Gzip(GzEncoder::new(Vec::new(), EFFORT)) } else { Self::Plain }
+    }
+
+    /// What is to be sent after `part`: perhaps nothing yet.
+    fn code(&mut self, part: Vec<u8>) -> std::io::Result<Vec<u8>> {
+        match self {
+            Self::Plain => Ok(part),
+            Self::Gzip(encoder) => {
+                encoder.write_all(&part)?;
+                let done = encoder.get_mut();
+                Ok(if done.len() < PART { Vec::new() } else { std::mem::take(done) })
+            }
+        }
+    }
+
+    fn end(self) -> std::io::Result<Vec<u8>> {
+        match self {
+            Self::Plain => Ok(Vec::new()),
+            Self::Gzip(encoder) => encoder.finish(),
+        }
+    }
+}
+
 /// Answers a scrape.
-pub(super) async fn answer(registry: Registry, large: Option<Arc<dyn Exposed>>) -> Response<Page> {
-    let begun = tokio::task::spawn_blocking(move || Text::begin(&registry, large)).await;
-    let (text, first) = match begun {
+pub(super) async fn answer(
+    registry: Registry,
+    large: Option<Arc<dyn Exposed>>,
+    gzip: bool,
+) -> Response<Page> {
+    let begun = tokio::task::spawn_blocking(move || {
+        let (text, first) = Text::begin(&registry, large);
+        let mut coding = Coding::of(gzip);
+        if text.next.is_some() {
+            return Ok((text, first, coding));
+        }
+        let mut whole = coding.code(first)?;
+        whole.append(&mut coding.end()?);
+        Ok::<_, std::io::Error>((text, whole, Coding::Plain))
+    });
+    let (text, first, coding) = match begun.await.map_err(std::io::Error::other).and_then(|begun| begun) {
         Ok(begun) => begun,
         Err(error) => {
             let text = format!("metrics: {error}\n");
             return text_response(StatusCode::INTERNAL_SERVER_ERROR, text).map(Page::Whole);
         }
     };
-    let head = typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::new());
+    let mut head = typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::new());
+    head.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    if gzip {
+        head.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     if text.next.is_none() {
         return head.map(|_| Page::Whole(Full::from(first)));
     }
     let (sender, parts) = mpsc::channel(WAITING);
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || rest(text, first, &sender, &runtime));
+    tokio::task::spawn_blocking(move || rest(text, first, coding, &sender, &runtime));
     head.map(|_| Page::Parts(parts))
 }
 
-/// Writes part after part, as they are taken.
-fn rest(mut text: Text, first: Vec<u8>, sender: &mpsc::Sender<Bytes>, runtime: &Handle) {
+/// Writes part after part, as they are taken. A scraper that gets no end, or a broken one, keeps nothing of the scrape.
+fn rest(mut text: Text, first: Vec<u8>, mut coding: Coding, sender: &mpsc::Sender<Bytes>, runtime: &Handle) {
+    let send = |part: Vec<u8>| {
+        let sent = part.is_empty()
+            || matches!(
+                runtime.block_on(tokio::time::timeout(PATIENCE, sender.send(part.into()))),
+                Ok(Ok(()))
+            );
+        sent.then_some(())
+    };
     let mut part = first;
     while !part.is_empty() {
-        let sent = runtime.block_on(tokio::time::timeout(PATIENCE, sender.send(part.into())));
-        if !matches!(sent, Ok(Ok(()))) {
-            return;
-        }
+        let Some(()) = coding.code(part).ok().and_then(send) else { return };
         part = text.part(Vec::with_capacity(PART + PART / 4));
     }
+    let _left_meanwhile = coding.end().ok().and_then(send);
 }

@@ -1,3 +1,5 @@
+use std::io::Read as _;
+
 use prometheus::IntCounter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -121,7 +123,7 @@ async fn health_answers_during_the_drain_and_stops_at_its_end() {
 /// Numbered lines, a thousand at a time.
 struct Lines(usize);
 
-impl crate::Exposed for Lines {
+impl Exposed for Lines {
     fn expose(&self, (_, from): crate::Place, out: &mut Vec<u8>) -> Option<crate::Place> {
         let to = self.0.min(from + 1000);
         (from..to).for_each(|i| out.extend_from_slice(format!("line_total{{n=\"{i}\"}} {i}\n").as_bytes()));
@@ -135,7 +137,7 @@ async fn a_large_scrape_comes_in_parts_and_a_small_one_at_once() {
         let tasks = Tasks::new(Drain::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let large: Arc<dyn crate::Exposed> = Arc::new(Lines(lines));
+        let large: Arc<dyn Exposed> = Arc::new(Lines(lines));
         AdminServer::new().metrics_and(Registry::new(), Some(large)).serve("admin", listener, &tasks);
         let served = Served { address, tasks, guard: None };
         let answer = served.get("/metrics").await;
@@ -146,4 +148,48 @@ async fn a_large_scrape_comes_in_parts_and_a_small_one_at_once() {
         assert!(found <= lines && found + lines / 1000 >= lines, "{found} of {lines}");
         served.tasks.drain().begin(Reason::Requested("test"));
     }
+}
+
+#[tokio::test]
+async fn a_scrape_is_compressed_for_who_takes_gzip() {
+    for lines in [10, 100_000] {
+        let tasks = Tasks::new(Drain::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let large: Arc<dyn Exposed> = Arc::new(Lines(lines));
+        AdminServer::new().metrics_and(Registry::new(), Some(large)).serve("admin", listener, &tasks);
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /metrics HTTP/1.0\r\nAccept-Encoding: br, gzip;q=0.5\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        assert!(head.contains("content-encoding: gzip") && head.contains("vary: accept-encoding"), "{head}");
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(&answer[end..]).read_to_string(&mut text).unwrap();
+        let want: String = (0..lines).map(|i| format!("line_total{{n=\"{i}\"}} {i}\n")).collect();
+        assert_eq!(text.len(), want.len());
+        assert!(text == want, "{lines} lines come as they were written");
+        assert!(answer.len() < want.len() / 2 || lines == 10, "{} of {}", answer.len(), want.len());
+        tasks.drain().begin(Reason::Requested("test"));
+    }
+}
+
+#[test]
+fn gzip_is_for_who_asks() {
+    let takes = |line: Option<&str>| {
+        let mut headers = http::HeaderMap::new();
+        if let Some(line) = line {
+            headers.insert(http::header::ACCEPT_ENCODING, line.parse().unwrap());
+        }
+        scrape::takes_gzip(&headers)
+    };
+    assert!(takes(Some("gzip")) && takes(Some("br;q=1, GZIP ; q=0.2")));
+    assert!(
+        !takes(None)
+            && !takes(Some("identity"))
+            && !takes(Some("gzip;q=0"))
+            && !takes(Some("gzip; q=0.0, br"))
+    );
 }

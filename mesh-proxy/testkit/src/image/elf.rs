@@ -8,6 +8,9 @@ use std::{
 
 use super::{Arch, ImageError};
 
+/// As the kernel's.
+const MAX_LINKS: usize = 40;
+
 /// Path in the image to file on this machine, of all libraries that a program needs and of its loader.
 pub(super) fn libraries(
     program: &Path,
@@ -20,7 +23,7 @@ pub(super) fn libraries(
         let (loader, needed) = parse(&read(&file)?);
         if let Some(loader) = loader {
             let inside = loader.trim_start_matches('/').to_owned();
-            let path = root.join(&inside);
+            let path = below(root, &inside);
             if !path.exists() {
                 return Err(ImageError::NoLibrary { program: file, library: loader, places: vec![path] });
             }
@@ -30,17 +33,30 @@ pub(super) fn libraries(
             let triple = arch.triple();
             let places =
                 [format!("lib/{triple}"), format!("usr/lib/{triple}"), "lib".into(), "usr/lib".into()];
-            let Some(place) = places.iter().find(|p| root.join(p).join(&library).exists()) else {
+            let Some(place) = places.iter().find(|p| below(root, &format!("{p}/{library}")).exists()) else {
                 let places = places.iter().map(|p| root.join(p)).collect();
                 return Err(ImageError::NoLibrary { program: file, library, places });
             };
-            let path = root.join(place).join(&library);
+            let path = below(root, &format!("{place}/{library}"));
             if found.insert(format!("{place}/{library}"), path.clone()).is_none() {
                 open.push(path);
             }
         }
     }
     Ok(found)
+}
+
+/// What a path inside `root` stands for: a link from `/` leads to a place below `root`, not to one of this machine.
+pub(super) fn below(root: &Path, inside: &str) -> PathBuf {
+    let mut path = root.join(inside);
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = match target.strip_prefix("/") {
+            Ok(target) => root.join(target),
+            Err(_) => path.parent().unwrap_or(root).join(target),
+        };
+    }
+    path
 }
 
 fn read(file: &Path) -> Result<String, ImageError> {
@@ -79,6 +95,22 @@ mod tests {
         assert_eq!(loader.as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
         assert_eq!(needed, ["libc.so.6", "libm.so.6"]);
         assert_eq!(parse("There is no dynamic section in this file.\n"), (None, vec![]));
+    }
+
+    #[test]
+    fn links_stay_below_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        std::fs::create_dir_all(root.join("sbin")).unwrap();
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        std::fs::write(root.join("bin/tool"), "of another processor").unwrap();
+        std::os::unix::fs::symlink("/bin/tool", root.join("sbin/tool")).unwrap();
+        std::os::unix::fs::symlink("../sbin/tool", root.join("bin/again")).unwrap();
+        assert_eq!(below(root, "sbin/tool"), root.join("bin/tool"));
+        assert_eq!(std::fs::read_to_string(below(root, "bin/again")).unwrap(), "of another processor");
+        assert_eq!(below(root, "bin/none"), root.join("bin/none"));
+        std::os::unix::fs::symlink("loop", root.join("bin/loop")).unwrap();
+        assert!(!below(root, "bin/loop").exists());
     }
 
     #[test]
