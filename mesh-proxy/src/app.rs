@@ -8,6 +8,7 @@
 //! only then tells the first one to drain: no connection is refused, and none that waits to be accepted is lost.
 
 mod control;
+mod rest;
 mod sockets;
 mod successor;
 mod tunnel;
@@ -42,10 +43,6 @@ use sockets::Sockets;
 
 /// How long "not ready" is shown, and capture taken away, before listeners stop accepting.
 const NOT_READY_FOR: Duration = Duration::from_millis(250);
-/// Pauses after which a ready proxy gives back what only its start needed: when it serves; when its first look at the
-/// network around it, its first connections to peers and its first reports are over; and for the latecomers among them.
-const SETTLED_AFTER: [Duration; 3] =
-    [Duration::from_secs(5), Duration::from_secs(5), Duration::from_secs(50)];
 /// How long tasks get to end after everything was cancelled.
 const CANCEL_FOR: Duration = Duration::from_secs(2);
 /// Threads of the control side: nothing that a request waits for runs there.
@@ -239,26 +236,8 @@ pub async fn start(
     }
     tasks.spawn("tunnel listeners", tunnel::listen_when_free(tunnel.clone(), held));
     successor::offer(&config.state_dir, offered, capturing, tasks);
-    tasks.spawn("start-up memory", release_startup_memory(readiness.clone(), tasks.drain().clone()));
+    tasks.spawn("memory at rest", rest::watch(readiness.clone(), tasks.drain().clone()));
     Ok(Running { addresses, shared, tunnel, workers, store, link })
-}
-
-/// Gives back what only the start needed, once the proxy has been ready for a while.
-async fn release_startup_memory(readiness: Readiness, drain: Drain) {
-    for pause in SETTLED_AFTER {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = drain.begun() => return,
-            }
-            if readiness.is_ready() {
-                break;
-            }
-        }
-        mesh_net::memory::release_unused();
-        let code = mesh_net::memory::release_startup_code();
-        tracing::debug!(bytes = code, "pages of the program that only the start needed are let go");
-    }
 }
 
 /// Leaves out what this process may not do, and says so: applications then use the HTTP CONNECT or SOCKS5 proxy. Without

@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -149,6 +150,7 @@ pub async fn follow_nodes(
     mut changed: watch::Receiver<u64>,
 ) {
     let mut view = Vec::new();
+    let mut crowd = Crowd::default();
     loop {
         let tables = tables.load_full();
         // Without a word of the operator's here the registry says which nodes are relays.
@@ -158,16 +160,34 @@ pub async fn follow_nodes(
             tunnel.set_peers(&now).await;
             view = now;
         }
-        // Nodes come and go in crowds, after the restart of a relay for one: what changes meanwhile is taken at once.
-        tokio::time::sleep(CROWD).await;
+        // What changes meanwhile is taken at once.
+        tokio::time::sleep(crowd.pause(Instant::now())).await;
         if changed.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Pause between two looks at the registry.
-const CROWD: std::time::Duration = std::time::Duration::from_millis(100);
+/// Nodes come and go in crowds, after the restart of a relay for one, and each look at the registry costs by its size.
+/// A few looks follow changes at once, because calls to a node that is new wait for nothing; then they are spaced.
+#[derive(Debug, Default)]
+struct Crowd {
+    /// When the looks so far would have been over, one each [`Self::SPACE`].
+    over: Option<Instant>,
+}
+
+impl Crowd {
+    const SPACE: Duration = Duration::from_millis(100);
+    /// Looks that are not spaced.
+    const FREE: u32 = 10;
+
+    /// After a look: how long until the next one.
+    fn pause(&mut self, now: Instant) -> Duration {
+        let over = self.over.map_or(now, |over| over.max(now)) + Self::SPACE;
+        self.over = Some(over);
+        over.saturating_duration_since(now).saturating_sub(Self::SPACE * Self::FREE)
+    }
+}
 
 /// The tunnel key of this node: made once, and then always the same.
 pub fn node_key(state_dir: &Path) -> io::Result<NodeKey> {
@@ -257,6 +277,22 @@ fn failure(error: OpenError) -> TunnelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_looks_are_free_and_a_crowd_is_spaced() {
+        let (mut crowd, start) = (Crowd::default(), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(crowd.pause(start), Duration::ZERO);
+        }
+        assert_eq!(crowd.pause(start), Crowd::SPACE);
+        let later = start + Crowd::SPACE;
+        assert_eq!(crowd.pause(later), Crowd::SPACE, "ten a second from then on");
+        assert_eq!(
+            crowd.pause(later + Duration::from_secs(60)),
+            Duration::ZERO,
+            "and free again after a rest"
+        );
+    }
 
     #[test]
     fn what_cannot_be_reached_from_elsewhere_is_not_reported() {
