@@ -176,7 +176,8 @@ pub(super) async fn answer(
     head.map(|_| Page::Parts(parts))
 }
 
-/// Writes part after part, as they are taken. A scraper that gets no end, or a broken one, keeps nothing of the scrape.
+/// Writes part after part, as they are taken. To a scraper that took none for [`PATIENCE`] the text just ends; compressed, it
+/// sees that the end is missing.
 fn rest(mut text: Text, first: Vec<u8>, mut coding: Coding, sender: &mpsc::Sender<Bytes>, runtime: &Handle) {
     let send = |part: Vec<u8>| {
         let sent = part.is_empty()
