@@ -17,13 +17,13 @@ pub fn release_unused() {
 /// maps neighbours of each touched page), and pages that nobody maps are the first that a small machine can use for
 /// something else. Gives the number of bytes that were let go.
 pub fn release_startup_code() -> usize {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[cfg(target_os = "linux")]
     return program::release();
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    #[cfg(not(target_os = "linux"))]
     return 0;
 }
 
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "there is no safe interface to the loaded segments of a program")]
 mod program {
     use std::ffi::{c_int, c_void};
@@ -73,7 +73,7 @@ mod program {
     }
 }
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]
     #[allow(clippy::unwrap_used, reason = "a test ends where it fails")]

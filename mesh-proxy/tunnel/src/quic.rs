@@ -35,7 +35,12 @@ use libp2p::{
 };
 use quinn::rustls::pki_types::CertificateDer;
 
-use self::{listener::Listener, muxer::Connection, place::Home, settings::Settings};
+use self::{
+    listener::Listener,
+    muxer::Connection,
+    place::Home,
+    settings::{Bounds, Settings},
+};
 use crate::{
     certificate,
     config::{Congestion, Limits},
@@ -143,11 +148,12 @@ fn peer_of(connection: &quinn::Connection) -> Result<PeerId, Error> {
 
 type Upgrade = BoxFuture<'static, Result<(PeerId, Connection), Error>>;
 
-fn upgrade(connecting: quinn::Connecting, limit: Duration) -> Upgrade {
+fn upgrade(connecting: quinn::Connecting, bounds: Bounds) -> Upgrade {
     async move {
-        let connection = tokio::time::timeout(limit, connecting).await.map_err(|_| Error::Handshake)?;
+        let connection =
+            tokio::time::timeout(bounds.handshake, connecting).await.map_err(|_| Error::Handshake)?;
         let connection = connection.map_err(Error::Connection)?;
-        Ok((peer_of(&connection)?, Connection::new(connection)))
+        Ok((peer_of(&connection)?, Connection::new(connection, bounds.streams)))
     }
     .boxed()
 }
@@ -162,7 +168,7 @@ impl Transport for QuicTransport {
         let at = socket_of(&address).ok_or(TransportError::MultiaddrNotSupported(address))?;
         let failed = |e| TransportError::Other(Error::Socket(e));
         let endpoint = settings::socket(at).and_then(|s| self.endpoint(s, true)).map_err(failed)?;
-        let listener = Listener::new(id, endpoint, self.placement.clone(), self.settings.handshake);
+        let listener = Listener::new(id, endpoint, self.placement.clone(), self.settings.bounds);
         self.listeners.push(listener.map_err(failed)?);
         // What dialled so far goes with its last connection.
         self.diallers.remove(&at.is_ipv6());
@@ -185,14 +191,14 @@ impl Transport for QuicTransport {
         let remote = remote.ok_or(TransportError::MultiaddrNotSupported(address))?;
         let endpoint =
             self.from(remote, opts.port_use).map_err(|e| TransportError::Other(Error::Socket(e)))?;
-        let (placement, limit) = (self.placement.clone(), self.settings.handshake);
+        let (placement, bounds) = (self.placement.clone(), self.settings.bounds);
         let client = self.settings.client.clone();
         // Begins when it is polled: the swarm may never get to it.
         let dial = async move {
             // Peers have no names, but quinn wants one; it is not sent.
             let connecting =
                 place::placed(&placement, remote, || endpoint.connect_with(client, remote, "node"));
-            upgrade(connecting.map_err(Error::Dial)?, limit).await
+            upgrade(connecting.map_err(Error::Dial)?, bounds).await
         };
         Ok(dial.boxed())
     }

@@ -7,7 +7,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use futures::{FutureExt, Stream, future::BoxFuture};
@@ -15,7 +14,7 @@ use if_watch::{IfEvent, tokio::IfWatcher};
 use libp2p::core::transport::{ListenerId, TransportEvent};
 use quinn::VarInt;
 
-use super::{Error, Upgrade, address_of, place, upgrade};
+use super::{Error, Upgrade, address_of, place, settings::Bounds, upgrade};
 use crate::exec::Placement;
 
 type Event = TransportEvent<Upgrade, Error>;
@@ -24,7 +23,7 @@ pub(super) struct Listener {
     pub(super) id: ListenerId,
     pub(super) endpoint: quinn::Endpoint,
     placement: Arc<Placement>,
-    handshake: Duration,
+    bounds: Bounds,
     local: SocketAddr,
     accept: BoxFuture<'static, Option<quinn::Incoming>>,
     /// Addresses of the host, when the socket has them all.
@@ -40,7 +39,7 @@ impl Listener {
         id: ListenerId,
         endpoint: quinn::Endpoint,
         placement: Arc<Placement>,
-        handshake: Duration,
+        bounds: Bounds,
     ) -> io::Result<Self> {
         let local = endpoint.local_addr()?;
         let (mut watcher, mut pending, mut addresses) = (None, None, HashSet::new());
@@ -55,7 +54,7 @@ impl Listener {
             id,
             endpoint,
             placement,
-            handshake,
+            bounds,
             local,
             accept,
             watcher,
@@ -117,7 +116,7 @@ impl Listener {
         match place::placed(&self.placement, remote, || incoming.accept()) {
             Ok(connecting) => Event::Incoming {
                 listener_id: self.id,
-                upgrade: upgrade(connecting, self.handshake),
+                upgrade: upgrade(connecting, self.bounds),
                 local_addr: address_of(self.local),
                 send_back_addr: address_of(remote),
             },

@@ -22,9 +22,12 @@ use crate::{
     security::Security,
 };
 
-/// Streams that a peer may have open on one connection. quinn makes two table entries for each at once, used or not:
-/// 32,768 of them would cost an idle connection 3 MiB, these cost 140 KiB (the next table has 8,192 buckets).
+/// Streams that a peer may have open on one connection. quinn makes two table entries for each that is allowed, used or
+/// not: 140 KiB for these (the next table has 8,192 buckets). So a connection begins with [`FIRST_STREAMS`].
 const STREAMS: u32 = 3_500;
+/// What a connection allows before it is used, and all that one costs which is still being tried: 9 KiB of tables. While
+/// a node looks for a path there are dozens of those, and a relay keeps one to each of its nodes.
+const FIRST_STREAMS: u32 = 224;
 /// What a stream may send before its reader has taken any: 100 ms of 300 Mbit/s.
 const STREAM_WINDOW: u32 = 4 << 20;
 /// The same for all streams of a connection.
@@ -45,8 +48,16 @@ pub(super) struct Settings {
     pub(super) client: ClientConfig,
     pub(super) server: ServerConfig,
     pub(super) endpoint: EndpointConfig,
-    /// Time for a handshake.
+    pub(super) bounds: Bounds,
+}
+
+/// Of one connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Time for its handshake.
     pub(super) handshake: Duration,
+    /// Streams that the peer may open at first, and at most.
+    pub(super) streams: (u32, u32),
 }
 
 impl Settings {
@@ -69,7 +80,9 @@ impl Settings {
         server.transport_config(transport);
         // A peer whose address changes is followed, once it has answered from there.
         server.migration(true);
-        Ok(Self { client, server, endpoint: endpoint(key.keypair()), handshake })
+        let most = streams(limits);
+        let bounds = Bounds { handshake, streams: (FIRST_STREAMS.min(most), most) };
+        Ok(Self { client, server, endpoint: endpoint(key.keypair()), bounds })
     }
 }
 
@@ -85,9 +98,7 @@ fn transport(limits: &Limits, controllers: Arc<dyn ControllerFactory + Send + Sy
     let mut config = TransportConfig::default();
     config.max_concurrent_uni_streams(VarInt::from_u32(0));
     config.datagram_receive_buffer_size(None);
-    // Both directions of opening, and streams that are closing. What is beyond waits until others have ended.
-    let streams = u32::try_from(limits.streams_per_peer.saturating_mul(2)).unwrap_or(u32::MAX);
-    config.max_concurrent_bidi_streams(VarInt::from_u32(streams.min(STREAMS)));
+    config.max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAMS.min(streams(limits))));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
     config.receive_window(VarInt::from_u32(WINDOW));
     config.send_window(SEND_WINDOW);
@@ -99,6 +110,11 @@ fn transport(limits: &Limits, controllers: Arc<dyn ControllerFactory + Send + Sy
     acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
     config.ack_frequency_config(Some(acknowledge));
     config
+}
+
+/// Both directions of opening, and streams that are closing. What is beyond waits until others have ended.
+fn streams(limits: &Limits) -> u32 {
+    u32::try_from(limits.streams_per_peer.saturating_mul(2)).unwrap_or(u32::MAX).min(STREAMS)
 }
 
 /// The key of stateless resets follows from the node's: a restarted node can end what its predecessor has left.
