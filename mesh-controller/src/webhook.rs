@@ -22,6 +22,7 @@ const LIMITS: AdminLimits = AdminLimits {
     header_wait: Duration::from_secs(30),
     // The API server waits 10 s by default, and calls at most once.
     request: Duration::from_secs(10),
+    patience: Duration::from_secs(10),
 };
 
 /// Answers reviews on `/validate` until the drain.

@@ -1,9 +1,13 @@
 //! Health, metrics and admin pages over HTTP/1.1, with bounds on everything a client can choose.
 
+mod patient;
 mod scrape;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::{Exposed, Readiness, Tasks};
+use patient::Patient;
 use scrape::Page;
 
 /// A request to an admin page, its body read.
@@ -29,7 +34,7 @@ pub type AdminRequest = Request<Bytes>;
 pub type AdminResponse = Response<Full<Bytes>>;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Page>> + Send>>;
-type Handler = Arc<dyn Fn(AdminRequest) -> Answer + Send + Sync>;
+type Handler = Arc<dyn Fn(AdminRequest, AdminLimits) -> Answer + Send + Sync>;
 
 /// What a client can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +47,8 @@ pub struct AdminLimits {
     pub header_wait: Duration,
     /// Time for a request from its head to its answer.
     pub request: Duration,
+    /// Time for a client to take the next part of an answer, of at most some tens of kilobytes. It is reset otherwise.
+    pub patience: Duration,
 }
 
 impl Default for AdminLimits {
@@ -51,6 +58,7 @@ impl Default for AdminLimits {
             body: 64 * 1024,
             header_wait: Duration::from_secs(30),
             request: Duration::from_secs(30),
+            patience: Duration::from_secs(10),
         }
     }
 }
@@ -84,7 +92,7 @@ impl AdminServer {
         F: Fn(AdminRequest) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = AdminResponse> + Send + 'static,
     {
-        self.add(method, path, Arc::new(move |request| whole(page(request))));
+        self.add(method, path, Arc::new(move |request, _| whole(page(request))));
         self
     }
 
@@ -117,9 +125,9 @@ impl AdminServer {
     pub fn metrics_and(mut self, registry: Registry, large: Option<Arc<dyn Exposed>>) -> Self {
         for path in ["/metrics", "/stats/prometheus"] {
             let (registry, large) = (registry.clone(), large.clone());
-            let page = move |request: AdminRequest| -> Answer {
+            let page = move |request: AdminRequest, limits: AdminLimits| -> Answer {
                 let gzip = scrape::takes_gzip(request.headers());
-                Box::pin(scrape::answer(registry.clone(), large.clone(), gzip))
+                Box::pin(scrape::answer(registry.clone(), large.clone(), gzip, limits.patience))
             };
             self.add("GET", path, Arc::new(page));
         }
@@ -174,13 +182,18 @@ impl AdminServer {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
-        let connection = hyper::server::conn::http1::Builder::new()
+        // Twice: who writes a page in parts gives up, and counts that, before the connection does.
+        let stream = Patient::new(stream, limits.patience * 2);
+        let mut connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_wait)
             .max_buf_size(64 * 1024)
             .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = connection.await {
+        if let Err(error) = (&mut connection).await {
             tracing::debug!(%error, "admin connection");
+            if is_cut_off(&error) {
+                reset(connection.into_parts().io.into_inner().into_inner());
+            }
         }
     }
 
@@ -200,7 +213,7 @@ impl AdminServer {
         let (head, body) = request.into_parts();
         let work = async {
             match Limited::new(body, self.limits.body).collect().await {
-                Ok(body) => handler(Request::from_parts(head, body.to_bytes())).await,
+                Ok(body) => handler(Request::from_parts(head, body.to_bytes()), self.limits).await,
                 Err(error) => {
                     let text = format!("request body: {error}\n");
                     text_response(StatusCode::PAYLOAD_TOO_LARGE, text).map(Page::Whole)
@@ -241,6 +254,20 @@ fn typed(status: StatusCode, content_type: &'static str, body: Bytes) -> AdminRe
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// Whether an answer ended in the middle: its page did, or its client takes no more of it.
+fn is_cut_off(error: &hyper::Error) -> bool {
+    let stalled = |e: &io::Error| e.kind() == io::ErrorKind::TimedOut;
+    error.is_user() || error.source().and_then(|e| e.downcast_ref()).is_some_and(stalled)
+}
+
+/// Closes a socket so that its peer sees an error: the end of an answer of HTTP/1.0 is that of its connection. TLS says
+/// by itself that an end is missing.
+fn reset<S: 'static>(mut stream: S) {
+    if let Some(socket) = (&mut stream as &mut dyn Any).downcast_mut::<TcpStream>() {
+        let _closed_already = socket.set_zero_linger();
+    }
 }
 
 /// The answer of a page that is written at once.

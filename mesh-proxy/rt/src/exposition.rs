@@ -13,6 +13,9 @@ pub trait Exposed: Send + Sync {
     /// Appends a part, some tens of kilobytes; `from` is where the part before ended, zeros at first. Says where to go on;
     /// none: that was all.
     fn expose(&self, from: Place, out: &mut Vec<u8>) -> Option<Place>;
+
+    /// A scrape ended before the last part, because parts were not taken.
+    fn cut_off(&self) {}
 }
 
 /// The families as a scrape sees them.

@@ -23,6 +23,8 @@ pub struct EdgeCounters {
     pub retries: IntCounter,
     /// Retries that a rule wanted and the budget did not allow.
     pub retries_denied: IntCounter,
+    /// Scrapes that were cut off: the scraper was too slow.
+    pub scrapes_cut: IntCounter,
 }
 
 impl EdgeCounters {
@@ -68,6 +70,10 @@ impl EdgeCounters {
             retries_denied: counter(
                 "selvage_outbound_retries_denied_total",
                 "Retries that a rule wanted and the budget or a limit did not allow.",
+            )?,
+            scrapes_cut: counter(
+                "selvage_telemetry_scrapes_cut_total",
+                "Scrapes that were cut off because the scraper was too slow.",
             )?,
         })
     }

@@ -451,3 +451,7 @@ impl Exposed for Telemetry {
 
 #[cfg(test)]
 mod tests;
+
+    fn cut_off(&self) {
+        self.edges.scrapes_cut.inc();
+    }

@@ -33,6 +33,10 @@ pub(crate) const STILL: &[(&str, &str)] = &[
         "selvage_outbound_accept_errors_total",
         "a kernel that takes connections back before they are accepted; Linux does not: mesh-net's tests",
     ),
+    (
+        "selvage_telemetry_scrapes_cut_total",
+        "a page of megabytes and a scraper that stops in the middle of it: node-rt's tests play one",
+    ),
 ];
 
 /// The values of a metric, over all its series.

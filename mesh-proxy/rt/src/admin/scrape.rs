@@ -2,7 +2,6 @@
 //! once and a scraper that reads slowly is waited for. Compressed for who asks, as Prometheus does: text of this kind becomes
 //! a twentieth, and behind a thin line that is the difference between watched and not.
 
-use std::convert::Infallible;
 use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,28 +27,31 @@ const PART: usize = 64 * 1024;
 const WAITING: usize = 2;
 /// The least effort: more of it saves little.
 const EFFORT: Compression = Compression::new(1);
-/// A scraper that takes no part for so long has left.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is sent.
 pub(super) enum Page {
     /// At once.
     Whole(Full<Bytes>),
-    /// As it comes.
-    Parts(mpsc::Receiver<Bytes>),
+    /// As it comes; none is the end.
+    Parts(mpsc::Receiver<Option<Bytes>>),
 }
+
+/// The writer has left before the end: what the scraper has must not look whole.
+#[derive(Debug, thiserror::Error)]
+#[error("the text ends before its end")]
+pub(super) struct Cut;
 
 impl Body for Page {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Cut;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(cx),
-            Self::Parts(parts) => parts.poll_recv(cx).map(|part| Some(Ok(Frame::data(part?)))),
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Parts(parts) => parts.poll_recv(cx).map(|part| match part {
+                Some(part) => Some(Ok(Frame::data(part?))),
+                None => Some(Err(Cut)),
+            }),
         }
     }
 
@@ -144,6 +146,7 @@ pub(super) async fn answer(
     registry: Registry,
     large: Option<Arc<dyn Exposed>>,
     gzip: bool,
+    patience: Duration,
 ) -> Response<Page> {
     let begun = tokio::task::spawn_blocking(move || {
         let (text, first) = Text::begin(&registry, large);
@@ -171,26 +174,43 @@ pub(super) async fn answer(
         return head.map(|_| Page::Whole(Full::from(first)));
     }
     let (sender, parts) = mpsc::channel(WAITING);
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || rest(text, first, coding, &sender, &runtime));
+    let writer = Writer { parts: sender, patience, runtime: Handle::current() };
+    tokio::task::spawn_blocking(move || writer.write(text, first, coding));
     head.map(|_| Page::Parts(parts))
 }
 
-/// Writes part after part, as they are taken. To a scraper that took none for [`PATIENCE`] the text just ends; compressed, it
-/// sees that the end is missing.
-fn rest(mut text: Text, first: Vec<u8>, mut coding: Coding, sender: &mpsc::Sender<Bytes>, runtime: &Handle) {
-    let send = |part: Vec<u8>| {
-        let sent = part.is_empty()
-            || matches!(
-                runtime.block_on(tokio::time::timeout(PATIENCE, sender.send(part.into()))),
-                Ok(Ok(()))
-            );
-        sent.then_some(())
-    };
-    let mut part = first;
-    while !part.is_empty() {
-        let Some(()) = coding.code(part).ok().and_then(send) else { return };
-        part = text.part(Vec::with_capacity(PART + PART / 4));
+/// Writes part after part, as they are taken.
+struct Writer {
+    parts: mpsc::Sender<Option<Bytes>>,
+    /// A scraper that takes no part for so long is given up.
+    patience: Duration,
+    runtime: Handle,
+}
+
+impl Writer {
+    /// All that comes after the first part. It returns early if the scraper is gone or too slow; the page then ends with an
+    /// error, because nobody has said that it is whole.
+    fn write(self, mut text: Text, first: Vec<u8>, mut coding: Coding) {
+        let mut part = first;
+        while !part.is_empty() {
+            let coded = coding.code(part);
+            if !coded.is_ok_and(|coded| coded.is_empty() || self.send(Some(coded.into()), &text)) {
+                return;
+            }
+            part = text.part(Vec::with_capacity(PART + PART / 4));
+        }
+        if coding.end().is_ok_and(|last| last.is_empty() || self.send(Some(last.into()), &text)) {
+            self.send(None, &text);
+        }
     }
-    let _left_meanwhile = coding.end().ok().and_then(send);
+
+    /// False: it was not taken.
+    fn send(&self, part: Option<Bytes>, text: &Text) -> bool {
+        let sent = self.runtime.block_on(tokio::time::timeout(self.patience, self.parts.send(part)));
+        if sent.is_err() {
+            tracing::debug!("a scrape is cut off: its parts are not taken");
+            text.large.iter().for_each(|large| large.cut_off());
+        }
+        matches!(sent, Ok(Ok(())))
+    }
 }

@@ -150,6 +150,81 @@ async fn a_large_scrape_comes_in_parts_and_a_small_one_at_once() {
     }
 }
 
+/// A page that has no end; counts the scrapes that are cut off.
+#[derive(Default)]
+struct Endless(std::sync::atomic::AtomicUsize);
+
+impl Exposed for Endless {
+    fn expose(&self, (_, from): crate::Place, out: &mut Vec<u8>) -> Option<crate::Place> {
+        Lines(usize::MAX).expose((0, from), out)
+    }
+
+    fn cut_off(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Serves `/metrics` of a page without end; clients get this long for each part.
+async fn serve_endless(patience: Duration) -> (Served, Arc<Endless>) {
+    let tasks = Tasks::new(Drain::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let endless = Arc::<Endless>::default();
+    let large: Arc<dyn Exposed> = endless.clone();
+    AdminServer::new()
+        .metrics_and(Registry::new(), Some(large))
+        .limits(AdminLimits { patience, ..AdminLimits::default() })
+        .serve("admin", listener, &tasks);
+    (Served { address, tasks, guard: None }, endless)
+}
+
+#[tokio::test]
+async fn what_a_slow_scraper_gets_does_not_look_whole() {
+    // Whether the answer has chunks, or just ends with its connection.
+    for version in ["1.1", "1.0"] {
+        let (served, endless) = serve_endless(Duration::from_millis(300)).await;
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let mut stream = socket.connect(served.address).await.unwrap();
+        stream.write_all(format!("GET /metrics HTTP/{version}\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        // It reads a little, and then nothing until it was given up.
+        let mut text = vec![0; 100_000];
+        stream.read_exact(&mut text).await.unwrap();
+        assert!(text.starts_with(format!("HTTP/{version} 200").as_bytes()));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        while endless.0.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+            assert!(tokio::time::Instant::now() < deadline, "it is waited for without end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let end = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut text)).await;
+        let error = end.expect("the connection ends").expect_err("it looks whole");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(endless.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+        served.tasks.drain().begin(Reason::Requested("test"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_a_page_holds_its_slot_for_a_while_only() {
+    let tasks = Tasks::new(Drain::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits =
+        AdminLimits { connections: 1, patience: Duration::from_millis(100), ..AdminLimits::default() };
+    AdminServer::new()
+        .limits(limits)
+        .route("GET", "/large", |_| async { text_response(StatusCode::OK, vec![b'x'; 64 << 20]) })
+        .route("GET", "/small", |_| async { text_response(StatusCode::OK, "small\n") })
+        .serve("admin", listener, &tasks);
+    let served = Served { address, tasks, guard: None };
+    let mut stuck = TcpStream::connect(address).await.unwrap();
+    stuck.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let small = tokio::time::timeout(Duration::from_secs(60), served.get("/small")).await;
+    assert!(small.expect("the only slot is free again").ends_with("small\n"));
+    let mut rest = Vec::new();
+    assert!(stuck.read_to_end(&mut rest).await.is_err(), "{} bytes look whole", rest.len());
+}
+
 #[tokio::test]
 async fn a_scrape_is_compressed_for_who_takes_gzip() {
     for lines in [10, 100_000] {
