@@ -4,17 +4,21 @@
 mod copies;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_index::{Kind, ObjectKey};
 use node_rt::Tasks;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{ModifyKind, RenameMode},
+};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -22,7 +26,7 @@ use super::{Health, Op, documents};
 pub(crate) use copies::Copies;
 
 /// After the first event of a burst; editors and `kubectl`-like tools write several times. By then a file that was
-/// written once is settled.
+/// written once is settled. A file that was renamed into its place waits only for an earlier scan to be this old.
 const DEBOUNCE: Duration = Duration::from_millis(35);
 /// Looked at in any case this often: events get lost on network file systems and when queues overflow.
 const POLL: Duration = Duration::from_secs(2);
@@ -31,6 +35,8 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// A file that became empty is most likely being rewritten; only after this long is it meant.
 const SETTLE_EMPTY: Duration = Duration::from_secs(1);
 const MAX_FILES: usize = 20_000;
+/// Whole files that wait for their scan; one beyond it is read when it is settled, as any other.
+const MAX_WHOLE: usize = 1_000;
 const MAX_DEPTH: usize = 16;
 
 /// What identifies a state of a file without reading it.
@@ -63,7 +69,28 @@ pub(crate) struct Folder {
     unsettled: bool,
     /// What files said before this controller started.
     copies: Option<Copies>,
+    whole: Whole,
     health: Health,
+}
+
+/// Files that were put in their place by a rename since the last scan: nobody is still writing them.
+#[derive(Debug, Clone, Default)]
+struct Whole(Arc<Mutex<HashSet<PathBuf>>>);
+
+impl Whole {
+    /// Takes note if the event says so.
+    fn note(&self, event: &notify::Event) -> bool {
+        let EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) = event.kind else {
+            return false;
+        };
+        let Some(path) = event.paths.last().filter(|p| is_manifest(p)) else { return false };
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.len() < MAX_WHOLE && files.insert(path.clone())
+    }
+
+    fn take(&self) -> HashSet<PathBuf> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Folder {
@@ -71,6 +98,7 @@ impl Folder {
         Self {
             unsettled: false,
             copies: None,
+            whole: Whole::default(),
             root,
             files: BTreeMap::new(),
             delivered: HashMap::new(),
@@ -88,10 +116,11 @@ impl Folder {
 
     /// Looks at the folder and returns what is different.
     pub(crate) fn scan(&mut self) -> Vec<Op> {
+        let whole = self.whole.take();
         match self.list() {
             Ok(found) => {
                 self.health.fine("folder");
-                if !self.read(found) {
+                if !self.read(found, &whole) {
                     return Vec::new();
                 }
             }
@@ -128,8 +157,9 @@ impl Folder {
         Ok(found)
     }
 
-    /// Reads files that are new or changed; `true` when anything may be different.
-    fn read(&mut self, found: BTreeMap<PathBuf, Stamp>) -> bool {
+    /// Reads files that are new or changed, those in `whole` however young they are; `true` when anything may be
+    /// different.
+    fn read(&mut self, found: BTreeMap<PathBuf, Stamp>, whole: &HashSet<PathBuf>) -> bool {
         self.unsettled = false;
         let before = self.files.len();
         let health = &self.health;
@@ -150,7 +180,8 @@ impl Folder {
                 continue;
             }
             let settled = is_settled(&file.objects, stamp);
-            if !settled && !file.objects.is_empty() {
+            let is_whole = stamp.1 > 0 && whole.contains(&path);
+            if !settled && !is_whole && !file.objects.is_empty() {
                 self.unsettled = true;
                 continue;
             }
@@ -286,15 +317,21 @@ pub(crate) fn start(folder: Folder, sender: mpsc::Sender<Vec<Op>>, tasks: &Tasks
 }
 
 async fn watch(mut folder: Folder, sender: mpsc::Sender<Vec<Op>>) {
-    let (root, health) = (folder.root.clone(), folder.health.clone());
+    let (root, health, whole) = (folder.root.clone(), folder.health.clone(), folder.whole.clone());
     // One slot: a second event before the scan says nothing new.
     let (wake, mut woken) = mpsc::channel::<()>(1);
+    let (wake_now, mut woken_now) = mpsc::channel::<()>(1);
     let mut watcher = None;
     let mut first = true;
     loop {
         if watcher.is_none() {
-            watcher = watch_events(&root, wake.clone(), &health);
+            let (whole, wake, wake_now) = (whole.clone(), wake.clone(), wake_now.clone());
+            watcher = watch_events(&root, &health, move |event| {
+                let wake = if whole.note(event) { &wake_now } else { &wake };
+                wake.try_send(()).ok();
+            });
         }
+        let started = Instant::now();
         let scanned = tokio::task::spawn_blocking(move || {
             let ops = folder.scan();
             (folder, ops)
@@ -308,8 +345,17 @@ async fn watch(mut folder: Folder, sender: mpsc::Sender<Vec<Op>>) {
             return;
         }
         let pause = if folder.unsettled { SETTLE } else { POLL };
+        // A whole file that comes alone is read at once, those that follow it closely are read together.
+        let spaced = async |woken: &mut mpsc::Receiver<()>| {
+            woken.recv().await;
+            tokio::time::sleep(DEBOUNCE.saturating_sub(started.elapsed())).await;
+        };
         tokio::select! {
-            _ = woken.recv() => tokio::time::sleep(DEBOUNCE).await,
+            () = spaced(&mut woken_now) => {}
+            _ = woken.recv() => tokio::select! {
+                () = spaced(&mut woken_now) => {}
+                () = tokio::time::sleep(DEBOUNCE) => {}
+            },
             () = tokio::time::sleep(pause) => {}
         }
         while woken.try_recv().is_ok() {}
@@ -317,11 +363,15 @@ async fn watch(mut folder: Folder, sender: mpsc::Sender<Vec<Op>>) {
 }
 
 /// Without events the folder is still looked at regularly, so a failure here is only said.
-fn watch_events(root: &Path, wake: mpsc::Sender<()>, health: &Health) -> Option<RecommendedWatcher> {
+fn watch_events(
+    root: &Path,
+    health: &Health,
+    tell: impl Fn(&notify::Event) + Send + 'static,
+) -> Option<RecommendedWatcher> {
     let notify = move |event: notify::Result<notify::Event>| {
         // Reading a file raises events too; looking at them would never end.
-        if event.is_ok_and(|e| !e.kind.is_access()) {
-            wake.try_send(()).ok();
+        if let Some(event) = event.ok().filter(|e| !e.kind.is_access()) {
+            tell(&event);
         }
     };
     let started = notify::recommended_watcher(notify).and_then(|mut watcher| {
