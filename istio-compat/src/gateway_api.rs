@@ -107,6 +107,8 @@ pub struct DerivedGateway {
     pub gateway: (String, String),
     /// Hosts of the services whose workloads serve it.
     pub services: Vec<String>,
+    /// Name of the secret whose certificate it shows to backends; empty = none.
+    pub client_certificate: String,
 }
 
 /// What Gateway API objects become.

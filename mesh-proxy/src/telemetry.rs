@@ -5,6 +5,7 @@
 //! - [`istio`]: the metric families; series are resolved once and then only counted.
 //! - [`counters`]: what happened that no request tells of.
 //! - [`local`]: a worker's cache of resolved series, so that a request formats no label.
+//! - [`routes`]: requests by the names that rules give them.
 //! - `rules`: what Telemetry resources change about metrics, the log and traces.
 //! - [`access_log`]: one line a call, text or JSON, written by a thread of its own that may drop lines.
 //! - `tap`: what the endpoint's node reads of HTTP that goes by.
@@ -16,6 +17,7 @@ pub mod flags;
 pub mod istio;
 pub(crate) mod local;
 pub mod peer;
+pub mod routes;
 pub(crate) mod rules;
 pub(crate) mod tap;
 pub mod trace;

@@ -201,10 +201,14 @@ pub(crate) fn server(
     key_pair(world, reference, by.namespace, &wording)
 }
 
-/// Whether the certificate that a Gateway shows to backends can be used.
-pub(crate) fn client(world: &World<'_>, reference: &ObjectReference, namespace: &str) -> Result<(), Problem> {
+/// The name of the certificate that a Gateway shows to backends, or why it cannot be used.
+pub(crate) fn client(
+    world: &World<'_>,
+    reference: &ObjectReference,
+    namespace: &str,
+) -> Result<String, Problem> {
     let wording = Wording { reason: INVALID_CLIENT_REF, what: "clientCertificateRef" };
-    key_pair(world, reference, namespace, &wording)?;
+    let name = key_pair(world, reference, namespace, &wording)?;
     let target = reference.namespace.as_deref().unwrap_or(namespace);
     let may =
         grants::allowed(world.objects, "Gateway", namespace, GroupKind::SECRET, target, &reference.name);
@@ -218,7 +222,7 @@ pub(crate) fn client(world: &World<'_>, reference: &ObjectReference, namespace: 
             ),
         ));
     }
-    Ok(())
+    Ok(name)
 }
 
 /// The name of the CA certificates for clients, or why they cannot be used.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::{
-    DerivedGateway, ObjectRef, Statuses, World, addresses,
+    DerivedGateway, ObjectRef, Statuses, World, addresses, certificates,
     conditions::{Clock, Conditions, Problem},
     conflicts::{self, Conflicts},
     listener::{self, Built, Owner},
@@ -450,6 +450,16 @@ impl Scope<'_> {
             spec,
             gateway: (self.key.0.clone(), self.key.1.clone()),
             services: self.services.to_vec(),
+            client_certificate: self.client_certificate(),
         }
+    }
+
+    /// What is shown to backends, if it may and can be.
+    fn client_certificate(&self) -> String {
+        let tls = self.gateway.spec.tls.as_ref();
+        let reference = tls.and_then(|t| t.backend.as_ref()?.client_certificate_ref.as_ref());
+        let namespace = &self.gateway.meta.namespace;
+        let usable = reference.and_then(|r| certificates::client(self.world, r, namespace).ok());
+        usable.unwrap_or_default()
     }
 }

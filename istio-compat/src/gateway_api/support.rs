@@ -41,14 +41,6 @@ pub(super) fn unsupported(object: &Typed) -> Vec<Finding> {
             if gateway.spec.default_scope.is_some() {
                 say("spec.defaultScope".to_owned(), "default Gateways are not implemented", &mut out);
             }
-            let tls = gateway.spec.tls.as_ref();
-            if tls.and_then(|t| t.backend.as_ref()).is_some() {
-                say(
-                    "spec.tls.backend".to_owned(),
-                    "the reference is checked; no client certificate is shown to backends",
-                    &mut out,
-                );
-            }
         }
         Typed::XBackendTrafficPolicy(policy) if policy.spec.session_persistence.is_some() => {
             say("spec.sessionPersistence".to_owned(), NO_SESSIONS, &mut out);

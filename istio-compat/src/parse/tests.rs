@@ -42,7 +42,7 @@ fn unknown_and_unsupported_fields_are_named_where_they_are() {
         "http": [
             { "route": [{ "destination": { "host": "reviews" } }] },
             {
-                "match": [{ "uri": { "prefix": "/" }, "statPrefix": "x" }],
+                "match": [{ "uri": { "prefix": "/" }, "headers": { "@request.auth.claims.a": {} } }],
                 "retries": { "attempts": 1, "retryOn": "retriable-headers" },
                 "websocketUpgrade": true,
                 "route": [{ "destination": { "host": "reviews", "zone": "z" } }],
@@ -54,10 +54,7 @@ fn unknown_and_unsupported_fields_are_named_where_they_are() {
         paths(&parsed.unknown),
         ["spec.http[1].route[0].destination.zone", "spec.http[1].websocketUpgrade"]
     );
-    assert_eq!(
-        paths(&parsed.unsupported),
-        ["spec.http[1].match[0].statPrefix", "spec.http[1].retries.retryOn"]
-    );
+    assert_eq!(paths(&parsed.unsupported), ["spec.http[1].match[0].headers", "spec.http[1].retries.retryOn"]);
 }
 
 #[test]

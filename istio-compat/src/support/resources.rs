@@ -30,6 +30,13 @@ fn is_loopback(endpoint: &str) -> bool {
     endpoint.starts_with("127.") || endpoint.starts_with("[::1]")
 }
 
+/// An address inside a pod.
+fn is_private(bind: &str) -> bool {
+    bind.starts_with("unix://") || bind.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+const CAPTURE: &str = "`NONE` is not: the calls of all workloads of a node are captured";
+
 fn is_socket(value: &Value) -> bool {
     value.as_str().is_some_and(|a| a.starts_with("unix://"))
 }
@@ -39,24 +46,22 @@ pub(super) static GATEWAY: &[Field] = &[
     yes("servers", "listeners change without a dropped connection"),
     partly("servers[].bind", "sockets (`unix://`) are not opened", is_socket),
     yes("servers[].port", ""),
-    partly("servers[].port.protocol", "MONGO, REDIS and MYSQL are bytes", |v| {
-        v.as_str().is_some_and(|p| ["MONGO", "REDIS", "MYSQL"].contains(&p.to_ascii_uppercase().as_str()))
-    }),
+    partly(
+        "servers[].port.protocol",
+        "MONGO is bytes, without statistics of its own (REDIS and MYSQL are, as in Istio where their filters are off)",
+        |v| v.as_str().is_some_and(|p| p.eq_ignore_ascii_case("MONGO")),
+    ),
     idle("servers[].port.targetPort", "deprecated; without effect, as in Istio"),
     idle("servers[].defaultEndpoint", "without effect, as in Istio"),
     yes("servers[].tls", "keys by secret or file, read again when they change"),
     partly("servers[].tls.minProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
     partly("servers[].tls.maxProtocolVersion", "at least 1.2", |v| v == "TLSV1_0" || v == "TLSV1_1"),
-    partly("servers[].tls.tlsCertificates", "the first pair is served", |v| {
-        v.as_array().is_some_and(|list| list.len() > 1)
-    }),
 ];
 
 pub(super) static SERVICE_ENTRY: &[Field] = &[
-    partly(
+    yes(
         "hosts",
-        "of ServiceEntries in several namespaces for one host the oldest one counts, for everybody",
-        |_| false,
+        "of ServiceEntries in several namespaces for one host that of the client's own counts, else the oldest that it may use",
     ),
     yes("addresses", "without one, a host gets one from 240.240.0.0/16"),
     yes("ports", ""),
@@ -92,14 +97,20 @@ pub(super) static SIDECAR: &[Field] = &[
         "decided at the node by the calling workload; `namespace/host`, with `~` in front to leave out",
     ),
     idle("egress[].port.targetPort", "without effect, as in Istio"),
-    no("egress[].bind", "calls are told by port, whatever address they go to"),
-    no("egress[].captureMode", "capture is the same for all workloads of a node"),
+    partly(
+        "egress[].bind",
+        "an address that is called; the node does not listen at loopback addresses of pods, nor at sockets (`unix://`)",
+        |v| v.as_str().is_some_and(is_private),
+    ),
+    partly("egress[].captureMode", CAPTURE, |v| v == "NONE"),
     yes("ingress", ""),
     yes("ingress[].port", "calls to it go to the port of `defaultEndpoint`"),
     no("ingress[].port.name", "statistics do not have it"),
     idle("ingress[].port.targetPort", "without effect, as in Istio"),
-    no("ingress[].bind", "the node calls pods at their own address"),
-    no("ingress[].captureMode", "capture is the same for all workloads of a node"),
+    partly("ingress[].bind", "the pod's address, or any; the node calls pods at no other", |v| {
+        v.as_str().is_some_and(is_private)
+    }),
+    partly("ingress[].captureMode", CAPTURE, |v| v == "NONE"),
     partly(
         "ingress[].defaultEndpoint",
         "its port, at the pod's own address: a process that listens on loopback alone is not reached; sockets \
@@ -121,7 +132,6 @@ pub(super) static SIDECAR: &[Field] = &[
         "the workload's node hands on what comes; see `http` of DestinationRules",
     ),
     yes("outboundTrafficPolicy", ""),
-    no("outboundTrafficPolicy.egressProxy", "unknown hosts go to the address that was called"),
 ];
 
 pub(super) static TELEMETRY: &[Field] = &[

@@ -105,7 +105,7 @@ pub(super) static VIRTUAL_SERVICE: &[Field] = &[
     yes("http[].match[].sourceLabels", ""),
     yes("http[].match[].sourceNamespace", ""),
     yes("http[].match[].gateways", ""),
-    no("http[].match[].statPrefix", "there are no statistics for single routes"),
+    yes("http[].match[].statPrefix", "label of `selvage_route_requests_total`, for at most 256 names"),
     yes("http[].route", "weights, subsets, ports"),
     yes("http[].route[].headers", "see `http[].headers`"),
     partly("http[].route[].headers.request.set{}", COMMANDS, has_command),

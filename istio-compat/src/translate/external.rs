@@ -90,14 +90,21 @@ pub fn service(
     })
 }
 
-/// Which of the ServiceEntries that name a host make it: the oldest, and those of its namespace with its resolution.
-pub fn makers<'a>(mut all: Vec<&'a ServiceEntry>, ctx: &Context) -> Vec<&'a ServiceEntry> {
+/// Which of the ServiceEntries that name a host make it, by namespace, that of the oldest one first: in each namespace the
+/// oldest, and those with its resolution.
+pub fn owners<'a>(mut all: Vec<&'a ServiceEntry>, ctx: &Context) -> Vec<Vec<&'a ServiceEntry>> {
     all.retain(|e| !is_hidden(e, ctx));
     all.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
-    let Some(owner) = all.first().copied() else { return Vec::new() };
     let resolution = |e: &ServiceEntry| e.spec.resolution.unwrap_or_default();
-    all.retain(|e| e.meta.namespace == owner.meta.namespace && resolution(e) == resolution(owner));
-    all
+    let mut out: Vec<Vec<&ServiceEntry>> = Vec::new();
+    for entry in all {
+        match out.iter_mut().find(|group| group[0].meta.namespace == entry.meta.namespace) {
+            None => out.push(vec![entry]),
+            Some(group) if resolution(group[0]) == resolution(entry) => group.push(entry),
+            Some(_) => {}
+        }
+    }
+    out
 }
 
 /// The endpoints that a ServiceEntry lists itself. With a resolution by DNS and none listed, its host is the endpoint.

@@ -10,6 +10,9 @@ use crate::{
     types::{Gateway, Meta, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol, VirtualService},
 };
 
+/// The annotation of what a Gateway of Gateway API becomes: the secret whose certificate it shows to backends.
+pub const CLIENT_CERTIFICATE: &str = "internal.selvage.dev/client-certificate";
+
 /// The listeners of a Gateway.
 pub fn gateway(object: &Gateway) -> model::Gateway {
     let servers = object
@@ -24,7 +27,14 @@ pub fn gateway(object: &Gateway) -> model::Gateway {
         created: object.meta.creation_timestamp.clone(),
         selector: object.spec.selector.clone(),
         servers,
+        client_secret: client_secret(object),
     }
+}
+
+/// Only what is derived has it: Gateways that users write cannot have such a name.
+fn client_secret(object: &Gateway) -> String {
+    let named = object.meta.annotations.get(CLIENT_CERTIFICATE).filter(|_| object.meta.name.contains('~'));
+    named.map(|name| secrets::full_name(name, &object.meta.namespace)).unwrap_or_default()
 }
 
 /// Names of servers that stay when others come and go: their own, or port and position among those of the port.
@@ -81,7 +91,7 @@ fn tls(t: &ServerTlsSettings, meta: &Meta) -> model::ServerTls {
         TlsProtocol::V1_2 => TlsVersion::Tlsv12,
         TlsProtocol::V1_3 => TlsVersion::Tlsv13,
     };
-    // Several pairs of files: the first one is served.
+    let alone = t.server_certificate.is_empty();
     let first = t.tls_certificates.first();
     let file =
         |own: &String, of: Option<&String>| if own.is_empty() { of.cloned() } else { Some(own.clone()) };
@@ -102,6 +112,15 @@ fn tls(t: &ServerTlsSettings, meta: &Meta) -> model::ServerTls {
         max_version: version(t.max_protocol_version).into(),
         cipher_suites: t.cipher_suites.clone(),
         insecure_skip_verify: t.insecure_skip_verify == Some(true),
+        more_files: t
+            .tls_certificates
+            .iter()
+            .skip(usize::from(alone))
+            .map(|c| model::server_tls::KeyFiles {
+                certificate: c.server_certificate.clone(),
+                private_key: c.private_key.clone(),
+            })
+            .collect(),
     }
 }
 
@@ -119,6 +138,7 @@ pub fn secrets_of(object: &Gateway) -> Vec<String> {
             names.push(secrets::full_name(&t.ca_cert_credential_name, &object.meta.namespace));
             names
         })
+        .chain([client_secret(object)])
         .filter(|n| !n.is_empty())
         .collect();
     out.sort();

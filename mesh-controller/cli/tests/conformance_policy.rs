@@ -34,8 +34,11 @@ fn check(world: &[Value], case: &Value) -> Vec<String> {
     let mesh = World::new(objects, &WorldOptions::default());
     let labels: BTreeMap<String, String> = serde_json::from_value(case["client"]["labels"].clone()).unwrap();
     let gateway = (case["client"]["type"] == "gateway").then_some("istio-system/gateway");
-    let client =
-        Client { namespace: case["client"]["namespace"].as_str().unwrap(), labels: &labels, gateway };
+    let client = Client {
+        labels: &labels,
+        gateway,
+        ..Client::in_namespace(case["client"]["namespace"].as_str().unwrap())
+    };
     let query = &case["query"];
     let port = u16::try_from(query["port"].as_u64().unwrap()).unwrap();
     let service = mesh.tables().service(query["host"].as_str().unwrap()).expect("service");

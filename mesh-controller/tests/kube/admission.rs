@@ -3,10 +3,7 @@
 
 use std::{process::Command, time::Duration};
 
-use mesh_testkit::{
-    bins,
-    kube::{eventually, programs},
-};
+use mesh_testkit::{bins, kube::eventually};
 use serde_json::{Value, json};
 
 use crate::{mesh::Mesh, scenarios};
@@ -103,14 +100,14 @@ fn a_bad_rule_is_refused_and_an_ignored_field_warned_of(mesh: &Mesh) {
     assert!(mesh.cluster.kubectl(&["get", "virtualservice", "-A"]).unwrap().is_empty(), "nothing is stored");
 
     let mut partly = good();
-    partly["spec"]["http"][0]["match"][0]["statPrefix"] = "x".into();
+    partly["spec"]["http"][0]["headers"] = json!({ "request": { "set": { "x": "%NOT_A_COMMAND%" } } });
     let (out, warned) = apply(mesh, &partly, false);
     println!("kubectl says: {}", warned.trim());
     assert!(out.contains("created"), "{out}{warned}");
-    assert!(warned.contains("Warning: spec.http[0].match[0].statPrefix: has no effect"), "{warned}");
+    assert!(warned.contains("Warning: spec.http[0].headers.request.set"), "{warned}");
 
-    condition_is(mesh, "Honoured", "False", "spec.http[0].match[0].statPrefix");
-    let metric = "selvage_ignored_fields{field=\"spec.http[].match[].statPrefix\",kind=\"VirtualService\"} 1";
+    condition_is(mesh, "Honoured", "False", "spec.http[0].headers.request.set");
+    let metric = "selvage_ignored_fields{field=\"spec.http[].headers.request.set";
     until(mesh, "the metric", || {
         let text = metrics(mesh);
         if text.contains(metric) { Ok(()) } else { Err(text) }
@@ -172,9 +169,8 @@ fn what_came_in_meanwhile_is_said_in_its_status(mesh: &mut Mesh) {
 
 fn a_live_cluster_is_analysed(mesh: &Mesh) {
     let meshctl = bins::find("meshctl").unwrap().display().to_string();
-    let kubectl = programs().unwrap().join("kubectl").display().to_string();
     let kubeconfig = mesh.cluster.admin_kubeconfig().display().to_string();
-    let args = [&meshctl, "analyze", "--kubectl", &kubectl, "--kubeconfig", &kubeconfig, "-o", "json"];
+    let args = [&meshctl, "analyze", "--kubeconfig", &kubeconfig, "-o", "json"];
     let output = mesh.world.node("cloud").unwrap().exec(&args).unwrap();
     let said: Value = serde_json::from_str(&output.stdout)
         .unwrap_or_else(|e| panic!("{e}: {}{}", output.stdout, output.stderr));

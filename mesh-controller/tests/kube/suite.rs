@@ -32,8 +32,8 @@ const PORTS: [u16; 23] = [
     9311, 9312, 9313, 9320, 9321,
 ];
 /// Features that this mesh does not claim.
-const NOT_CLAIMED: &str = "GatewayStaticAddresses,GatewayInfrastructurePropagation,GatewayBackendClientCertificate,\
-                           UDPRoute,MeshClusterIPMatching";
+const NOT_CLAIMED: &str =
+    "GatewayStaticAddresses,GatewayInfrastructurePropagation,UDPRoute,MeshClusterIPMatching";
 /// Tests that fail today; docs/gateway-api.md says why.
 const KNOWN: [&str; 1] = ["MeshFrontend"];
 

@@ -121,6 +121,23 @@ impl Problems {
             self.cidr(&format!("cidrs[{i}]"), c);
         }
         self.virtual_hosts("virtual_hosts", &s.virtual_hosts);
+        for (i, other) in s.others.iter().enumerate() {
+            self.other_owner(&format!("others[{i}]"), s, other);
+        }
+    }
+
+    /// What is wrong inside is told with the path of the whole, as it was one resource that came.
+    fn other_owner(&mut self, path: &str, of: &model::Service, other: &model::service::OtherOwner) {
+        let Some(service) = &other.service else { return self.add(path, "has no service") };
+        if service.host != of.host || service.kind != of.kind || !service.others.is_empty() {
+            return self.add(path, "is no owner of the same host");
+        }
+        let mut inner = Self::default();
+        inner.service(service);
+        if let Some(endpoints) = &other.endpoints {
+            inner.endpoints(endpoints);
+        }
+        self.0.extend(inner.0.into_iter().map(|p| Problem { path: format!("{path}.{}", p.path), ..p }));
     }
 
     fn virtual_hosts(&mut self, path: &str, list: &[model::VirtualHost]) {

@@ -1,6 +1,6 @@
 //! Who asks, what it asks for, and where chance comes from.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::endpoint::WorkloadEntry;
 
@@ -13,6 +13,8 @@ pub struct Client<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// `namespace/name` of the gateway that received the request; none inside the mesh.
     pub gateway: Option<&'a str>,
+    /// The address that it called; none = a name, or unknown.
+    pub called: Option<IpAddr>,
 }
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
@@ -20,12 +22,12 @@ static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 impl<'a> Client<'a> {
     /// A caller in the mesh of which nothing but the namespace is known.
     pub fn in_namespace(namespace: &'a str) -> Self {
-        Self { namespace, labels: &NO_LABELS, gateway: None }
+        Self { namespace, labels: &NO_LABELS, gateway: None, called: None }
     }
 
     /// A workload as caller.
     pub fn of(workload: &'a WorkloadEntry) -> Self {
-        Self { namespace: &workload.namespace, labels: &workload.labels, gateway: None }
+        Self { namespace: &workload.namespace, labels: &workload.labels, gateway: None, called: None }
     }
 
     /// The name that `gateways` lists of rules are compared with.

@@ -220,8 +220,9 @@ fn compile_one(
         |p| Arc::new(p.effective(subset, port.number, defaults)),
     );
     let passes = effective.balancing.kind == LoadBalancing::Passthrough;
+    let id = key.id();
     Cluster {
-        id: key.id(),
+        id: if def.beside { Fnv::of(&[&id.to_be_bytes(), def.namespace.as_bytes()]) } else { id },
         key,
         service_name: def.name.clone(),
         service_namespace: def.namespace.clone(),

@@ -25,6 +25,8 @@ pub struct HttpDecision<'t> {
     pub rule: Option<&'t HttpRule>,
     /// The match entry of the rule, with its position; none = the rule takes everything.
     pub matched: Option<(usize, &'t RouteMatch)>,
+    /// `namespace/name` of the Gateway whose rule it is.
+    pub gateway: Option<&'t Arc<str>>,
     /// What happens.
     pub outcome: HttpOutcome<'t>,
 }
@@ -76,6 +78,8 @@ pub struct L4Decision<'t> {
     pub destinations: Option<&'t Destinations>,
     /// Position of the rule in its VirtualService.
     pub rule_index: Option<u32>,
+    /// `namespace/name` of the Gateway whose rule it is.
+    pub gateway: Option<&'t Arc<str>>,
     /// What happens.
     pub outcome: L4Outcome<'t>,
 }
@@ -136,10 +140,12 @@ impl Tables {
             virtual_host: None,
             rule: None,
             matched: None,
+            gateway: None,
             outcome: HttpOutcome::Blackhole,
         };
         let scope = self.scope_of(client);
-        let known = |s: &ServiceEntry| scope.is_none_or(|scope| scope.sees(s, port));
+        let called = (port, client.called);
+        let known = |s: &ServiceEntry| scope.is_none_or(|scope| scope.sees(s, called));
         let Some(service) = self.service_at_port(request.authority(), client.namespace, port, known) else {
             d.outcome = self.unknown_host(client, original);
             return d;
@@ -147,7 +153,7 @@ impl Tables {
         d.service = Some(service);
         let claims = |v: &&VirtualHostEntry| {
             v.visible_to(client)
-                && scope.is_none_or(|scope| scope.sees_rules(v, &service.host, port))
+                && scope.is_none_or(|scope| scope.sees_rules(v, &service.host, called))
                 && v.has_http_for(client, port)
         };
         let Some(host) = service.virtual_hosts.iter().find(claims) else {
@@ -192,6 +198,14 @@ impl Tables {
     }
 
     fn unknown_host<'t>(&'t self, client: &Client<'_>, original: Option<&VipMatch<'t>>) -> HttpOutcome<'t> {
+        if client.gateway.is_none()
+            && let Some(to) = self.egress_proxy(client)
+        {
+            return match self.cluster_of(client, to, to.port, true) {
+                Ok(cluster) => HttpOutcome::Forward { destination: Some(to), cluster },
+                Err(missing) => HttpOutcome::UnknownCluster(missing),
+            };
+        }
         match original {
             _ if client.gateway.is_some() => HttpOutcome::NoRoute,
             Some(vip) => HttpOutcome::Passthrough(vip.service.cluster(client, "", vip.port.number)),
@@ -209,7 +223,7 @@ impl Tables {
         called: u16,
         infer: bool,
     ) -> Result<&'t Arc<Cluster>, Missing<'t>> {
-        let service = self.service(&to.host);
+        let service = self.service_for(&to.host, client.namespace);
         let port = match (to.port, service) {
             (0, Some(s)) if infer && s.ports.len() == 1 => s.ports[0].number,
             (0, _) => called,
@@ -267,8 +281,22 @@ impl Tables {
     }
 
     fn unknown_address(&self, client: &Client<'_>) -> L4Decision<'_> {
-        let outcome = if self.registry_only(client) { L4Outcome::Blackhole } else { L4Outcome::Passthrough };
-        L4Decision { service: None, virtual_host: None, destinations: None, rule_index: None, outcome }
+        let outcome = match self.egress_proxy(client) {
+            Some(to) => match self.cluster_of(client, to, to.port, true) {
+                Ok(cluster) => L4Outcome::Forward { destination: Some(to), cluster },
+                Err(missing) => L4Outcome::UnknownCluster(missing),
+            },
+            None if self.registry_only(client) => L4Outcome::Blackhole,
+            None => L4Outcome::Passthrough,
+        };
+        L4Decision {
+            service: None,
+            virtual_host: None,
+            destinations: None,
+            rule_index: None,
+            gateway: None,
+            outcome,
+        }
     }
 
     fn finish_l4<'t>(
@@ -297,6 +325,7 @@ impl Tables {
             virtual_host: found.map(|f| f.0),
             destinations: found.map(|f| f.2),
             rule_index: found.map(|f| f.1),
+            gateway: None,
             outcome,
         }
     }

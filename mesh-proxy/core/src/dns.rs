@@ -72,15 +72,20 @@ pub const MAX_RECORDS: usize = 128;
 
 /// Answers a question. `name` is lower case.
 pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
+    answer_in(tables, "", name, query)
+}
+
+/// The same for clients of a namespace.
+fn answer_in(tables: &Tables, namespace: &str, name: &str, query: QueryType) -> Answer {
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.ends_with(".in-addr.arpa") || name.ends_with(".ip6.arpa") {
         return reverse(tables, name, query);
     }
-    if let Some(service) = tables.service(name).filter(|s| s.kind != ServiceKind::RouteOnly) {
+    if let Some(service) = tables.service_for(name, namespace).filter(|s| s.kind != ServiceKind::RouteOnly) {
         return of_service(tables, service, query);
     }
     // Under a wildcard outside, every name has the wildcard's address.
-    if let Some(service) = outside(tables, name) {
+    if let Some(service) = outside(tables, namespace, name) {
         return of_service(tables, service, query);
     }
     let ours =
@@ -98,8 +103,10 @@ pub fn answer(tables: &Tables, name: &str, query: QueryType) -> Answer {
 /// The same for a workload: a host outside that it may not know means to it what it means outside.
 pub fn answer_for(tables: &Tables, from: IpAddr, name: &str, query: QueryType) -> Answer {
     let plain = name.strip_suffix('.').unwrap_or(name);
-    if let Some(service) = outside(tables, plain)
-        && let Some(workload) = tables.workload(from.to_canonical())
+    let workload = tables.workload(from.to_canonical());
+    let namespace = workload.map(|w| &*w.namespace).unwrap_or_default();
+    if let Some(service) = outside(tables, namespace, plain)
+        && let Some(workload) = workload
     {
         let client = Client::of(workload);
         let known = service.visible_to(client.namespace)
@@ -108,15 +115,15 @@ pub fn answer_for(tables: &Tables, from: IpAddr, name: &str, query: QueryType) -
             return Answer::NotOurs;
         }
     }
-    answer(tables, name, query)
+    answer_in(tables, namespace, name, query)
 }
 
 /// The host outside that a name is, or is covered by.
-fn outside<'t>(tables: &'t Tables, name: &str) -> Option<&'t ServiceEntry> {
+fn outside<'t>(tables: &'t Tables, namespace: &str, name: &str) -> Option<&'t ServiceEntry> {
     let external = |s: &ServiceEntry| s.kind == ServiceKind::External;
-    match tables.service(name) {
+    match tables.service_for(name, namespace) {
         Some(s) => external(s).then_some(&**s),
-        None => tables.wildcard(name, &|s| external(s) && !s.vips.is_empty()).map(|s| &**s),
+        None => tables.wildcard(name, namespace, &|s| external(s) && !s.vips.is_empty()).map(|s| &**s),
     }
 }
 

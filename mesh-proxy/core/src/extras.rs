@@ -68,6 +68,12 @@ impl Tables {
         self.extras.gateways.values()
     }
 
+    /// Name of the secret that a gateway shows to endpoints when TLS is opened towards them.
+    pub fn client_secret(&self, gateway: &str) -> Option<&str> {
+        let gateway = self.extras.gateways.get(gateway)?;
+        Some(gateway.client_secret.as_str()).filter(|name| !name.is_empty())
+    }
+
     /// Whether two snapshots have the same Gateways and keys.
     pub fn same_gateways(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.extras.gateways, &other.extras.gateways)

@@ -130,6 +130,7 @@ impl Tables {
             virtual_host: None,
             rule: None,
             matched: None,
+            gateway: None,
             outcome: HttpOutcome::NoRoute,
         };
         let host = without_port(request.authority());
@@ -140,6 +141,7 @@ impl Tables {
                     d.virtual_host = d.virtual_host.or(Some(part));
                     let Some(place) = part.find_gateway(&client, port, request, every_path) else { continue };
                     d.virtual_host = Some(part);
+                    d.gateway = Some(&entry.gateway);
                     self.act_on(&mut d, (part, place), &client, port, dice);
                     return d;
                 }
@@ -153,14 +155,22 @@ impl Tables {
         let cluster = || {
             let (port, rest) = sni.strip_prefix("outbound_.")?.split_once("_.")?;
             let (subset, host) = rest.split_once("_.")?;
-            let service = self.service(host).filter(|s| s.visible_to(client.namespace))?;
+            let service =
+                self.service_for(host, client.namespace).filter(|s| s.visible_to(client.namespace))?;
             service.cluster(client, subset, port.parse().ok()?)
         };
         let outcome = match cluster() {
             Some(cluster) => L4Outcome::Forward { destination: None, cluster },
             None => L4Outcome::Blackhole,
         };
-        L4Decision { service: None, virtual_host: None, destinations: None, rule_index: None, outcome }
+        L4Decision {
+            service: None,
+            virtual_host: None,
+            destinations: None,
+            rule_index: None,
+            gateway: None,
+            outcome,
+        }
     }
 
     /// Decides a connection that stays closed (TLS, by its SNI) or is bytes (`sni` is none) at a gateway's listener.
@@ -176,6 +186,7 @@ impl Tables {
             virtual_host: None,
             destinations: None,
             rule_index: None,
+            gateway: None,
             outcome: L4Outcome::Blackhole,
         };
         for entry in self.extras.hosts.covering(servers, sni.unwrap_or("*")) {
@@ -196,6 +207,7 @@ impl Tables {
                     virtual_host: Some(part),
                     destinations: Some(to),
                     rule_index: Some(index),
+                    gateway: Some(&entry.gateway),
                     outcome,
                     ..none()
                 };

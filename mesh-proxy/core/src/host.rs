@@ -99,7 +99,7 @@ impl Tables {
         let host = without_port(authority);
         let host = host.strip_suffix('.').unwrap_or(host);
         let name = Name::lower(host)?;
-        let exact = self.service(name.as_str()).filter(|s| accept(s));
+        let exact = self.service(name.as_str()).and_then(|s| s.preferred(namespace, &accept));
         if exact.is_some() {
             return exact;
         }
@@ -116,7 +116,7 @@ impl Tables {
         let short = full.and_then(|f| self.service(f.as_str())).filter(|s| accept(s));
         short
             .or_else(|| self.headless_member(name.as_str(), &accept))
-            .or_else(|| self.wildcard(name.as_str(), &accept))
+            .or_else(|| self.wildcard(name.as_str(), namespace, &accept))
     }
 
     /// `anything.s.ns.svc…` of a headless service.
@@ -138,20 +138,22 @@ impl Tables {
     pub(crate) fn wildcard(
         &self,
         host: &str,
+        namespace: &str,
         accept: &impl Fn(&ServiceEntry) -> bool,
     ) -> Option<&Arc<ServiceEntry>> {
+        let at = |pattern: &str| self.service(pattern).and_then(|s| s.preferred(namespace, accept));
         if self.wildcards == 0 {
             return None;
         }
         let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
             let pattern = Name::lower("*.")?.with(&[suffix])?;
-            if let Some(s) = self.service(pattern.as_str()).filter(|s| accept(s)) {
+            if let Some(s) = at(pattern.as_str()) {
                 return Some(s);
             }
             rest = suffix;
         }
-        self.service("*").filter(|s| accept(s))
+        at("*")
     }
 }
 

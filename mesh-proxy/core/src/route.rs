@@ -71,7 +71,7 @@ pub struct RouteMatch {
     /// Name; may be empty.
     pub name: Box<str>,
     /// Name for statistics; may be empty.
-    pub stat_prefix: Box<str>,
+    pub stat_prefix: Arc<str>,
     /// Path without query.
     pub uri: Option<StringMatcher>,
     /// Case of the path does not matter (exact and prefix only).

@@ -1,11 +1,20 @@
 //! What the workloads of a namespace may call (Sidecar).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_api::model::{self, mesh_config::OutboundMode};
 
 use crate::{
-    client::Client, endpoint::WorkloadEntry, policy::millis, route::VirtualHostEntry, service::ServiceDef,
+    client::Client,
+    endpoint::WorkloadEntry,
+    policy::millis,
+    route::{HeaderOps, VirtualHostEntry, WeightedDestination},
+    service::{ServiceDef, ServiceEntry, ServiceKind},
     tables::Tables,
 };
 
@@ -21,8 +30,10 @@ pub struct ScopeEntry {
     egress: Box<[Egress]>,
     /// Unknown hosts are refused (true) or let through (false); none = as the mesh says.
     pub registry_only: Option<bool>,
-    /// For connections to the workloads: of single ports, and of all others.
-    inbound: Box<[(u16, Arc<InboundLimits>)]>,
+    /// Unknown hosts that are let through go there.
+    pub egress_proxy: Option<WeightedDestination>,
+    /// For connections to the workloads: of single ports (of one address, if it names one), and of all others.
+    inbound: Box<[(u16, Option<IpAddr>, Arc<InboundLimits>)]>,
     inbound_default: Option<Arc<InboundLimits>>,
 }
 
@@ -56,9 +67,20 @@ fn ending(m: &model::IngressListener) -> Option<u16> {
     port.or_else(|| u16::try_from(m.port).ok())
 }
 
+/// The address that a listener is bound to; none = any. What is no address is one that nobody calls.
+fn bound(text: &str) -> Option<IpAddr> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Some(ip).filter(|ip| !ip.is_unspecified()),
+        Err(_) if text.is_empty() => None,
+        Err(_) => Some(Ipv4Addr::UNSPECIFIED.into()),
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 struct Egress {
     port: u16,
+    /// Only calls to this address.
+    bind: Option<IpAddr>,
     hosts: Box<[Covered]>,
 }
 
@@ -92,6 +114,7 @@ impl ScopeEntry {
         };
         let egress = |e: &model::EgressListener| Egress {
             port: u16::try_from(e.port).unwrap_or(0),
+            bind: bound(&e.bind),
             hosts: e.hosts.iter().map(covered).collect(),
         };
         Self {
@@ -106,42 +129,64 @@ impl ScopeEntry {
                 OutboundMode::AllowAny => Some(false),
                 OutboundMode::RegistryOnly => Some(true),
             },
+            egress_proxy: m
+                .egress_proxy
+                .as_ref()
+                .filter(|_| m.outbound() == OutboundMode::AllowAny)
+                .map(destination),
             inbound: m
                 .ingress
                 .iter()
-                .filter_map(|i| Some((ending(i)?, InboundLimits::compile(i.pool.as_ref()?))))
+                .filter_map(|i| Some((ending(i)?, bound(&i.bind), InboundLimits::compile(i.pool.as_ref()?))))
                 .collect(),
             inbound_default: m.inbound_pool.as_ref().map(InboundLimits::compile),
         }
     }
 
-    fn covers(&self, port: u16, namespace: &str, host: &str) -> bool {
+    /// `called`: port and address. A listener of that address comes before those of the port, and these before the one
+    /// for all ports.
+    fn covers(&self, (port, called): (u16, Option<IpAddr>), namespace: &str, host: &str) -> bool {
         if self.egress.is_empty() {
             return true;
         }
-        let listener = self.egress.iter().find(|e| e.port == port && port != 0);
-        let Some(listener) = listener.or_else(|| self.egress.iter().find(|e| e.port == 0)) else {
-            return false;
-        };
+        let at =
+            |bind: Option<IpAddr>| self.egress.iter().find(|e| port != 0 && e.port == port && e.bind == bind);
+        let own = called.and_then(|ip| at(Some(ip))).or_else(|| at(None));
+        let Some(listener) = own.or_else(|| self.egress.iter().find(|e| e.port == 0)) else { return false };
         let fits = |exclude| listener.hosts.iter().any(|c| c.exclude == exclude && c.fits(namespace, host));
         fits(false) && !fits(true)
     }
 
-    /// Whether the workloads know a service at a port.
-    pub fn sees(&self, service: &ServiceDef, port: u16) -> bool {
-        self.covers(port, &service.namespace, &service.host)
+    /// Whether the workloads know a service when they call a port of an address.
+    pub fn sees(&self, service: &ServiceDef, called: (u16, Option<IpAddr>)) -> bool {
+        self.covers(called, &service.namespace, &service.host)
     }
 
     /// Whether the workloads know a service at any port: what DNS asks.
     pub fn sees_any(&self, service: &ServiceDef) -> bool {
         self.egress.is_empty()
-            || self.egress.iter().any(|e| self.covers(e.port, &service.namespace, &service.host))
+            || self.egress.iter().any(|e| self.covers((e.port, e.bind), &service.namespace, &service.host))
     }
 
     /// Whether a VirtualService for a host counts for the workloads.
-    pub(crate) fn sees_rules(&self, of: &VirtualHostEntry, host: &str, port: u16) -> bool {
+    pub(crate) fn sees_rules(
+        &self,
+        of: &VirtualHostEntry,
+        host: &str,
+        called: (u16, Option<IpAddr>),
+    ) -> bool {
         let namespace = of.source.split_once('/').map_or("", |(ns, _)| ns);
-        self.covers(port, namespace, host)
+        self.covers(called, namespace, host)
+    }
+}
+
+fn destination(m: &model::Destination) -> WeightedDestination {
+    WeightedDestination {
+        host: m.host.as_str().into(),
+        subset: m.subset.as_str().into(),
+        port: u16::try_from(m.port).unwrap_or(0),
+        weight: 1,
+        headers: HeaderOps::default(),
     }
 }
 
@@ -175,14 +220,33 @@ impl Tables {
     /// Whether a client knows a service at a port.
     pub fn sees(&self, client: &Client<'_>, service: &ServiceDef, port: u16) -> bool {
         service.visible_to(client.namespace)
-            && self.scope_of(client).is_none_or(|scope| scope.sees(service, port))
+            && self.is_preferred(client, service, port)
+            && self.scope_of(client).is_none_or(|scope| scope.sees(service, (port, client.called)))
+    }
+
+    /// Of a host that several namespaces declare a client knows one only.
+    fn is_preferred(&self, client: &Client<'_>, service: &ServiceDef, port: u16) -> bool {
+        let several = service.kind == ServiceKind::External;
+        let Some(host) = self.service(&service.host).filter(|s| several && s.owners().nth(1).is_some())
+        else {
+            return true;
+        };
+        let scope = self.scope_of(client);
+        let known = |s: &ServiceEntry| scope.is_none_or(|scope| scope.sees(s, (port, client.called)));
+        host.preferred(client.namespace, known).is_some_and(|own| std::ptr::eq(&*own.def, service))
     }
 
     /// What is kept to for connections to a port of a workload.
     pub fn inbound_limits(&self, workload: &WorkloadEntry, port: u16) -> Option<&Arc<InboundLimits>> {
         let scope = self.scope_of(&Client::of(workload))?;
-        let own = scope.inbound.iter().find(|(p, _)| *p == port).map(|(_, limits)| limits);
-        own.or(scope.inbound_default.as_ref())
+        let fits = |bind: &Option<IpAddr>| bind.is_none_or(|ip| ip == workload.address);
+        let own = scope.inbound.iter().find(|(p, bind, _)| *p == port && fits(bind));
+        own.map(|(_, _, limits)| limits).or(scope.inbound_default.as_ref())
+    }
+
+    /// Where requests of a client for unknown hosts go, instead of the address that was called.
+    pub(crate) fn egress_proxy(&self, client: &Client<'_>) -> Option<&WeightedDestination> {
+        self.scope_of(client)?.egress_proxy.as_ref()
     }
 
     /// Whether unknown hosts are refused to a client.

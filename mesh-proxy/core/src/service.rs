@@ -132,6 +132,9 @@ pub struct ServiceDef {
     /// Near endpoints are preferred even without outlier detection.
     pub prefers_near: bool,
     pub(crate) no_subset: Arc<str>,
+    /// One of several owners of its host, and not the first: what is made of it is told apart by its namespace.
+    pub(crate) beside: bool,
+    others: Box<[(Arc<Self>, Arc<EndpointSet>)]>,
 }
 
 /// A service with its endpoints.
@@ -141,6 +144,8 @@ pub struct ServiceEntry {
     /// Endpoints, ready or not.
     pub endpoints: Arc<EndpointSet>,
     clusters: Box<[(ClusterSlot, Arc<Cluster>)]>,
+    /// The same host as other namespaces declare it, older ones first.
+    others: Box<[Arc<Self>]>,
 }
 
 impl Deref for ServiceEntry {
@@ -166,7 +171,14 @@ impl ServiceDef {
             .enumerate()
             .map(|(i, v)| VirtualHostEntry::compile(v).map_err(|e| e.at(&format!("virtual_hosts[{i}]"))))
             .collect::<Result<_, _>>()?;
+        let others = m.others.iter().filter_map(|other| {
+            let endpoints = EndpointSet::compile(other.endpoints.as_ref()?, &|_| None);
+            let def = Self::compile(other.service.as_ref()?);
+            Some(def.map(|def| (Arc::new(Self { beside: true, ..def }), Arc::new(endpoints))))
+        });
         Ok(Self {
+            beside: false,
+            others: others.collect::<Result<_, _>>()?,
             host: m.host.as_str().into(),
             namespace: m.namespace.as_str().into(),
             name: m.name.as_str().into(),
@@ -233,6 +245,16 @@ impl ServiceDef {
         self.ports.iter().find(|p| p.name.eq_ignore_ascii_case(name))
     }
 
+    /// The virtual addresses of all owners of the host.
+    pub(crate) fn all_vips(&self) -> impl Iterator<Item = IpAddr> {
+        self.vips.iter().chain(self.others.iter().flat_map(|(o, _)| &o.vips)).copied()
+    }
+
+    /// The address ranges of all owners of the host.
+    pub(crate) fn all_ranges(&self) -> Vec<IpNet> {
+        self.ranges.iter().chain(self.others.iter().flat_map(|(o, _)| &o.ranges)).copied().collect()
+    }
+
     /// The DestinationRule that applies to a client.
     pub fn policy_for(&self, client: &Client<'_>) -> Option<&PolicyEntry> {
         self.policies.iter().find(|p| p.applies_to(client))
@@ -247,12 +269,37 @@ impl ServiceEntry {
         defaults: &PolicyDefaults,
     ) -> Self {
         let clusters = cluster::compile_all(&def, &endpoints, old.map_or(&[], |o| &o.clusters), defaults);
-        Self { def, endpoints, clusters }
+        let before = |def: &ServiceDef| old?.others.iter().find(|o| o.namespace == def.namespace);
+        let others = def.others.iter().map(|(other, endpoints)| {
+            let old = before(other).map(|o| &**o);
+            Arc::new(Self::build(Arc::clone(other), Arc::clone(endpoints), old, defaults))
+        });
+        let others = others.collect();
+        Self { def, endpoints, clusters, others }
     }
 
     /// The new rules with the clusters of before: for the time between the first and the last of several changes.
     pub(crate) fn staged(def: Arc<ServiceDef>, endpoints: Arc<EndpointSet>, old: Option<&Self>) -> Self {
-        Self { def, endpoints, clusters: old.map(|o| o.clusters.clone()).unwrap_or_default() }
+        let (clusters, others) = old.map(|o| (o.clusters.clone(), o.others.clone())).unwrap_or_default();
+        Self { def, endpoints, clusters, others }
+    }
+
+    /// The host as all its owners declare it, older ones first.
+    pub(crate) fn owners<'s>(self: &'s Arc<Self>) -> impl Iterator<Item = &'s Arc<Self>> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// The host as it is for a client: as its own namespace declares it, else the first that is accepted.
+    pub(crate) fn preferred<'s>(
+        self: &'s Arc<Self>,
+        namespace: &str,
+        accept: impl Fn(&Self) -> bool,
+    ) -> Option<&'s Arc<Self>> {
+        if self.others.is_empty() {
+            return Some(self).filter(|s| accept(s));
+        }
+        let accepted = || self.owners().filter(|s| s.visible_to(namespace) && accept(s));
+        accepted().find(|s| *s.namespace == *namespace).or_else(|| accepted().next())
     }
 
     /// The cluster for a subset (empty = all) and a service port, as a client sees it. None: there is no such subset
@@ -270,6 +317,7 @@ impl ServiceEntry {
 
     /// All clusters of the service.
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.iter().map(|(_, c)| c)
+        let others = self.others.iter().flat_map(|o| o.clusters.iter());
+        self.clusters.iter().chain(others).map(|(_, c)| c)
     }
 }

@@ -150,6 +150,12 @@ impl Tables {
         self.services.get(host)
     }
 
+    /// The service with that host as clients of a namespace know it.
+    pub fn service_for(&self, host: &str, namespace: &str) -> Option<&Arc<ServiceEntry>> {
+        let service = self.service(host)?;
+        service.preferred(namespace, |_| true).or(Some(service))
+    }
+
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
         self.services.iter().map(|(_, s)| s)
@@ -172,7 +178,9 @@ impl Tables {
 
     /// Services that have this virtual address, by host.
     pub fn services_at(&self, vip: IpAddr) -> impl Iterator<Item = &Arc<ServiceEntry>> {
-        self.vips.get(&vip).into_iter().flat_map(|h| h.iter()).filter_map(|h| self.services.get(h))
+        let hosts = self.vips.get(&vip).into_iter().flat_map(|h| h.iter());
+        let services = hosts.filter_map(|h| self.services.get(h)).flat_map(ServiceEntry::owners);
+        services.filter(move |s| s.vips.contains(&vip))
     }
 
     /// The service port behind a virtual address, or in a range of addresses.
@@ -191,7 +199,9 @@ impl Tables {
         let exact = self.services_at(ip).filter(|s| knows(s)).find_map(at_port);
         exact.or_else(|| {
             let around = self.ranges.iter().filter(|(net, _)| net.contains(&ip));
-            around.filter_map(|(_, h)| self.services.get(h)).filter(|s| knows(s)).find_map(at_port)
+            let services = around.filter_map(|(_, h)| self.services.get(h)).flat_map(ServiceEntry::owners);
+            let inside = |s: &&Arc<ServiceEntry>| s.ranges.iter().any(|net| net.contains(&ip));
+            services.filter(inside).filter(|s| knows(s)).find_map(at_port)
         })
     }
 
@@ -351,7 +361,7 @@ impl Work {
         let old = self.tables.services.get(&*host).cloned();
         let same_vips = old.as_ref().is_some_and(|o| {
             let ports = |d: &ServiceDef| d.udp_ports().map(|p| p.number).collect::<Vec<_>>();
-            o.vips == def.vips
+            o.all_vips().eq(def.all_vips())
                 && o.kind == def.kind
                 && o.uncaptured == def.uncaptured
                 && ports(o) == ports(&def)
@@ -361,12 +371,13 @@ impl Work {
             if let Some(o) = &old {
                 self.unlist_vips(o);
             }
-            for vip in &def.vips {
-                list(&mut self.tables.vips, *vip, &host);
+            for vip in def.all_vips() {
+                list(&mut self.tables.vips, vip, &host);
             }
         }
-        if old.as_ref().is_some_and(|o| !o.ranges.is_empty()) || !def.ranges.is_empty() {
-            self.set_ranges(&host, &def.ranges);
+        let ranges = def.all_ranges();
+        if old.as_ref().is_some_and(|o| !o.all_ranges().is_empty()) || !ranges.is_empty() {
+            self.set_ranges(&host, &ranges);
         }
         if old.is_none() && host.starts_with('*') {
             self.tables.wildcards += 1;
@@ -387,8 +398,8 @@ impl Work {
     }
 
     fn unlist_vips(&mut self, old: &ServiceEntry) {
-        for vip in &old.vips {
-            unlist(&mut self.tables.vips, *vip, &old.host);
+        for vip in old.all_vips() {
+            unlist(&mut self.tables.vips, vip, &old.host);
         }
     }
 

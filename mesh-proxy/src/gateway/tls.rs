@@ -117,14 +117,20 @@ fn origins(spec: &ServerTls) -> Vec<Origin> {
         return Vec::new();
     }
     if spec.secrets.is_empty() {
-        return vec![Origin {
+        let first = Origin {
             certificate: spec.server_certificate.as_str().into(),
             key: spec.private_key.as_str().into(),
             ca: spec.ca_certificates.as_str().into(),
             crl: spec.ca_crl.as_str().into(),
             ca_secret: spec.ca_secret.as_str().into(),
             ..Origin::default()
-        }];
+        };
+        let more = spec.more_files.iter().map(|files| Origin {
+            certificate: files.certificate.as_str().into(),
+            key: files.private_key.as_str().into(),
+            ..Origin::default()
+        });
+        return std::iter::once(first).chain(more).collect();
     }
     let origin = |(i, name): (usize, &String)| Origin {
         secret: name.as_str().into(),
@@ -218,7 +224,7 @@ fn dns_names(leaf: &[u8]) -> Vec<String> {
     listed.value.general_names.iter().filter_map(dns).collect()
 }
 
-/// The certificate that fits the name, else the first.
+/// The certificate that fits the name, else any; of several the first whose kind of key the client takes.
 struct ByName(Vec<Named>);
 
 impl std::fmt::Debug for ByName {
@@ -229,8 +235,13 @@ impl std::fmt::Debug for ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits = |name: &str| self.0.iter().find(|c| c.names.iter().any(|n| dns_fits(n, name)));
-        let found = hello.server_name().and_then(fits).or_else(|| self.0.first());
+        let named = |c: &&Named| {
+            hello.server_name().is_some_and(|name| c.names.iter().any(|n| dns_fits(n, name)))
+        };
+        let taken = |c: &&Named| c.certified.key.choose_scheme(hello.signature_schemes()).is_some();
+        let all = || self.0.iter();
+        let found = all().find(|c| named(c) && taken(c)).or_else(|| all().find(named));
+        let found = found.or_else(|| all().find(taken)).or_else(|| all().next());
         found.map(|c| Arc::clone(&c.certified))
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) host: &'a str,
     /// Protocols to offer in the handshake.
     pub(crate) alpn: tls::Alpn,
+    /// Secret with the certificate to show, when the rule has none; empty = none.
+    pub(crate) own: &'a str,
 }
 
 impl Prologue {
@@ -85,7 +87,7 @@ impl Prologue {
                 let cluster = &wanted.state.cluster;
                 let config = shared
                     .tls
-                    .client(&wanted.worker.tables(), policy, &cluster.subject_alt_names, ends.alpn)
+                    .client(&wanted.worker.tables(), policy, &cluster.subject_alt_names, (ends.alpn, ends.own))
                     .map_err(|e| ConnectError::Tls(addr, e))?;
                 let host = if ends.host.is_empty() { &*cluster.key.host } else { ends.host };
                 let name = tls::server_name(policy, host, addr.ip());

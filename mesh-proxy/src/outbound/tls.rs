@@ -54,6 +54,8 @@ struct Wanted {
     policy: Arc<ClientTls>,
     names: Arc<[Box<str>]>,
     alpn: Alpn,
+    /// Secret with the certificate that a gateway shows; empty = none.
+    own: Box<str>,
 }
 
 struct Kept {
@@ -73,16 +75,18 @@ impl TlsConfigs {
         Self { identity, ..Self::default() }
     }
 
-    /// The configuration for a connection. `names`: what the service's own entry asks of the server.
+    /// The configuration for a connection. `names`: what the service's own entry asks of the server. `own`: the secret
+    /// with the certificate that a gateway shows where the rule has none of its own.
     pub(crate) fn client(
         &self,
         tables: &Tables,
         policy: &Arc<ClientTls>,
         names: &Arc<[Box<str>]>,
-        alpn: Alpn,
+        (alpn, own): (Alpn, &str),
     ) -> Result<Arc<ClientConfig>, String> {
-        let origin = origin(policy);
-        let wanted = Wanted { policy: Arc::clone(policy), names: Arc::clone(names), alpn };
+        let own: Box<str> = if policy.mode == ClientTlsMode::Simple { own.into() } else { Box::default() };
+        let origin = origin(policy, &own);
+        let wanted = Wanted { policy: Arc::clone(policy), names: Arc::clone(names), alpn, own };
         let mut kept = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(k) = kept.get_mut(&wanted)
             && k.seen.holds(&origin, tables)
@@ -116,7 +120,7 @@ const fn protocols(alpn: Alpn) -> &'static [&'static [u8]] {
     }
 }
 
-fn origin(policy: &ClientTls) -> Origin {
+fn origin(policy: &ClientTls, pair: &str) -> Origin {
     let mutual = policy.mode == ClientTlsMode::Mutual;
     let own = |file: &str| if mutual { file } else { "" }.into();
     if policy.mode == ClientTlsMode::IstioMutual {
@@ -129,6 +133,7 @@ fn origin(policy: &ClientTls) -> Origin {
         crl: policy.crl.clone(),
         secret: policy.secret.clone(),
         ca_secret: Box::default(),
+        pair_secret: pair.into(),
     }
 }
 
@@ -158,10 +163,11 @@ fn by_rule(wanted: &Wanted, material: &Material) -> Result<Arc<ClientConfig>, St
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let own = if policy.mode == ClientTlsMode::Mutual { material.pair()? } else { None };
+    let shows = policy.mode == ClientTlsMode::Mutual || !wanted.own.is_empty();
+    let own = if shows { material.pair()? } else { None };
     let mut config = match own {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())?,
-        None if policy.mode == ClientTlsMode::Mutual => return Err("there is no certificate".to_owned()),
+        None if shows => return Err("there is no certificate".to_owned()),
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
@@ -178,12 +184,12 @@ pub(crate) fn server_name(policy: &ClientTls, host: &str, addr: IpAddr) -> Serve
     }
 }
 
-/// A number that differs when connections must not be shared: by the name in their handshake.
-pub(crate) fn name_of(policy: &ClientTls, host: &str) -> u64 {
+/// A number that differs when connections must not be shared: by the name in their handshake, and by what is shown.
+pub(crate) fn name_of(policy: &ClientTls, host: &str, own: &str) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     let named = if policy.sni.is_empty() { without_port(host) } else { &policy.sni };
-    named.hash(&mut hasher);
+    (named, own).hash(&mut hasher);
     hasher.finish() | 1
 }
 

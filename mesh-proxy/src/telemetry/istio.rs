@@ -24,6 +24,7 @@ use super::{
     flags::Flags,
     local::RequestEnd,
     peer::{Destination, Peer},
+    routes::RouteCounters,
     rules::MetricRules,
 };
 
@@ -219,6 +220,8 @@ pub struct Telemetry {
     overflow: IntCounter,
     /// What no request tells of.
     pub edges: EdgeCounters,
+    /// Requests by the names that rules give them.
+    pub routes: RouteCounters,
 }
 
 impl Telemetry {
@@ -295,6 +298,7 @@ impl Telemetry {
             reduced,
             overflow,
             edges: EdgeCounters::new(registry)?,
+            routes: RouteCounters::new(registry, &BUCKETS)?,
         })
     }
 
@@ -447,11 +451,11 @@ impl Exposed for Telemetry {
         let last = family + 1 == counters.len() + self.histograms().len();
         next.map(|next| (family, next)).or((!last).then_some((family + 1, 0)))
     }
-}
-
-#[cfg(test)]
-mod tests;
 
     fn cut_off(&self) {
         self.edges.scrapes_cut.inc();
     }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,9 +12,9 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     gateway::{BOTH, Edge, gateway, host, server, simple, to_web},
-    tls::{Ca, Pair, shake},
+    tls::{Ca, Pair, https, shake},
     upstream::{collect, full},
-    world::get,
+    world::{client1, endpoints, forward, get, service},
 };
 
 const NAME: &str = "a.example.com";
@@ -249,4 +249,77 @@ async fn a_host_of_another_server_is_sent_to_a_connection_of_its_own() {
         let request = Request::get(format!("https://{name}/")).body(full("")).unwrap();
         assert_eq!(sender.send_request(request).await.unwrap().status().as_u16(), status, "{name}");
     }
+}
+
+/// What a backend asks for in its handshake is the Gateway's to show, where the rule towards it has nothing of its own.
+#[tokio::test]
+async fn a_gateway_shows_its_certificate_to_a_backend_that_asks() {
+    let (ca, strangers) = (Ca::new(), Ca::new());
+    let behind = https(ca.pair(&["back.example.com"]).acceptor(&[], Some(&ca))).await;
+    let mut back = service("back", "10.96.0.9", 443, model::Protocol::Http);
+    back.policies = vec![model::DestinationPolicy {
+        source: "ns/back".into(),
+        policy: Some(model::TrafficPolicy {
+            tls: Some(model::ClientTls {
+                mode: model::client_tls::Mode::Simple.into(),
+                sni: "back.example.com".into(),
+                secret: "ns/authority".into(),
+                ..Default::default()
+            }),
+            // Each handshake shows what is in force.
+            connection_pool: Some(model::ConnectionPool {
+                max_requests_per_connection: 1,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }];
+    let mut rule = forward("back");
+    if let Some(model::http_rule::Action::Forward(to)) = &mut rule.action {
+        to.destinations[0].destination.as_mut().unwrap().port = 443;
+    }
+    let part = model::VirtualHost { http: vec![rule], ..Default::default() };
+    let front = |client_secret: &str| {
+        let servers = vec![server("a", 80, GatewayProtocol::GatewayHttp, &[NAME], None)];
+        let Resource::Gateway(gateway) = gateway(servers) else { panic!("a gateway") };
+        Resource::Gateway(model::Gateway { client_secret: client_secret.into(), ..gateway })
+    };
+    let authority = model::Secret { name: "ns/authority".into(), ca: ca.pem.clone().into(), ..Default::default() };
+    let edge = Edge::start(
+        &[80],
+        vec![
+            front(""),
+            host("a", NAME, part),
+            Resource::Service(back),
+            endpoints("back", 443, &[(behind, "v1")]),
+            Resource::Secret(authority),
+            Resource::Secret(ca.pair(&["front"]).secret("ns/mine", None)),
+        ],
+    )
+    .await;
+    let answer = async || {
+        let response = client1(edge.dial(80).await).await.send_request(get(NAME, "/")).await.unwrap();
+        let status = response.status();
+        (status, String::from_utf8(collect(response.into_body()).await.0.to_vec()).unwrap())
+    };
+    // An endpoint that failed is left alone for a moment.
+    let soon = async |wanted: StatusCode| {
+        let mut last = answer().await;
+        for _ in 0..200 {
+            if last.0 == wanted {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            last = answer().await;
+        }
+        last
+    };
+    assert_eq!(answer().await.0, StatusCode::SERVICE_UNAVAILABLE, "nothing is shown");
+    edge.world.apply(vec![front("ns/mine")]);
+    assert_eq!(soon(StatusCode::OK).await, (StatusCode::OK, "back.example.com - 1".into()));
+    edge.world.apply(vec![Resource::Secret(strangers.pair(&["front"]).secret("ns/mine", None))]);
+    assert_eq!(soon(StatusCode::SERVICE_UNAVAILABLE).await.0, StatusCode::SERVICE_UNAVAILABLE, "a stranger's");
+    edge.world.apply(vec![Resource::Secret(ca.pair(&["front"]).secret("ns/mine", None))]);
+    assert_eq!(soon(StatusCode::OK).await.0, StatusCode::OK);
 }

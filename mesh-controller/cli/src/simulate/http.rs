@@ -32,7 +32,8 @@ pub(super) fn decide(
     dice: &mut FixedDice<'_>,
 ) -> Answer {
     let port = request.port.unwrap_or(DEFAULT_PORT);
-    let original = request.address.and_then(|ip| tables.by_vip(ip, port));
+    let original =
+        request.address.and_then(|ip| tables.by_vip_for(ip, port, |s| tables.sees(client, s, port)));
     let taken = client.gateway.map(|_| gateway::taken(tables, request, port));
     if taken.as_ref().is_some_and(|t| t.redirects) {
         return to_https(view);

@@ -16,7 +16,8 @@ pub(super) fn decide(
 ) -> Answer {
     let tls = request.protocol == "tls";
     let port = request.port.unwrap_or(if tls { 443 } else { 0 });
-    let by_address = request.address.and_then(|ip| tables.by_vip(ip, port));
+    let by_address =
+        request.address.and_then(|ip| tables.by_vip_for(ip, port, |s| tables.sees(client, s, port)));
     // Without an address the name stands for it, as DNS would have it.
     let by_name = || {
         let service = tables.service_for_host(&request.host, client.namespace)?;

@@ -89,6 +89,7 @@ impl World {
             },
             labels: &request.source.labels,
             gateway,
+            called: request.address,
         };
         let mut dice = FixedDice(&request.dice);
         match request.protocol.as_str() {

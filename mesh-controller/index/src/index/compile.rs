@@ -17,7 +17,10 @@ impl Index {
     /// Compiles what changed since the last call. Changes come in the order in which a node applies them.
     pub fn compile(&mut self) -> Vec<Change> {
         self.refresh_gateway_api();
-        let touched = mem::take(&mut self.touched);
+        let mut touched = mem::take(&mut self.touched);
+        // Endpoints of further owners of a host are part of its service.
+        let several = touched.endpoints.iter().filter(|host| self.has_several_owners(host));
+        touched.services.extend(several.cloned().collect::<Vec<_>>());
         let mut out = Vec::new();
         if touched.mesh {
             let mesh = self.compile_mesh();

@@ -104,7 +104,7 @@ impl Index {
             };
             let mut ports = ports.clone();
             if let Some((_, pod)) = pod {
-                self.map_ingress(&service_name.namespace, &pod.metadata.labels, &mut ports);
+                self.map_ingress(&service_name.namespace, (&pod.metadata.labels, address), &mut ports);
             }
             add_locality_labels(&mut workload, &locality);
             let conditions = &endpoint.conditions;
@@ -143,7 +143,7 @@ impl Index {
             for address in pod.addresses().into_iter().filter(|a| serves_family(service, &vips, pod, *a)) {
                 let mut workload = nodes::workload(pod_name, pod, address.to_string());
                 let mut ports = pod_ports(service, pod, false);
-                self.map_ingress(&name.namespace, &pod.metadata.labels, &mut ports);
+                self.map_ingress(&name.namespace, (&pod.metadata.labels, address), &mut ports);
                 add_locality_labels(&mut workload, &locality);
                 add(
                     address,

@@ -24,6 +24,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct External {
     by_host: HashMap<Arc<str>, BTreeSet<Name>>,
+    /// Namespaces beside the first that declare a host, as their addresses are kept.
+    beside: HashMap<Arc<str>, BTreeSet<String>>,
 }
 
 impl External {
@@ -52,9 +54,13 @@ fn protocol_of(port: &ServicePort) -> model::Protocol {
     )
 }
 
-/// The name under which the address of a host is kept: hosts have no name of their own among services.
-fn address_name(host: &str) -> Name {
-    Name::new("", host)
+/// The name under which the address of a host is kept: hosts have no name of their own among services. Namespaces beside
+/// the first that declare it have addresses of their own.
+fn address_name(host: &str, beside: Option<&str>) -> Name {
+    match beside {
+        None => Name::new("", host),
+        Some(namespace) => Name::new("", &format!("{host}|{namespace}")),
+    }
 }
 
 impl Index {
@@ -83,14 +89,36 @@ impl Index {
     /// After a change of who names a host: whether it is known, which addresses it has, what is compiled again.
     pub(super) fn settle_external(&mut self, host: &str) {
         let by_kubernetes = self.kubernetes_service(host).is_some();
-        let makers = self.makers(host);
-        let known = by_kubernetes || !makers.is_empty();
-        let stated: Vec<IpAddr> = makers.iter().flat_map(|e| external::addresses(&e.spec)).collect();
-        let allocate = makers.first().is_some_and(|e| external::wants_address(e, host));
-        let others = self.vips.set_external(&address_name(host), stated, allocate && !by_kubernetes);
-        for other in others {
-            let host = self.host_behind(&other);
-            self.touched.services.insert(host);
+        let mut owners = self.owners(host);
+        let known = by_kubernetes || !owners.is_empty();
+        if by_kubernetes {
+            owners.truncate(1);
+        }
+        let mut addresses: Vec<(Name, Vec<IpAddr>, bool)> = owners
+            .iter()
+            .enumerate()
+            .map(|(i, makers)| {
+                let beside = (i > 0).then(|| makers[0].meta.namespace.as_str());
+                let stated = makers.iter().flat_map(|e| external::addresses(&e.spec)).collect();
+                let allocate = external::wants_address(makers[0], host) && !by_kubernetes;
+                (address_name(host, beside), stated, allocate)
+            })
+            .collect();
+        if addresses.is_empty() {
+            addresses.push((address_name(host, None), Vec::new(), false));
+        }
+        let now: BTreeSet<String> = owners.iter().skip(1).map(|g| g[0].meta.namespace.clone()).collect();
+        let before = self.external.beside.remove(host).unwrap_or_default();
+        let gone = before.difference(&now).map(|n| (address_name(host, Some(n)), Vec::new(), false));
+        addresses.extend(gone);
+        if !now.is_empty() {
+            self.external.beside.insert(host.into(), now);
+        }
+        for (name, stated, allocate) in addresses {
+            for other in self.vips.set_external(&name, stated, allocate) {
+                let host = self.host_behind(&other);
+                self.touched.services.insert(host);
+            }
         }
         let changed = if known { self.registry.insert(host) } else { self.registry.remove(host) };
         if changed {
@@ -102,19 +130,48 @@ impl Index {
 
     /// The host of a service, or of an address that belongs to a ServiceEntry.
     pub(super) fn host_behind(&self, name: &Name) -> Arc<str> {
-        if name.namespace.is_empty() { name.name.clone() } else { self.host_of(name) }
+        match name.namespace.is_empty() {
+            true => name.name.split('|').next().unwrap_or_default().into(),
+            false => self.host_of(name),
+        }
     }
 
-    /// The ServiceEntries that make a host, the owner of the name first. A service of Kubernetes comes before all.
-    pub(super) fn makers(&self, host: &str) -> Vec<&ServiceEntry> {
+    /// The ServiceEntries that make a host, by namespace, the owner of the name first. A service of Kubernetes comes before
+    /// all.
+    pub(super) fn owners(&self, host: &str) -> Vec<Vec<&ServiceEntry>> {
         let Some(names) = self.external.by_host.get(host) else { return Vec::new() };
-        external::makers(names.iter().filter_map(|n| self.service_entries.get(n)).collect(), &self.context)
+        external::owners(names.iter().filter_map(|n| self.service_entries.get(n)).collect(), &self.context)
+    }
+
+    /// Those of the first namespace.
+    pub(super) fn makers(&self, host: &str) -> Vec<&ServiceEntry> {
+        self.owners(host).into_iter().next().unwrap_or_default()
+    }
+
+    /// Whether several namespaces declare a host.
+    pub(super) fn has_several_owners(&self, host: &str) -> bool {
+        self.external.beside.contains_key(host) && self.kubernetes_service(host).is_none()
     }
 
     pub(super) fn external_service(&self, host: &str) -> Option<model::Service> {
-        let makers = self.makers(host);
-        let mut service = external::service(host, &makers, protocol_of, &self.context)?;
-        service.vips = self.vips.of_external(&address_name(host)).iter().map(ToString::to_string).collect();
+        let owners = self.owners(host);
+        let mut service = self.owned(host, owners.first()?, None)?;
+        for makers in &owners[1..] {
+            let other = self.owned(host, makers, Some(&makers[0].meta.namespace));
+            let endpoints = self.endpoints_of(host, makers).unwrap_or_default();
+            service.others.push(model::service::OtherOwner {
+                service: other,
+                endpoints: Some(model::Endpoints { host: host.to_owned(), endpoints }),
+            });
+        }
+        Some(service)
+    }
+
+    /// A host as one namespace declares it.
+    fn owned(&self, host: &str, makers: &[&ServiceEntry], beside: Option<&str>) -> Option<model::Service> {
+        let mut service = external::service(host, makers, protocol_of, &self.context)?;
+        let vips = self.vips.of_external(&address_name(host, beside));
+        service.vips = vips.iter().map(ToString::to_string).collect();
         service.virtual_hosts = self.virtual_hosts(host, true);
         service.policies = self.policies_for(host, &service.namespace);
         Some(service)
@@ -123,17 +180,18 @@ impl Index {
     /// ServiceEntries whose host belongs to another object.
     pub(super) fn shadowed(&self, host: &str) -> Option<Finding> {
         let names = self.external.by_host.get(host)?;
-        let makers = self.makers(host);
+        let owners = self.owners(host);
         let by_kubernetes = self.kubernetes_service(host).is_some();
         let makes = |n: &&Name| {
             self.service_entries.get(*n).is_some_and(|e| {
                 external::is_hidden(e, &self.context)
-                    || (!by_kubernetes && makers.iter().any(|m| m.meta.key() == e.meta.key()))
+                    || (!by_kubernetes && owners.iter().flatten().any(|m| m.meta.key() == e.meta.key()))
             })
         };
         let loser = names.iter().find(|n| !makes(n))?;
         let object = ObjectKey::new(Kind::ServiceEntry, &loser.namespace, &loser.name);
-        let owner = match makers.first() {
+        let own = owners.iter().find(|makers| *makers[0].meta.namespace == *loser.namespace);
+        let owner = match own.and_then(|makers| makers.first()) {
             Some(owner) if !by_kubernetes => format!("ServiceEntry {}", owner.meta.key()),
             _ => "a service of Kubernetes".to_owned(),
         };
@@ -141,7 +199,11 @@ impl Index {
     }
 
     pub(super) fn external_endpoints(&self, host: &str) -> Option<Vec<model::Endpoint>> {
-        let makers = self.makers(host);
+        self.endpoints_of(host, &self.makers(host))
+    }
+
+    /// The endpoints of a host as one namespace declares it.
+    fn endpoints_of(&self, host: &str, makers: &[&ServiceEntry]) -> Option<Vec<model::Endpoint>> {
         let owner = makers.first()?;
         if matches!(
             owner.spec.resolution.unwrap_or_default(),
@@ -150,7 +212,7 @@ impl Index {
             return None;
         }
         let mut out = Vec::new();
-        for entry in &makers {
+        for entry in makers {
             out.extend(external::endpoints(host, entry));
             if let Some(selector) = &entry.spec.workload_selector {
                 self.selected(entry, &selector.labels, &mut out);

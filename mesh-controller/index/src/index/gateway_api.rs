@@ -14,6 +14,7 @@ use istio_compat::{
         objects::Change,
     },
     parse::ParseError,
+    translate::gateway::CLIENT_CERTIFICATE,
     types::{Gateway, GatewaySpec},
 };
 use serde_json::Value;
@@ -288,7 +289,11 @@ impl Index {
         spec.selector = selector
             .cloned()
             .unwrap_or_else(|| BTreeMap::from([(GATEWAY_NAME.to_owned(), derived.gateway.1.clone())]));
-        Some(Gateway { meta: derived.meta, spec })
+        let mut meta = derived.meta;
+        if !derived.client_certificate.is_empty() {
+            meta.annotations.insert(CLIENT_CERTIFICATE.to_owned(), derived.client_certificate);
+        }
+        Some(Gateway { meta, spec })
     }
 }
 
@@ -309,7 +314,7 @@ impl Facts for View<'_> {
 
     fn host(&self, host: &str, namespace: &str) -> Option<HostFacts> {
         let Some((name, service)) = self.0.kubernetes_service(host) else {
-            let mut makers = self.0.makers(host).into_iter();
+            let mut makers = self.0.owners(host).into_iter().flatten();
             return makers.find(|e| e.meta.namespace == namespace).map(|_| HostFacts::default());
         };
         if *name.namespace != *namespace {
@@ -333,7 +338,9 @@ impl Facts for View<'_> {
 
     fn namespaces_of_host(&self, host: &str) -> Vec<String> {
         let own = self.0.kubernetes_service(host).map(|(name, _)| name.namespace.to_string());
-        own.into_iter().chain(self.0.makers(host).iter().map(|e| e.meta.namespace.clone())).collect()
+        let owners = self.0.owners(host);
+        let entries = owners.iter().flatten().map(|e| e.meta.namespace.clone());
+        own.into_iter().chain(entries).collect()
     }
 
     fn service_entry(&self, namespace: &str, name: &str) -> Option<EntryFacts> {

@@ -1,7 +1,7 @@
 //! Ingress listeners of Sidecars: calls to a listener's port go to the port of its default endpoint. The node calls pods at
 //! their own address, so of `127.0.0.1:PORT` and `0.0.0.0:PORT` the port counts; sockets cannot be reached.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use istio_compat::types::Sidecar;
 use mesh_api::model;
@@ -12,17 +12,24 @@ use crate::{
     object::Name,
 };
 
-/// Listener port and the port behind it.
-fn mapped(sidecar: &Sidecar) -> impl Iterator<Item = (u32, u32)> {
+/// A listener's port, the port behind it, and the address that it is bound to; none = any.
+fn mapped(sidecar: &Sidecar) -> impl Iterator<Item = (u32, u32, Option<IpAddr>)> {
     sidecar.spec.ingress.iter().filter_map(|listener| {
         let (_, port) = listener.default_endpoint.rsplit_once(':')?;
-        Some((listener.port.as_ref()?.number, port.parse().ok()?))
+        let bind = listener.bind.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified());
+        Some((listener.port.as_ref()?.number, port.parse().ok()?, bind))
     })
 }
 
 impl Index {
-    /// Puts the ports of default endpoints in the place of listeners' ports, for a workload with these labels.
-    pub(super) fn map_ingress(&self, namespace: &Arc<str>, labels: &Labels, ports: &mut [model::PortMap]) {
+    /// Puts the ports of default endpoints in the place of listeners' ports, for a workload with these labels and that
+    /// address.
+    pub(super) fn map_ingress(
+        &self,
+        namespace: &Arc<str>,
+        (labels, address): (&Labels, IpAddr),
+        ports: &mut [model::PortMap],
+    ) {
         let first = Name { namespace: namespace.clone(), name: "".into() };
         let own = self.sidecars.range(first..).take_while(|(n, _)| n.namespace == *namespace);
         // Those with a selector first, then the oldest, as for what workloads may call.
@@ -35,7 +42,8 @@ impl Index {
         }) else {
             return;
         };
-        for (listener, target) in mapped(sidecar) {
+        for (listener, target, _) in mapped(sidecar).filter(|(.., bind)| bind.is_none_or(|ip| ip == address))
+        {
             ports.iter_mut().filter(|p| p.target_port == listener).for_each(|p| p.target_port = target);
         }
     }

@@ -74,7 +74,8 @@ impl Vips {
     pub(super) fn of_external(&self, name: &Name) -> Vec<IpAddr> {
         match (self.external.get(name), self.allocated.get(name)) {
             (Some(stated), _) if !stated.is_empty() => {
-                stated.iter().copied().filter(|a| self.owner(a).is_none_or(|owner| owner == name)).collect()
+                let own = |owner: &Name| owner == name || is_same_host(owner, name);
+                stated.iter().copied().filter(|a| self.owner(a).is_none_or(own)).collect()
             }
             (_, Some(address)) => vec![(*address).into()],
             _ => Vec::new(),
@@ -133,6 +134,12 @@ impl Vips {
             }
         }
     }
+}
+
+/// Whether two names are of one host that several namespaces declare (`HOST`, `HOST|NAMESPACE`).
+fn is_same_host(a: &Name, b: &Name) -> bool {
+    let host = |n: &Name| n.name.split('|').next().map(str::to_owned);
+    a.namespace.is_empty() && b.namespace.is_empty() && host(a) == host(b)
 }
 
 /// Cluster addresses as written; `None` and empty mean that there are none.

@@ -123,7 +123,7 @@ fn selectors_that_remove_every_rule_give_the_default_route_back() {
     let of_a = only(model::HttpMatch { source_labels: labels(&[("app", "a")]), ..Default::default() });
     assert_eq!(ask(&of_a, &c, 80, &get("reviews", "/")), "reviews.default||80");
     let a = labels(&[("app", "a"), ("x", "y")]);
-    let client = Client { namespace: "default", labels: &a, gateway: None };
+    let client = Client { labels: &a, ..Client::in_namespace("default") };
     assert_eq!(ask(&of_a, &client, 80, &get("reviews", "/")), "reviews.default|v2|80");
     // A list of gateways in the match switches the source conditions off.
     let mesh = only(model::HttpMatch {

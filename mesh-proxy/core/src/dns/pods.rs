@@ -214,7 +214,7 @@ impl Tables {
             Some(address) => Some(address.into()),
             None => (!e.workload.host_network).then_some(e.address),
         });
-        s.vips.iter().copied().chain(members).filter(|_| !s.uncaptured)
+        s.all_vips().chain(members).filter(|_| !s.uncaptured)
     }
 
     /// Every address and port whose datagrams the mesh takes: ports of services, and of pods of other nodes. Pods of

@@ -30,6 +30,8 @@ pub(crate) struct Copies {
     source: Option<Rc<Held<WorkloadEntry>>>,
     head: http::request::Parts,
     h2: bool,
+    /// Secret with the certificate that the gateway shows; empty = none.
+    own: Box<str>,
 }
 
 impl Copies {
@@ -39,7 +41,7 @@ impl Copies {
         clusters: Vec<Arc<Cluster>>,
         source: Option<&Rc<Held<WorkloadEntry>>>,
         request: &http::Request<B>,
-        h2: bool,
+        (h2, own): (bool, &str),
     ) -> Option<Self> {
         if clusters.is_empty() {
             return None;
@@ -55,6 +57,7 @@ impl Copies {
             source: source.cloned(),
             head: head.into_parts().0,
             h2,
+            own: own.into(),
         })
     }
 
@@ -81,7 +84,7 @@ impl Copies {
             let body = RequestBody::bytes(bytes.clone(), Rc::default());
             let request = http::Request::from_parts(self.head.clone(), body);
             let (worker, source) = (Rc::clone(&self.worker), self.source.clone());
-            let one = send(worker, cluster, source, request, self.h2);
+            let one = send(worker, cluster, source, request, (self.h2, self.own.clone()));
             tokio::task::spawn_local(async move {
                 let _given_up = tokio::time::timeout(LIMIT, one).await;
                 drop(place);
@@ -95,11 +98,11 @@ async fn send(
     cluster: Arc<Cluster>,
     source: Option<Rc<Held<WorkloadEntry>>>,
     request: Request,
-    h2: bool,
+    (h2, own): (bool, Box<str>),
 ) {
     let host = super::view::authority(request.uri(), request.headers()).to_owned();
     let Ok(state) = l4::resolve(&worker, &cluster, Asked { addr: None, host: &host }).await else { return };
-    let begins = Begins::of(&state, None, None, &host);
+    let begins = Begins::of(&state, None, None, (&host, &own));
     let now = Instant::now();
     let mut upstreams = Upstreams {
         worker,
@@ -113,6 +116,7 @@ async fn send(
         now,
         choice: Choice::default(),
         begins,
+        beside: None,
     };
     let Ok((response, lease)) = upstreams.call(request).await else { return };
     let mut body = response.into_body();

@@ -26,6 +26,8 @@ pub(crate) struct Origin {
     pub(crate) secret: Box<str>,
     /// For the authorities, beside `secret`.
     pub(crate) ca_secret: Box<str>,
+    /// For the certificate and its key, beside `secret`.
+    pub(crate) pair_secret: Box<str>,
 }
 
 /// PEM texts.
@@ -40,18 +42,21 @@ pub(crate) struct Material {
 /// What tells whether a material is still right.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    secrets: [Option<Arc<Secret>>; 2],
+    secrets: Secrets,
     files: Vec<(Box<str>, Option<SystemTime>)>,
     looked: Instant,
 }
+
+/// Those that an origin names, in the order of its fields.
+type Secrets = [Option<Arc<Secret>>; 3];
 
 impl Origin {
     fn files(&self) -> impl Iterator<Item = &Box<str>> {
         [&self.certificate, &self.key, &self.ca, &self.crl].into_iter().filter(|f| !f.is_empty())
     }
 
-    fn secrets(&self, tables: &Tables) -> [Option<Arc<Secret>>; 2] {
-        [&self.secret, &self.ca_secret].map(|name| tables.secret(name).cloned())
+    fn secrets(&self, tables: &Tables) -> Secrets {
+        [&self.secret, &self.ca_secret, &self.pair_secret].map(|name| tables.secret(name).cloned())
     }
 
     /// Reads everything. Files are small and read only when a connection needs them and they have changed.
@@ -82,6 +87,11 @@ impl Origin {
                 m.crl.clone_from(&s.crl);
             }
         }
+        if !self.pair_secret.is_empty() {
+            let Some(s) = &secrets[2] else { return Err(format!("secret {} is not there", self.pair_secret)) };
+            m.certificate.clone_from(&s.certificate_chain);
+            m.key.clone_from(&s.private_key);
+        }
         let files = self.files().map(|f| (f.clone(), changed(f))).collect();
         Ok((m, Seen { secrets, files, looked: Instant::now() }))
     }
@@ -96,7 +106,7 @@ impl Seen {
             _ => false,
         };
         let now = origin.secrets(tables);
-        if !same(&now[0], &self.secrets[0]) || !same(&now[1], &self.secrets[1]) {
+        if !now.iter().zip(&self.secrets).all(|(now, then)| same(now, then)) {
             return false;
         }
         if self.looked.elapsed() < LOOK_EVERY {

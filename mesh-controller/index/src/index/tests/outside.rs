@@ -86,7 +86,7 @@ fn names_are_resolved_by_nodes_and_rules_find_the_host() {
 }
 
 #[test]
-fn the_oldest_entry_owns_a_host_and_a_service_comes_before_all() {
+fn each_namespace_has_its_own_entry_for_a_host_and_a_service_comes_before_all() {
     let entry = |namespace: &str, name: &str, year: u32, port: u32| {
         format!(
             "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '{year}-01-01T00:00:00Z'}}, \
@@ -99,12 +99,58 @@ fn the_oldest_entry_owns_a_host_and_a_service_comes_before_all() {
     let host = "reviews.default.svc.cluster.local";
     let ports = |w: &World| w.service(host).unwrap().ports.iter().map(|p| p.number).collect::<Vec<_>>();
     assert_eq!(ports(&w), [80, 81]);
+    let others = |w: &World| -> Vec<(String, Vec<u32>, String)> {
+        let of = |o: &model::service::OtherOwner| {
+            let s = o.service.as_ref().unwrap();
+            let ports = s.ports.iter().map(|p| p.number).collect();
+            assert_eq!(o.endpoints.as_ref().unwrap().endpoints.len(), 1);
+            (s.source.clone(), ports, s.vips[0].clone())
+        };
+        w.service(host).unwrap().others.iter().map(of).collect()
+    };
+    let late = others(&w);
+    assert_eq!((late[0].0.as_str(), late[0].1.as_slice(), late.len()), ("two/late", &[82][..], 1));
+    assert_ne!(late[0].2, w.service(host).unwrap().vips[0], "each has an address of its own");
+    assert_eq!(w.index.findings().count(), 0);
+    // One that resolves differently adds nothing to those of its namespace.
+    w.apply(&entry("two", "odd", 2023, 83).replace("resolution: STATIC", "resolution: DNS"));
     let shadowed: Vec<_> = w.index.findings().map(ToString::to_string).collect();
-    assert!(shadowed.iter().any(|f| f.contains("two/late") && f.contains("belongs to")), "{shadowed:?}");
+    assert!(
+        shadowed.iter().any(|f| f.contains("two/odd") && f.contains("belongs to ServiceEntry two/late")),
+        "{shadowed:?}"
+    );
+    assert_eq!(others(&w), late);
     w.apply(REVIEWS);
-    assert_eq!(ports(&w), [9080, 9090]);
+    assert_eq!((ports(&w), others(&w)), (vec![9080, 9090], vec![]));
     w.delete(Kind::Service, "reviews");
-    assert_eq!(ports(&w), [80, 81]);
+    assert_eq!((ports(&w), others(&w)), (vec![80, 81], late));
+    // The next one owns the host when the first are gone.
+    w.delete_in(Kind::ServiceEntry, "one", "old");
+    w.delete_in(Kind::ServiceEntry, "one", "more");
+    assert_eq!((ports(&w), others(&w)), (vec![82], vec![]));
+}
+
+#[test]
+fn pods_of_a_further_owner_reach_the_host() {
+    let entry = |namespace: &str, year: u32| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: db, namespace: {namespace}, creationTimestamp: '{year}-01-01T00:00:00Z'}}, \
+             spec: {{hosts: [db.example.com], resolution: STATIC, ports: [{{number: 80, name: http, protocol: HTTP}}], workloadSelector: {{labels: {{app: db}}}}}}}}\n---\n"
+        )
+    };
+    let mut w = World::with(&(entry("one", 2020) + &entry("two", 2021)));
+    let count = |w: &World| {
+        let service = w.service("db.example.com").unwrap();
+        let other = service.others[0].endpoints.as_ref().unwrap().endpoints.len();
+        (w.endpoints("db.example.com").len(), other)
+    };
+    assert_eq!(count(&w), (0, 0));
+    for (namespace, address) in [("one", "10.1.0.1"), ("two", "10.1.0.2"), ("three", "10.1.0.3")] {
+        w.apply(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: {namespace}, labels: {{app: db}}}}, spec: {{nodeName: edge}}, status: {{phase: Running, podIP: {address}}}}}"));
+    }
+    assert_eq!(count(&w), (1, 1));
+    w.delete_in(Kind::Pod, "two", "p");
+    assert_eq!(count(&w), (1, 0));
 }
 
 const GATEWAY: &str = "

@@ -26,6 +26,7 @@ fn gateway(name: &str, created: &str, label: &str, servers: Vec<model::GatewaySe
         created: created.into(),
         selector: [("istio".to_owned(), label.to_owned())].into(),
         servers,
+        client_secret: String::new(),
     }))
 }
 

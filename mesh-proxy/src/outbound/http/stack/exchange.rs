@@ -62,6 +62,12 @@ impl Routed<'_> {
         Said { conn: self.conn, decision: &self.decision, start: self.start, cluster }
     }
 
+    /// Name of the secret whose certificate the gateway shows to endpoints; empty = none.
+    pub(super) fn shown(&self) -> &str {
+        let secret = self.decision.gateway.and_then(|gateway| self.tables.client_secret(gateway));
+        secret.unwrap_or_default()
+    }
+
     /// The policy for retries; none = there are none.
     pub(super) fn retry_policy(&self) -> Option<&RetryPolicy> {
         let mesh = self.tables.mesh();

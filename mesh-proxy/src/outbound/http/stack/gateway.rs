@@ -44,7 +44,14 @@ pub(super) fn route<'t>(
     let host = host_of(request.authority());
     if binding.sends_away(host) {
         let outcome = HttpOutcome::Redirect(to_https());
-        return HttpDecision { service: None, virtual_host: None, rule: None, matched: None, outcome };
+        return HttpDecision {
+            service: None,
+            virtual_host: None,
+            rule: None,
+            matched: None,
+            gateway: None,
+            outcome,
+        };
     }
     tables.route_gateway_http(&binding.client(), servers, port, request, dice)
 }

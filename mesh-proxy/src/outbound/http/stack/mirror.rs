@@ -65,5 +65,5 @@ fn copies(outgoing: &Outgoing<'_>) -> Option<Copies> {
     let mut dice = worker.dice();
     let clusters = routed.tables.mirror_clusters(rule, &routed.caller, routed.port, &mut dice);
     let clusters = clusters.map(Arc::clone).collect();
-    Copies::of(worker, clusters, upstreams.source.as_ref(), request, upstreams.h2)
+    Copies::of(worker, clusters, upstreams.source.as_ref(), request, (upstreams.h2, routed.shown()))
 }

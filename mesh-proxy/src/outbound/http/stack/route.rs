@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     future::Future,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -80,6 +81,8 @@ where
                 return Ok(reply::failed(FailureClass::Misdirected, recorded));
             }
         }
+        let named = decision.matched.map(|(_, m)| &m.stat_prefix).filter(|name| !name.is_empty());
+        recorded.stat_prefix = named.map(Arc::clone);
         if let (Some(entry), Some(rule)) = (&mut recorded.entry, decision.rule) {
             entry.route = rule.name.to_string();
         }
