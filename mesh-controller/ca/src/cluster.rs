@@ -15,6 +15,8 @@ pub const CA_CERTIFICATE: &str = "ca.crt";
 pub const CA_KEY: &str = "ca.key";
 /// Key of the CAs before and after the one that signs, in the Secret.
 pub const CA_OTHERS: &str = "renewal.json";
+/// Annotation of the Secret: the next CA is made now, unless there is one since this time, in seconds since 1970.
+pub const CA_RENEW: &str = "selvage.dev/renew-ca";
 /// What all of it is labelled with.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "mesh-controller");
 /// Label of join tokens.

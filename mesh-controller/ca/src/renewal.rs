@@ -174,11 +174,7 @@ impl Kept {
             if now < due {
                 return Ok(None);
             }
-            let own = Generation { key: self.key.clone(), certificate: self.certificate.clone() };
-            let Generation { key, certificate } = Generation::create(trust_domain, lives.ca, now)?;
-            let cross = own.vouch_for(trust_domain, &key, ends, now)?;
-            new.others.next = Some(Next { key, certificate, cross });
-            return Ok(Some((new, Step::Announced)));
+            return self.announced(trust_domain, lives, ends, now).map(Some);
         };
         let known_since = life(&next.certificate)?.0;
         // Shorter where the controllers were away and the end is near.
@@ -194,6 +190,38 @@ impl Kept {
         (new.key, new.certificate) = (next.key.clone(), next.certificate.clone());
         new.others.next = None;
         Ok(Some((new, Step::Switched)))
+    }
+
+    /// The next CA before its time, because somebody asked for it at `asked`, in seconds since 1970; `None` when there is one
+    /// that was made since, or is about to sign.
+    pub fn renewed(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        asked: u64,
+        now: u64,
+    ) -> Result<Option<(Self, Step)>, AuthorityError> {
+        let (made, ends) = life(&self.certificate)?;
+        // Who asks by a clock that is ahead waits for it: done at once, it would be asked for again of the CA that comes of it.
+        if self.others.next.is_some() || made >= asked || asked > now || now >= ends {
+            return Ok(None);
+        }
+        self.announced(trust_domain, lives, ends, now).map(Some)
+    }
+
+    fn announced(
+        &self,
+        trust_domain: &TrustDomain,
+        lives: &Lives,
+        ends: u64,
+        now: u64,
+    ) -> Result<(Self, Step), AuthorityError> {
+        let own = Generation { key: self.key.clone(), certificate: self.certificate.clone() };
+        let Generation { key, certificate } = Generation::create(trust_domain, lives.ca, now)?;
+        let cross = own.vouch_for(trust_domain, &key, ends, now)?;
+        let mut new = self.clone();
+        new.others.next = Some(Next { key, certificate, cross });
+        Ok((new, Step::Announced))
     }
 }
 

@@ -40,7 +40,14 @@ impl StateStore for StateDir {
         let _lock = DirLock::acquire(&dir)?;
         let mut kept = load_or_create(&dir, trust_domain, lives, now)?;
         let mut steps = Vec::new();
-        while let Some((new, step)) = kept.step(trust_domain, lives, now)? {
+        let asked = read_optional(&dir.join(RENEW))?
+            .and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
+        loop {
+            let step = match (kept.step(trust_domain, lives, now)?, asked) {
+                (None, Some(asked)) => kept.renewed(trust_domain, lives, asked, now)?,
+                (step, _) => step,
+            };
+            let Some((new, step)) = step else { break };
             save(&dir, &kept, &new)?;
             kept = new;
             steps.push(step);
@@ -82,6 +89,13 @@ impl StateDir {
         Authority::open(&self.0.join("ca"), trust_domain, now)
     }
 
+    /// Asks the controller on this directory for the next CA now.
+    pub fn renew_ca(&self, now: u64) -> Result<(), FileError> {
+        let dir = self.0.join("ca");
+        private_dir(&dir)?;
+        write_private(&dir.join(RENEW), now.to_string().as_bytes())
+    }
+
     /// Opens the token store. Several processes may have it open.
     pub fn tokens(&self) -> Result<TokenStore, FileError> {
         TokenStore::open(&self.0.join("tokens"))
@@ -90,6 +104,8 @@ impl StateDir {
 
 const KEY: &str = "ca.key";
 const CERTIFICATE: &str = "ca.crt";
+/// When somebody asked for the next CA, in seconds since 1970.
+const RENEW: &str = "renew";
 
 /// What is in the directory, which is locked.
 pub(crate) fn load_or_create(

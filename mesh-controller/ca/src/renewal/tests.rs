@@ -265,3 +265,25 @@ fn controllers_that_look_at_once_make_one_next_ca() {
     let bundles = bundles.into_inner().unwrap();
     assert!(bundles.iter().all(|b| *b == bundles[0] && b.matches("BEGIN").count() == 2), "{bundles:?}");
 }
+
+#[test]
+fn who_asks_gets_the_next_ca_before_its_time_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::new(dir.path());
+    let at = |now: u64| StateStore::authority(&state, &domain(), &LIVES, now).unwrap();
+    let (first, _) = at(START);
+    // Made since then, and by a clock that is ahead.
+    for asked in [START, START + HOUR] {
+        state.renew_ca(asked).unwrap();
+        assert_eq!(at(START + 60).1, [], "{asked}");
+    }
+    let (announced, steps) = at(START + HOUR);
+    assert_eq!((steps, announced.trusted().len()), (vec![Step::Announced], 2));
+    assert_eq!(announced.certificate(), first.certificate(), "it does not sign yet");
+    let mut seen = Vec::new();
+    for hour in 1..80 {
+        seen.extend(at(START + HOUR + hour * HOUR).1);
+    }
+    assert_eq!(seen, [Step::Switched, Step::Left]);
+    assert_ne!(at(START + 100 * HOUR).0.certificate(), first.certificate());
+}
