@@ -38,6 +38,9 @@ pub struct Preflight {
     /// Checks whose answer does not count.
     #[arg(long, value_name = "CHECK,...", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(CHECKS))]
     pub ignore: Vec<String>,
+    /// How many addresses `controller.externalAddresses` has, if that is known.
+    #[arg(long, value_name = "COUNT", env = "SELVAGE_CONTROLLER_ADDRESSES")]
+    pub controller_addresses: Option<usize>,
     /// A kubeconfig; without it the pod's service account, else $KUBECONFIG or ~/.kube/config.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -51,7 +54,9 @@ impl Preflight {
 
     /// The same with a client that the caller has.
     pub async fn look(&self, client: Client) -> anyhow::Result<Vec<Verdict>> {
-        let facts = Reader { client, facts: Facts::new(&self.namespace, &self.release) }.read().await?;
+        let mut facts = Facts::new(&self.namespace, &self.release);
+        facts.controller_addresses = self.controller_addresses;
+        let facts = Reader { client, facts }.read().await?;
         Ok(checks::all(&facts, &self.ignore))
     }
 }
@@ -82,11 +87,13 @@ struct Reader {
 impl Reader {
     async fn read(mut self) -> anyhow::Result<Facts> {
         for node in self.list::<Node>("nodes").await? {
-            let info = node.status.and_then(|s| s.node_info);
+            let info = node.status.and_then(|s| s.node_info).unwrap_or_default();
             self.facts.nodes.push(NodeFacts {
                 name: node.metadata.name.unwrap_or_default(),
-                os: info.as_ref().map(|i| i.operating_system.clone()).unwrap_or_default(),
-                kernel: info.map(|i| i.kernel_version).unwrap_or_default(),
+                os: info.operating_system,
+                kernel: info.kernel_version,
+                kubelet: info.kubelet_version,
+                edge: node.metadata.labels.is_some_and(|labels| labels.contains_key(checks::EDGE)),
             });
         }
         let sets = self.list::<DaemonSet>("daemonsets").await?;

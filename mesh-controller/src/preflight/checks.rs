@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 /// Names of the checks, by which one is told to be ignored.
-pub const CHECKS: [&str; 9] = [
+pub const CHECKS: [&str; 10] = [
     "second-release",
     "edgemesh",
+    "kubeedge",
     "istio-sidecar",
     "istio-ambient",
     "cilium",
@@ -31,6 +32,8 @@ pub(super) fn refuses_by(namespace: &str, name: &str) -> bool {
     (namespace, name) == CILIUM
 }
 
+/// By which the chart knows edge nodes, unless a value says otherwise; KubeEdge sets it.
+pub(super) const EDGE: &str = "node-role.kubernetes.io/edge";
 /// Where the proxies answer DNS, unless a value says otherwise.
 const OWN_DNS: &str = "169.254.96.16";
 /// Names in a message; the rest is a number.
@@ -72,6 +75,8 @@ pub(super) struct Facts {
     pub(super) webhooks: Vec<Object>,
     /// What is in those of [`SETTINGS`] that are there.
     pub(super) settings: BTreeMap<(&'static str, &'static str), Settings>,
+    /// How many addresses the values name for nodes that do not reach addresses of services; none = that is not known.
+    pub(super) controller_addresses: Option<usize>,
     /// What could not be read for lack of rights.
     pub(super) forbidden: Vec<String>,
     /// The same of what only hints come of: an older chart does not give these rights.
@@ -83,6 +88,9 @@ pub(super) struct NodeFacts {
     pub(super) name: String,
     pub(super) os: String,
     pub(super) kernel: String,
+    pub(super) kubelet: String,
+    /// It has [`EDGE`].
+    pub(super) edge: bool,
 }
 
 /// An object without what it is for.
@@ -122,6 +130,7 @@ pub(super) fn all(facts: &Facts, ignore: &[String]) -> Vec<Verdict> {
     let answers: [Answer; CHECKS.len()] = [
         second_release(facts),
         edgemesh(facts),
+        kubeedge(facts),
         istio_sidecar(facts),
         istio_ambient(facts),
         cilium(facts),
@@ -199,6 +208,35 @@ fn edgemesh_leftovers(facts: &Facts) -> Answer {
         left.join(", ")
     );
     (Level::Warn, text)
+}
+
+/// Its edge nodes have no kube-proxy and no way to the cluster's addresses before the mesh gives them one.
+fn kubeedge(facts: &Facts) -> Answer {
+    let nodes: Vec<&NodeFacts> = facts.nodes.iter().filter(|n| n.kubelet.contains("kubeedge")).collect();
+    if nodes.is_empty() {
+        return fine("no nodes of KubeEdge");
+    }
+    let names = |nodes: &[&NodeFacts]| -> String {
+        named(&nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), "nodes")
+    };
+    let plain: Vec<&NodeFacts> = nodes.iter().copied().filter(|n| !n.edge).collect();
+    if !plain.is_empty() {
+        let text = format!(
+            "nodes of KubeEdge without the label {EDGE} ({}) get the pods of cloud nodes, which look for the controller at \
+             an address of a service: kubectl label node NAME {EDGE}=",
+            names(&plain)
+        );
+        return (Level::Warn, text);
+    }
+    if facts.controller_addresses == Some(0) {
+        let text = format!(
+            "nodes of KubeEdge ({}) do not reach addresses of services before they have joined: set \
+             controller.externalAddresses to where they reach the controller (docs/install.md)",
+            names(&nodes)
+        );
+        return (Level::Warn, text);
+    }
+    (Level::Ok, format!("nodes of KubeEdge get pods of the edge ({})", names(&nodes)))
 }
 
 /// It answers pods from a place that is not captured, so that what only the mesh knows has to be forwarded to us.
@@ -352,154 +390,4 @@ fn named(names: &[&str], what: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn object(kind: &'static str, name: &str, labels: &[(&str, &str)]) -> Object {
-        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Object { kind, namespace: "other".to_owned(), name: name.to_owned(), labels, ..Object::default() }
-    }
-
-    fn node(name: &str, kernel: &str) -> NodeFacts {
-        NodeFacts { name: name.to_owned(), os: "linux".to_owned(), kernel: kernel.to_owned() }
-    }
-
-    fn said(facts: &Facts, check: &str) -> (Level, String) {
-        let all = all(facts, &[]);
-        let verdict = all.into_iter().find(|v| v.check == check).unwrap();
-        (verdict.level, verdict.text)
-    }
-
-    fn settings(pairs: &[(&str, &str)]) -> Settings {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-    }
-
-    fn facts() -> Facts {
-        Facts::new("selvage-system", "mesh")
-    }
-
-    #[test]
-    fn an_empty_cluster_is_fine() {
-        let mut facts = facts();
-        facts.nodes.push(node("a", "6.1.0-13-amd64"));
-        assert!(all(&facts, &[]).iter().all(|v| v.level == Level::Ok), "{:?}", all(&facts, &[]));
-    }
-
-    #[test]
-    fn another_release_is_named_and_the_own_one_is_not_another() {
-        let mut facts = facts();
-        let mut set = object("DaemonSet", "mesh-proxy", &[("app.kubernetes.io/part-of", "selvage")]);
-        set.annotations.insert("meta.helm.sh/release-name".to_owned(), "mesh".to_owned());
-        set.annotations.insert("meta.helm.sh/release-namespace".to_owned(), "selvage-system".to_owned());
-        facts.workloads.push(set.clone());
-        assert_eq!(said(&facts, "second-release").0, Level::Ok);
-        set.annotations.insert("meta.helm.sh/release-name".to_owned(), "first".to_owned());
-        facts.workloads.push(set);
-        let (level, text) = said(&facts, "second-release");
-        assert!(level == Level::Refuse && text.contains("\"first\""), "{text}");
-        // One that was not installed by Helm.
-        facts.workloads = vec![object(
-            "Deployment",
-            "mesh-controller",
-            &[("app.kubernetes.io/part-of", "selvage"), ("app.kubernetes.io/instance", "mesh")],
-        )];
-        assert_eq!(said(&facts, "second-release").0, Level::Refuse, "another namespace");
-    }
-
-    #[test]
-    fn other_meshes_are_refused_with_a_reason() {
-        let mut facts = facts();
-        facts.workloads.push(object("DaemonSet", "agent", &[("kubeedge", "edgemesh-agent")]));
-        assert!(said(&facts, "edgemesh").1.contains("docs/migration.md"));
-        facts.workloads.push(object("DaemonSet", "ztunnel", &[]));
-        assert_eq!(said(&facts, "istio-ambient").0, Level::Refuse);
-        facts.webhooks.push(object("MutatingWebhookConfiguration", "istio-sidecar-injector", &[]));
-        facts.namespaces.push(object("Namespace", "shop", &[]));
-        assert_eq!(said(&facts, "istio-sidecar").0, Level::Warn);
-        facts.namespaces.push(object("Namespace", "bank", &[("istio-injection", "enabled")]));
-        let (level, text) = said(&facts, "istio-sidecar");
-        assert!(level == Level::Refuse && text.contains("bank") && !text.contains("shop"), "{text}");
-        // What is ignored is still said.
-        let ignored = all(&facts, &["istio-sidecar".to_owned()]);
-        let verdict = ignored.iter().find(|v| v.check == "istio-sidecar").unwrap();
-        assert!(verdict.level == Level::Warn && verdict.text.starts_with("(ignored)"));
-    }
-
-    #[test]
-    fn cilium_is_in_the_way_only_where_it_translates_in_pods() {
-        let mut facts = facts();
-        let mut with = |pairs: &[(&str, &str)]| {
-            facts.settings.insert(CILIUM, settings(pairs));
-            said(&facts, "cilium").0
-        };
-        assert_eq!(with(&[("kube-proxy-replacement", "false")]), Level::Ok);
-        assert_eq!(with(&[("kube-proxy-replacement", "true")]), Level::Refuse);
-        let hosts_only = [("kube-proxy-replacement", "true"), ("bpf-lb-sock-hostns-only", "true")];
-        assert_eq!(with(&hosts_only), Level::Ok);
-        assert_eq!(with(&[("bpf-lb-sock", "true")]), Level::Refuse);
-    }
-
-    #[test]
-    fn a_dns_cache_of_the_node_is_told_whom_to_ask() {
-        for (name, labels) in [("nodelocaldns", &[][..]), ("cache", &[("k8s-app", "node-local-dns")][..])] {
-            let mut facts = facts();
-            facts.workloads.push(object("DaemonSet", name, labels));
-            let (level, text) = said(&facts, "nodelocaldns");
-            assert!(level == Level::Warn && text.contains("forward . 169.254.96.16"), "{text}");
-            facts.settings.insert(
-                NODE_LOCAL_DNS,
-                settings(&[("Corefile", "cluster.local:53 {\n forward . 10.96.0.10\n}")]),
-            );
-            assert_eq!(said(&facts, "nodelocaldns").0, Level::Warn);
-            facts.settings.insert(
-                NODE_LOCAL_DNS,
-                settings(&[("Corefile", "cluster.local:53 {\n forward . 169.254.96.16\n}")]),
-            );
-            assert_eq!(said(&facts, "nodelocaldns").0, Level::Ok);
-        }
-    }
-
-    #[test]
-    fn what_is_left_of_an_edgemesh_is_named_and_refuses_nothing() {
-        let mut facts = facts();
-        facts.settings.insert(EDGEMESH, Settings::new());
-        let (level, text) = said(&facts, "edgemesh");
-        assert!(level == Level::Warn && text.contains("kubeedge/edgemesh-agent-cfg"), "{text}");
-        facts.workloads.push(object("Deployment", "edgemesh-gateway", &[]));
-        assert!(said(&facts, "edgemesh").1.contains("Deployment other/edgemesh-gateway"));
-        facts.workloads.push(object("DaemonSet", "edgemesh-agent", &[]));
-        assert_eq!(said(&facts, "edgemesh").0, Level::Refuse);
-    }
-
-    #[test]
-    fn one_old_node_is_a_warning_and_only_old_nodes_are_a_refusal() {
-        let mut facts = facts();
-        facts.nodes = vec![node("new", "5.15.0"), node("old", "3.10.0-1160.el7")];
-        let (level, text) = said(&facts, "kernel");
-        assert!(level == Level::Warn && text.contains("old") && !text.contains("new"), "{text}");
-        facts.nodes.remove(0);
-        assert_eq!(said(&facts, "kernel").0, Level::Refuse);
-        facts.nodes = vec![node("rhel", "4.18.0-553.el8")];
-        assert_eq!(said(&facts, "kernel").0, Level::Warn);
-        let windows = NodeFacts { os: "windows".to_owned(), ..node("w", "10.0.17763") };
-        facts.nodes = vec![windows, node("a", "6.8")];
-        assert_eq!(said(&facts, "kernel").0, Level::Ok);
-        facts.nodes = (0..9).map(|i| node(&format!("n{i}"), "3.0")).collect();
-        assert!(said(&facts, "kernel").1.contains("and 4 more nodes"));
-    }
-
-    #[test]
-    fn what_could_not_be_seen_and_what_would_not_be_admitted_is_said() {
-        let mut facts = facts();
-        facts.unseen.push("get configmap a/b".to_owned());
-        let (level, text) = said(&facts, "rights");
-        assert!(level == Level::Warn && text.contains("a/b"), "an older chart with newer images: {text}");
-        facts.forbidden.push("list nodes".to_owned());
-        assert!(said(&facts, "rights").1.contains("list nodes"));
-        let mut own = object("Namespace", "selvage-system", &[]);
-        own.labels.insert("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned());
-        facts.namespaces.push(own);
-        let (level, text) = said(&facts, "pod-security");
-        assert!(level == Level::Refuse && text.contains("enforce=privileged"), "{text}");
-    }
-}
+mod tests;
