@@ -4,16 +4,15 @@ mod install;
 mod mesh;
 mod state;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 pub use install::{Helm, Install, Uninstall};
 pub use mesh::{
-    BugReport, By, Check, Endpoints, Filter, Kube, Level, Logs, Program, Proxies, Reach, Routes, Services,
-    Status, Top,
+    Admin, BugReport, By, Check, Force, Kube, Level, Logs, Look, Program, Proxies, Reach, Status, Top,
 };
-pub use state::{Node, NodeCommand, Place, State, Token, TokenCommand};
+pub use state::{Ca, CaCommand, Node, NodeCommand, Place, State, Token, TokenCommand};
 
 /// Installs the mesh, looks into it while it runs, checks its rules, explains routing, makes join tokens.
 #[derive(Debug, Parser)]
@@ -56,11 +55,33 @@ pub enum Command {
     /// Say what each proxy, relay and gateway says of itself.
     Proxies(Proxies),
     /// List the services that a proxy knows.
-    Services(Services),
+    #[command(after_help = "\
+Examples:
+  meshctl services
+  meshctl services --node edge-a --host reviews
+  meshctl services --port 9080 -o json
+  meshctl services --admin http://127.0.0.1:15000")]
+    Services(Force),
     /// List the rules that a proxy follows, in the order in which they are tried.
-    Routes(Routes),
+    #[command(after_help = "\
+Rules of each host in the order in which they are tried: the first whose condition holds takes the request. A host without
+rules goes to its own endpoints.
+
+Examples:
+  meshctl routes --service reviews
+  meshctl routes --node edge-a --host shop.example.com -o yaml
+  meshctl routes --port 9080")]
+    Routes(Force),
     /// List the endpoints that a proxy may choose from, their health, and the path to them.
-    Endpoints(Endpoints),
+    #[command(after_help = "\
+Endpoints of each service, subset and port as this proxy sees them: HEALTH is ready, starting (not ready), leaving, or unwell
+(this proxy gives it no new calls for a time: it failed); PATH is how its node is reached from here.
+
+Examples:
+  meshctl endpoints --service reviews
+  meshctl endpoints --node edge-a --host reviews --port 9080 -o json
+  meshctl endpoints --admin http://127.0.0.1:15000")]
+    Endpoints(Force),
     /// Print the logs of the mesh's programs, or follow them.
     Logs(Logs),
     /// Show requests, errors, times, connections, CPU and memory, of each proxy or service.
@@ -81,6 +102,8 @@ pub enum Command {
     Token(Token),
     /// List the nodes that have joined, and take one out.
     Node(Node),
+    /// Show the CAs that are trusted, and have the next one made.
+    Ca(Ca),
     /// Look into a node's proxy through its admin page on loopback.
     Proxy(Proxy),
     /// Print the CustomResourceDefinitions of the mesh.
@@ -186,15 +209,21 @@ pub struct Analyze {
 /// How a cluster is reached.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Cluster {
-    /// Passed on to kubectl.
+    /// A kubeconfig; without it $KUBECONFIG or ~/.kube/config, else the service account of this pod.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Passed on to kubectl.
+    /// A context of the kubeconfig.
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
-    /// The kubectl that reads the cluster.
-    #[arg(long, value_name = "PROGRAM", env = "KUBECTL", default_value = "kubectl")]
-    pub kubectl: PathBuf,
+    /// Limit for reading the cluster.
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = mesh::span)]
+    pub timeout: Duration,
+}
+
+impl Cluster {
+    pub(crate) fn kube(&self) -> Kube {
+        Kube { kubeconfig: self.kubeconfig.clone(), context: self.context.clone(), namespace: String::new() }
+    }
 }
 
 /// `meshctl simulate`
@@ -230,19 +259,6 @@ pub struct Simulate {
     pub root_namespace: String,
 }
 
-/// The admin page of a proxy.
-#[derive(Debug, Clone, ClapArgs)]
-pub struct Admin {
-    /// Admin address of the proxy.
-    #[arg(
-        long = "admin",
-        value_name = "URL",
-        env = "MESH_PROXY_ADMIN_URL",
-        default_value = "http://127.0.0.1:15000"
-    )]
-    pub url: String,
-}
-
 /// `meshctl paths`
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "\
@@ -252,10 +268,11 @@ its path is not a better one, and what would change it, is printed below the tab
 Examples:
   meshctl paths
   meshctl paths edge-b -o json
-  meshctl paths --all                             also paths that new connections do not take")]
+  meshctl paths --all                             also paths that new connections do not take
+  meshctl paths --node edge-a                     as the proxy of that node sees them, through the API server")]
 pub struct Paths {
     /// Only the path to this node.
-    pub node: Option<String>,
+    pub peer: Option<String>,
     /// Also paths that are open but not in use.
     #[arg(long)]
     pub all: bool,
@@ -272,11 +289,13 @@ pub struct Paths {
 #[command(after_help = "\
 Looks at: the proxy, ports that others hold, capture, UDP services, DNS, the controller, the clock, the certificate,
 UDP and TCP to relays and peers with round trips, and the largest datagram that passes. Each check is ok, warn (works,
-with less than there could be) or fail, and says how to mend it. Exit code 1 when a check fails.
+with less than there could be) or fail, and says how to mend it. Exit code 1 when a check fails. Of another node (--node) only
+what its proxy says of itself is looked at; the rest is looked at where it is.
 
 Examples:
   meshctl doctor
   meshctl doctor -o json
+  meshctl doctor --node edge-a
   meshctl doctor --admin http://127.0.0.1:16000 --wait-ms 3000")]
 pub struct Doctor {
     /// How long an answer from the network may take.
@@ -291,8 +310,8 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    pub(crate) fn wait(&self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.wait_ms.clamp(10, 60_000))
+    pub(crate) fn wait(&self) -> Duration {
+        Duration::from_millis(self.wait_ms.clamp(10, 60_000))
     }
 }
 
@@ -302,20 +321,15 @@ impl Doctor {
 Examples:
   meshctl proxy status
   meshctl proxy endpoints reviews
+  meshctl proxy peers --node edge-a               of another node, through the API server
   meshctl proxy routes reviews.default.svc.cluster.local -o yaml")]
 pub struct Proxy {
     /// What to show.
     #[command(subcommand)]
     pub what: ProxyWhat,
-    /// Admin address of the proxy.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "MESH_PROXY_ADMIN_URL",
-        default_value = "http://127.0.0.1:15000"
-    )]
-    pub admin: String,
+    /// The proxy that is asked.
+    #[command(flatten)]
+    pub admin: Admin,
     /// How the result is printed.
     #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t)]
     pub format: Format,
@@ -346,7 +360,8 @@ pub enum ProxyWhat {
     /// Show log levels, or change them while the proxy runs.
     #[command(
         after_help = "Examples:\n  meshctl proxy log-level\n  meshctl proxy log-level debug --for 10m\n  \
-                            meshctl proxy log-level trace --target mesh_proxy::dns\n  meshctl proxy log-level --reset"
+                            meshctl proxy log-level trace --target mesh_proxy::dns\n  meshctl proxy log-level --node edge-a debug --for 10m\n  \
+                            meshctl proxy log-level --reset"
     )]
     LogLevel {
         /// off, error, warn, info, debug or trace; without it the levels are shown.

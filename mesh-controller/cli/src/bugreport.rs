@@ -20,6 +20,9 @@ use crate::{
 use archive::Archive;
 pub(crate) use collect::resource_of;
 
+/// Objects, pages, logs and the rest take this many times what one command takes.
+const STEPS: u32 = 4;
+
 /// What was made.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -39,12 +42,19 @@ pub(crate) fn run(args: &args::BugReport) -> Result<Outcome> {
     // Before anything is asked: a place that cannot be written to is found at once.
     let out = File::create(&file).with_context(|| format!("--file: create {}", file.display()))?;
     let mut archive = Archive::new(out, args.max_mib << 20, now());
-    let asked = reach::within(args.reach.timeout.saturating_mul(4), "report of the mesh", async {
-        let mesh = Mesh::find(&args.reach).await?;
+    let limit = args.look.reach.timeout.saturating_mul(STEPS);
+    let asked = reach::within(limit + args.look.reach.timeout, "report of the mesh", async {
+        let mesh = Mesh::find(&args.look.reach).await?.until(limit);
         if mesh.programs.is_empty() && mesh.client.is_none() {
             return Err(mesh.nothing());
         }
-        collect::all(&mesh, args, &mut archive).await
+        let asked = tokio::time::timeout(limit, collect::all(&mesh, args, &mut archive)).await;
+        asked.unwrap_or_else(|_| {
+            // What there is helps whoever looks for a fault.
+            let why = format!("{} have passed (--timeout TIME gives it longer)", reach::span(limit));
+            archive.miss("whatever comes after that", &why);
+            Ok(())
+        })
     });
     if let Err(error) = asked {
         std::fs::remove_file(&file).ok();
@@ -53,7 +63,7 @@ pub(crate) fn run(args: &args::BugReport) -> Result<Outcome> {
     let (files, missing) = archive.finish().with_context(|| format!("write {}", file.display()))?;
     let bytes = std::fs::metadata(&file).map_or(0, |m| m.len());
     let report = Report { file, bytes, files, missing };
-    output::print(args.output.format, &report, || text(&report))?;
+    output::print(args.look.output.format, &report, || text(&report))?;
     Ok(Outcome::Fine)
 }
 

@@ -19,8 +19,8 @@ use crate::{
 
 pub(crate) fn run(args: &args::Check) -> Result<Outcome> {
     known(&args.ignore)?;
-    let checks = reach::within(args.reach.timeout, "check of the cluster", async {
-        let mesh = Mesh::find(&args.reach).await?;
+    let checks = reach::within(args.look.reach.timeout, "check of the cluster", async {
+        let mesh = Mesh::find(&args.look.reach).await?;
         let Some(client) = &mesh.client else {
             anyhow::bail!(
                 "this looks at a cluster; `meshctl doctor --admin URL` looks at a node, `meshctl status --admin URL` at a controller"
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &args::Check) -> Result<Outcome> {
         }
         Ok(after::all(client, &mesh, &args.release).await)
     })?;
-    output::print(args.output.format, &checks, || text(&checks))?;
+    output::print(args.look.output.format, &checks, || text(&checks))?;
     Ok(outcome(&checks))
 }
 
@@ -70,6 +70,7 @@ pub(crate) async fn before(
         namespace: namespace.to_owned(),
         release: release.to_owned(),
         ignore: ignore.to_vec(),
+        controller_addresses: None,
         kubeconfig: None,
     };
     let verdicts = preflight.look(client.clone()).await.context("look at the cluster")?;

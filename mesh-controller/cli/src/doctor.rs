@@ -15,7 +15,7 @@ mod state;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::{Outcome, args, output};
+use crate::{Outcome, args, output, reach::One};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,13 +67,23 @@ impl Check {
 }
 
 pub(crate) fn run(args: &args::Doctor) -> Result<Outcome> {
-    let node = ask::Node::ask(&args.admin.url);
+    let node = ask::Node::ask(&One::find(&args.admin)?);
+    let here = args.admin.node.is_none();
     let mut checks = Vec::new();
     checks.push(state::proxy(&node));
-    checks.extend(ports::all(&node));
+    if here {
+        checks.extend(ports::all(&node));
+    } else {
+        eprintln!(
+            "meshctl: ports, DNS, and the ways to relays and peers are looked at on the node itself only"
+        );
+    }
     if let Ok(node) = &node {
-        checks.extend(state::all(node));
-        checks.extend(network::all(node, args.wait()));
+        checks.extend(state::said(node));
+        if here {
+            checks.push(state::dns(node));
+            checks.extend(network::all(node, args.wait()));
+        }
     }
     output::print(args.output.format, &checks, || text(&checks))?;
     Ok(if checks.iter().any(|c| c.status == Status::Fail) { Outcome::Findings } else { Outcome::Fine })

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     Outcome,
-    args::{self, Filter, Program as Kind},
+    args::{self, Force, Program as Kind},
     output,
     reach::{self, Mesh, Program},
 };
@@ -24,11 +24,11 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(filter: &Filter) -> Self {
+    fn of(args: &Force) -> Self {
         Self {
-            part: filter.host.clone().unwrap_or_default(),
-            service: filter.service.clone(),
-            port: filter.port.map(u64::from),
+            part: args.host.clone().unwrap_or_default(),
+            service: args.service.clone(),
+            port: args.port.map(u64::from),
         }
     }
 
@@ -52,26 +52,26 @@ impl Wanted {
     }
 }
 
-pub(crate) fn services(args: &args::Services) -> Result<Outcome> {
-    let wanted = Wanted::of(&args.filter);
+pub(crate) fn services(args: &Force) -> Result<Outcome> {
+    let wanted = Wanted::of(args);
     let page = format!("/config_dump{}", wanted.query());
-    let pages = ask(&args.reach, &args.filter, &[&page])?;
-    show(args.output, &rows::services(&pages[0], &wanted), rows::SERVICES)
+    let pages = ask(args, &[&page])?;
+    show(args.look.output, &rows::services(&pages[0], &wanted), rows::SERVICES)
 }
 
-pub(crate) fn routes(args: &args::Routes) -> Result<Outcome> {
-    let wanted = Wanted::of(&args.filter);
+pub(crate) fn routes(args: &Force) -> Result<Outcome> {
+    let wanted = Wanted::of(args);
     let page = format!("/config_dump{}", wanted.query());
-    let pages = ask(&args.reach, &args.filter, &[&page])?;
-    show(args.output, &rows::routes(&pages[0], &wanted), rows::ROUTES)
+    let pages = ask(args, &[&page])?;
+    show(args.look.output, &rows::routes(&pages[0], &wanted), rows::ROUTES)
 }
 
-pub(crate) fn endpoints(args: &args::Endpoints) -> Result<Outcome> {
-    let wanted = Wanted::of(&args.filter);
+pub(crate) fn endpoints(args: &Force) -> Result<Outcome> {
+    let wanted = Wanted::of(args);
     let (dump, clusters) =
         (format!("/config_dump{}", wanted.query()), format!("/clusters{}", wanted.query()));
-    let pages = ask(&args.reach, &args.filter, &[&dump, &clusters, "/paths"])?;
-    show(args.output, &rows::endpoints(&pages[0], &pages[1], &pages[2], &wanted), rows::ENDPOINTS)
+    let pages = ask(args, &[&dump, &clusters, "/paths"])?;
+    show(args.look.output, &rows::endpoints(&pages[0], &pages[1], &pages[2], &wanted), rows::ENDPOINTS)
 }
 
 /// A row that people see as cells.
@@ -93,15 +93,16 @@ fn show<T: Serialize + Cells>(output: args::Output, rows: &[T], head: &[&str]) -
 }
 
 /// Asks the proxy that is meant for these pages.
-fn ask(reach: &args::Reach, filter: &Filter, pages: &[&str]) -> Result<Vec<Value>> {
+fn ask(args: &Force, pages: &[&str]) -> Result<Vec<Value>> {
+    let reach = &args.look.reach;
     reach::within(reach.timeout, "what a proxy has in force", async {
         let mesh = Mesh::find(reach).await?;
-        let program = chosen(&mesh, filter.node.as_ref())?;
+        let program = chosen(&mesh, args.node.as_ref())?;
         let mut all = Vec::new();
         for page in pages {
             all.push(program.json(page).await?);
         }
-        if filter.node.is_none() && mesh.client.is_some() {
+        if args.node.is_none() && mesh.client.is_some() {
             eprintln!("meshctl: as {} sees it; --node NODE asks another one", program.title());
         }
         Ok(all)

@@ -4,6 +4,7 @@
 mod analyze;
 pub mod args;
 mod bugreport;
+mod ca;
 mod check;
 mod crds;
 mod doctor;
@@ -68,6 +69,7 @@ pub fn run(args: &args::Args) -> ExitCode {
         Command::Doctor(a) => doctor::run(a),
         Command::Token(a) => token::run(a),
         Command::Node(a) => node::run(a),
+        Command::Ca(a) => ca::run(a),
         Command::Proxy(a) => proxy::run(a),
         Command::Crds(a) => crds::run(a),
         Command::Webhook(a) => webhook::run(a),

@@ -13,12 +13,12 @@ use crate::{
 pub(crate) fn run(args: &args::Node) -> Result<Outcome> {
     match &args.command {
         NodeCommand::List { place, output } => {
-            let mut nodes = place::open(place).nodes()?;
+            let mut nodes = place::open(place)?.nodes()?;
             nodes.sort_by_key(|node| text(node, "node"));
             output::print(output.format, &nodes, || table(&nodes, now()))?;
         }
         NodeCommand::Remove { name, place } => {
-            if !place::open(place).remove_node(name)? {
+            if !place::open(place)?.remove_node(name)? {
                 bail!("no node {name} has joined");
             }
             eprintln!(

@@ -6,15 +6,16 @@ use serde_json::Value;
 use crate::{
     Outcome,
     args::{self, Format},
-    output, proxy,
+    output,
+    reach::One,
 };
 
 pub(crate) fn run(args: &args::Paths) -> Result<Outcome> {
     let page = if args.all { "/paths?all=1" } else { "/paths" };
-    let found = proxy::fetch(&args.admin.url, page)?;
-    let wanted = |p: &&Value| args.node.as_ref().is_none_or(|n| p["peer"] == n.as_str());
+    let found = One::find(&args.admin)?.get(page)?;
+    let wanted = |p: &&Value| args.peer.as_ref().is_none_or(|n| p["peer"] == n.as_str());
     let paths: Vec<Value> = found.as_array().into_iter().flatten().filter(wanted).cloned().collect();
-    if let (Some(node), true, Format::Table) = (&args.node, paths.is_empty(), args.output.format) {
+    if let (Some(node), true, Format::Table) = (&args.peer, paths.is_empty(), args.output.format) {
         eprintln!("meshctl: there is no connection to {node}: one is made with the next call to it");
     }
     output::print(args.output.format, &paths, || text(&paths))?;

@@ -41,11 +41,11 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn run(args: &args::Proxies) -> Result<Outcome> {
-    let rows = reach::within(args.reach.timeout, "proxies of the mesh", async {
-        let mesh = Mesh::find(&args.reach).await?;
+    let rows = reach::within(args.look.reach.timeout, "proxies of the mesh", async {
+        let mesh = Mesh::find(&args.look.reach).await?;
         of(&mesh, &args.nodes).await
     })?;
-    output::print(args.output.format, &rows, || text(&rows))?;
+    output::print(args.look.output.format, &rows, || text(&rows))?;
     Ok(if rows.iter().all(|r| r.ready && r.answers) { Outcome::Fine } else { Outcome::Findings })
 }
 

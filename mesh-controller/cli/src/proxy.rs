@@ -1,6 +1,5 @@
 //! `meshctl proxy`: what a node's proxy knows, from its admin page.
 
-mod fetch;
 mod rows;
 
 use anyhow::Result;
@@ -10,22 +9,14 @@ use crate::{
     Outcome,
     args::{self, ProxyWhat},
     output,
+    reach::One,
 };
 
-/// A page as text.
-pub(crate) fn fetch_text(admin: &str, page: &str) -> Result<String> {
-    fetch::text(admin, page)
-}
-
-/// A page of JSON.
-pub(crate) fn fetch(admin: &str, page: &str) -> Result<Value> {
-    fetch::get(admin, page)
-}
-
 pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
+    let proxy = One::find(&args.admin)?;
     if let ProxyWhat::LogLevel { level, target, time, reset } = &args.what {
         let change = Change { level: level.as_deref(), target: target.as_deref(), time: time.as_deref() };
-        let value = log_level(&args.admin, &change, *reset)?;
+        let value = log_level(&proxy, &change, *reset)?;
         let view = rows::of_levels(&value);
         output::print(args.format, &value, || output::table(&view.head, &view.rows))?;
         return Ok(Outcome::Fine);
@@ -34,7 +25,7 @@ pub(crate) fn run(args: &args::Proxy) -> Result<Outcome> {
         ProxyWhat::Peers => "/peers",
         _ => "/config_dump",
     };
-    let dump = fetch::get(&args.admin, page)?;
+    let dump = proxy.get(page)?;
     let (value, view) = match &args.what {
         ProxyWhat::Status => {
             let status = rows::status(&dump);
@@ -63,18 +54,18 @@ struct Change<'a> {
 }
 
 /// The levels, after a change if one is wanted.
-fn log_level(admin: &str, change: &Change<'_>, reset: bool) -> Result<Value> {
+fn log_level(proxy: &One, change: &Change<'_>, reset: bool) -> Result<Value> {
     if reset {
-        return fetch::post(admin, "/logging?format=json&reset");
+        return proxy.post("/logging?format=json&reset");
     }
-    let Some(level) = change.level else { return fetch::get(admin, "/logging?format=json") };
+    let Some(level) = change.level else { return proxy.get("/logging?format=json") };
     let mut path = format!("/logging?format=json&level={}", quoted(level));
     for (name, value) in [("target", change.target), ("for", change.time)] {
         if let Some(value) = value {
             path.push_str(&format!("&{name}={}", quoted(value)));
         }
     }
-    fetch::post(admin, &path)
+    proxy.post(&path)
 }
 
 /// A text as part of a query.
@@ -99,6 +90,8 @@ mod tests {
         net::TcpListener,
     };
 
+    use clap::Parser as _;
+
     use super::*;
 
     /// What is asked of a page that answers like this, and what comes of it.
@@ -107,12 +100,14 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let page = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut line = String::new();
-            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
             write!(stream, "{answer}").unwrap();
-            line
+            head[0].clone()
         });
-        let value = log_level(&url, change, reset);
+        let proxy = args::Args::try_parse_from(["meshctl", "paths", "--admin", &url]).unwrap();
+        let args::Command::Paths(paths) = proxy.command else { panic!("another command") };
+        let value = log_level(&One::find(&paths.admin).unwrap(), change, reset);
         (page.join().unwrap(), value)
     }
 
@@ -122,14 +117,14 @@ mod tests {
     #[test]
     fn log_levels_are_shown_and_changed() {
         let (line, value) = asked(FINE, &NONE, false);
-        assert_eq!(line, "GET /logging?format=json HTTP/1.0\r\n");
+        assert_eq!(line, "GET /logging?format=json HTTP/1.1");
         assert_eq!(rows::of_levels(&value.unwrap()).rows, [["default", "debug"]]);
         let change = Change { level: Some("trace"), target: Some("a b&c"), time: Some("10m") };
         let (line, _) = asked(FINE, &change, false);
-        assert_eq!(line, "POST /logging?format=json&level=trace&target=a%20b%26c&for=10m HTTP/1.0\r\n");
-        assert_eq!(asked(FINE, &NONE, true).0, "POST /logging?format=json&reset HTTP/1.0\r\n");
+        assert_eq!(line, "POST /logging?format=json&level=trace&target=a%20b%26c&for=10m HTTP/1.1");
+        assert_eq!(asked(FINE, &NONE, true).0, "POST /logging?format=json&reset HTTP/1.1");
         let wrong = "HTTP/1.0 400 Bad Request\r\n\r\n\"loud\" is no level\n";
         let error = asked(wrong, &Change { level: Some("loud"), ..NONE }, false).1.unwrap_err();
-        assert!(error.to_string().contains("is no level"), "{error}");
+        assert!(format!("{error:#}").contains("is no level"), "{error:#}");
     }
 }

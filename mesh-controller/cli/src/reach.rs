@@ -1,10 +1,11 @@
 //! The programs of the mesh, and asking them: through the API server of a cluster, or at addresses of this machine.
 //!
 //! - [`cluster`]: a client of the API server; the mesh's pods.
-//! - [`http`]: one request over any stream.
+//! - [`http`]: one request over any stream. - [`one`]: one proxy, asked page by page.
 
 pub(crate) mod cluster;
 pub(crate) mod http;
+mod one;
 
 use std::{
     future::Future,
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::args::{self, Program as Kind};
+pub(crate) use one::One;
 
 /// Programs that are asked at a time.
 const AT_ONCE: usize = 16;
@@ -77,20 +79,25 @@ enum Via {
 impl Program {
     /// A page as text.
     pub(crate) async fn text(&self, path: &str) -> Result<String> {
+        self.ask("GET", path).await
+    }
+
+    async fn ask(&self, method: &str, path: &str) -> Result<String> {
         match &self.via {
             Via::Url(url) => {
                 let authority = authority(url)?;
                 let mut stream = TcpStream::connect(authority).await.with_context(|| {
                     format!("connect to {authority} (does the program run on this machine?)")
                 })?;
-                http::get(&mut stream, authority, path).await.with_context(|| format!("ask {url}{path}"))
+                let answer = http::ask(&mut stream, method, authority, path).await;
+                answer.with_context(|| format!("ask {url}{path}"))
             }
             Via::Pod { pods, name, port } => {
                 let ask = async {
                     let mut forward = pods.portforward(name, &[*port]).await?;
                     let errors = forward.take_error(*port);
                     let mut stream = forward.take_stream(*port).context("no stream")?;
-                    let answer = http::get(&mut stream, "localhost", path).await;
+                    let answer = http::ask(&mut stream, method, "localhost", path).await;
                     let answer = match (answer, errors) {
                         (Err(error), Some(said)) => {
                             // Why the kubelet could not connect comes beside the stream, a moment later.
@@ -183,6 +190,12 @@ impl Mesh {
         }
         mesh.client = Some(client);
         Ok(mesh)
+    }
+
+    /// The same for a command that asks many things one after the other: they share this time.
+    pub(crate) fn until(mut self, limit: Duration) -> Self {
+        self.deadline = Instant::now() + limit;
+        self
     }
 
     /// Programs of that kind.

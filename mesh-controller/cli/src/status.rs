@@ -86,8 +86,8 @@ pub(crate) struct Proxy {
 }
 
 pub(crate) fn run(args: &args::Status) -> Result<Outcome> {
-    let summary = reach::within(args.reach.timeout, "status of the mesh", async {
-        let mesh = Mesh::find(&args.reach).await?;
+    let summary = reach::within(args.look.reach.timeout, "status of the mesh", async {
+        let mesh = Mesh::find(&args.look.reach).await?;
         let mut summary = of(&mesh).await?;
         if !args.nodes.is_empty() {
             for node in &args.nodes {
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &args::Status) -> Result<Outcome> {
         }
         Ok(summary)
     })?;
-    output::print(args.output.format, &summary, || text(&summary))?;
+    output::print(args.look.output.format, &summary, || text(&summary))?;
     let bad = summary.controllers.is_empty()
         || summary.controllers.iter().any(|c| c.state != "ready")
         || summary.proxies.iter().any(|p| matches!(p.sync, Sync::Away | Sync::Refused));

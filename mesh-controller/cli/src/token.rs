@@ -19,7 +19,7 @@ pub(crate) fn run(args: &args::Token) -> Result<Outcome> {
         }
         TokenCommand::List { place, output } => list(place, *output),
         TokenCommand::Revoke { id, place } => {
-            if !place::open(place).tokens()?.remove(id)? {
+            if !place::open(place)?.tokens()?.remove(id)? {
                 bail!("no token has the id {id}");
             }
             eprintln!("token {id} is revoked");
@@ -36,7 +36,7 @@ fn create(node: &str, ttl: &str, controllers: &[String], place: &Place, output: 
     let seconds = istio_compat::duration::parse(ttl).context("--ttl")? / 1_000_000_000;
     let seconds = u64::try_from(seconds).ok().filter(|s| *s > 0).context("--ttl must be at least 1s")?;
     let node = NodeName::new(node).context("--node")?;
-    let state = place::open(place);
+    let state = place::open(place)?;
     let (ca, tokens) = (state.ca_sha256(now())?, state.tokens()?);
     let token = tokens.create(&node, seconds, ca, controllers.to_vec(), now())?;
     let text = token.encode();
@@ -46,7 +46,7 @@ fn create(node: &str, ttl: &str, controllers: &[String], place: &Place, output: 
 }
 
 fn list(place: &Place, output: Output) -> Result<Outcome> {
-    let tokens = place::open(place).tokens()?.list()?;
+    let tokens = place::open(place)?.tokens()?.list()?;
     let now = now();
     let table = || {
         let rows: Vec<_> = tokens

@@ -19,15 +19,15 @@ use crate::{
 use rates::{Look, Row};
 
 pub(crate) fn run(args: &args::Top) -> Result<Outcome> {
-    let limit = args.reach.timeout + args.interval;
+    let limit = args.look.reach.timeout + args.interval;
     let (mut rows, failed) = reach::within(limit, "metrics of the mesh", async {
-        let mesh = Mesh::find(&args.reach).await?;
+        let mesh = Mesh::find(&args.look.reach).await?;
         look_twice(&mesh, args).await
     })?;
     if args.rows > 0 {
         rows.truncate(args.rows);
     }
-    output::print(args.output.format, &rows, || text(&rows, args.by))?;
+    output::print(args.look.output.format, &rows, || text(&rows, args.by))?;
     for failure in &failed {
         eprintln!("meshctl: {failure}");
     }

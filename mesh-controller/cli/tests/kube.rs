@@ -81,6 +81,7 @@ fn the_mesh_comes_is_looked_at_and_goes() {
     installs(&operator);
     nothing_runs(&operator);
     a_report(&operator);
+    it_is_analysed(&operator);
     others_are_told(&operator);
     goes(&operator);
 }
@@ -214,6 +215,41 @@ fn a_report(operator: &Operator) {
     assert!(of("rules/virtualservices.json").contains("\"web\""), "rules are in it");
     assert!(of("objects/pods.json").contains("API_TOKEN") && of("check.json").contains("controllers"));
     assert!(of("values.json").contains("preflight") && of("versions.json").contains("kubernetes"));
+}
+
+/// By the administrator, and by somebody who may read no secrets.
+fn it_is_analysed(operator: &Operator) {
+    let (out, err) = operator.ends(1, &["analyze", "-o", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    let of_rule = |m: &&Value| m["code"] == "IST0101" && m["resource"] == "VirtualService default/web";
+    assert!(said.as_array().unwrap().iter().any(|m| of_rule(&m)) && err.is_empty(), "{said:#} {err}");
+    let kubectl = |args: &[&str]| operator.cluster.kubectl(args).unwrap();
+    kubectl(&["create", "serviceaccount", "reader", "-n", "default"]);
+    let may = |core: &[&str]| {
+        let groups = ["apps", "apiextensions.k8s.io", "admissionregistration.k8s.io", "networking.k8s.io"];
+        let istio = ["networking", "security", "telemetry", "extensions"].map(|g| format!("{g}.istio.io"));
+        let groups: Vec<&str> = groups.into_iter().chain(istio.iter().map(String::as_str)).collect();
+        let role = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": "reader" },
+            "rules": [{ "apiGroups": [""], "resources": core, "verbs": ["list"] },
+                { "apiGroups": groups, "resources": ["*"], "verbs": ["list"] }] });
+        operator.cluster.apply(&role.to_string()).unwrap();
+    };
+    may(&["pods"]);
+    kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "reader",
+        "--clusterrole=reader",
+        "--serviceaccount=default:reader",
+    ]);
+    let reader = operator.cluster.service_account_kubeconfig("default", "reader").unwrap();
+    let output = operator.run_as(&reader, &["analyze", "-o", "json"]);
+    let err = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && err.contains("this account may not"), "{err}");
+    may(&["pods", "services", "namespaces", "configmaps", "nodes", "endpoints", "serviceaccounts"]);
+    let output = operator.run_as(&reader, &["analyze", "-o", "json"]);
+    let err = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("secrets are not looked at"), "{err}");
 }
 
 fn others_are_told(operator: &Operator) {

@@ -11,10 +11,7 @@ use mesh_controller::{
     config::{Config, StateStore},
     source::SourceKind,
 };
-use mesh_testkit::{
-    bins,
-    kube::{KubeCluster, programs},
-};
+use mesh_testkit::{bins, kube::KubeCluster};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 
@@ -107,13 +104,10 @@ impl Cluster {
     }
 
     pub(crate) fn meshctl(&self, args: &[&str]) -> (bool, String) {
-        let kubectl = programs().unwrap().join("kubectl");
         let output = Command::new(bins::find("meshctl").unwrap())
             .args(args)
             .args(["-n", NAMESPACE, "--kubeconfig"])
             .arg(self.kube.admin_kubeconfig())
-            .arg("--kubectl")
-            .arg(kubectl)
             .env("HOME", &self.dir)
             .env_remove("MESH_CONTROLLER_STATE_DIR")
             .output()

@@ -1,83 +1,93 @@
-//! Objects of a cluster, through the `kubectl` that operators have: it knows their contexts and ways to log in.
+//! Objects of a cluster, with the operator's own rights.
 
-use std::{
-    collections::BTreeSet,
-    io::Read,
-    process::{Command, Stdio},
-    thread,
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use istio_compat::analyze::{Kind, World};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, ListParams},
+    discovery::{ApiGroup, oneshot, verbs},
 };
 
-use anyhow::{Context, Result, bail};
-use istio_compat::analyze::{Kind, World};
-use serde_json::Value;
+use crate::{
+    args,
+    reach::{self, cluster},
+};
 
-use crate::args;
-
-/// Most bytes of an answer.
-const MAX_BYTES: u64 = 1 << 30;
-/// Most bytes of a complaint.
-const MAX_ERROR_BYTES: u64 = 64 << 10;
 /// Secrets that are none of a gateway's, and many.
 const NOT_THESE: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token";
+const SECRETS: &str = "secrets";
 
 /// Reads everything that analysis looks at; `false` when the account may not read secrets.
 pub(super) fn read(cluster: &args::Cluster, world: &mut World) -> Result<bool> {
-    let served = kubectl(cluster, &["api-resources", "--verbs=list", "-o", "name"])?;
-    let served: BTreeSet<&str> = served.lines().map(str::trim).collect();
-    let wanted: Vec<String> =
-        Kind::resources().filter(|r| r != "secrets" && served.contains(r.as_str())).collect();
-    if wanted.is_empty() {
-        bail!("the cluster serves none of the kinds that analysis reads");
-    }
-    add(world, &kubectl(cluster, &["get", &wanted.join(","), "-A", "-o", "json"])?)?;
-    match kubectl(cluster, &["get", "secrets", "-A", "--field-selector", NOT_THESE, "-o", "json"]) {
-        Ok(secrets) => add(world, &secrets).map(|()| true),
-        Err(error) => {
-            eprintln!("meshctl: secrets are not looked at: {error:#}");
-            Ok(false)
+    reach::within(cluster.timeout, "read the cluster", async {
+        let client = cluster::client(&cluster.kube()).await?;
+        let mut served = false;
+        let mut secrets = None;
+        for (name, resource) in resources(&client).await? {
+            if name == SECRETS {
+                secrets = Some(resource);
+                continue;
+            }
+            served = true;
+            add(world, &client, &resource, ListParams::default()).await?;
+        }
+        if !served {
+            bail!("the cluster serves none of the kinds that analysis reads");
+        }
+        let Some(secrets) = secrets else { return Ok(false) };
+        match add(world, &client, &secrets, ListParams::default().fields(NOT_THESE)).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                eprintln!("meshctl: secrets are not looked at: {error:#}");
+                Ok(false)
+            }
+        }
+    })
+}
+
+/// What is read and served, in the version that the cluster prefers.
+async fn resources(client: &Client) -> Result<Vec<(String, ApiResource)>> {
+    let wanted: BTreeSet<String> = Kind::resources().collect();
+    let there = client.list_api_groups().await.map_err(|e| cluster::mend(e, "ask for kinds"))?;
+    let there = there.groups.into_iter().map(|g| g.name);
+    let groups: BTreeSet<&str> = wanted.iter().map(|name| group_of(name)).collect();
+    let mut found = Vec::new();
+    for group in there.chain([ApiGroup::CORE_GROUP.to_owned()]).filter(|g| groups.contains(g.as_str())) {
+        let group = oneshot::group(client, &group)
+            .await
+            .map_err(|e| cluster::mend(e, &format!("kinds of {group}")))?;
+        for (resource, can) in group.recommended_resources() {
+            let name = name_of(&resource);
+            if wanted.contains(&name) && can.supports_operation(verbs::LIST) {
+                found.push((name, resource));
+            }
         }
     }
+    Ok(found)
 }
 
-fn add(world: &mut World, answer: &str) -> Result<()> {
-    let mut list: Value = serde_json::from_str(answer).context("read kubectl's answer")?;
-    let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) else {
-        bail!("kubectl's answer is no list");
-    };
-    for item in items {
-        world.add(item);
+/// `virtualservices.networking.istio.io` is of `networking.istio.io`, `pods` of the core.
+fn group_of(name: &str) -> &str {
+    name.split_once('.').map_or(ApiGroup::CORE_GROUP, |(_, group)| group)
+}
+
+fn name_of(resource: &ApiResource) -> String {
+    match resource.group.as_str() {
+        "" => resource.plural.clone(),
+        group => format!("{}.{group}", resource.plural),
+    }
+}
+
+async fn add(world: &mut World, client: &Client, resource: &ApiResource, params: ListParams) -> Result<()> {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    for object in cluster::all(&api, params, &resource.plural).await? {
+        let mut value = serde_json::to_value(&object)?;
+        // Items of a list do not say what they are.
+        value["apiVersion"] = resource.api_version.clone().into();
+        value["kind"] = resource.kind.clone().into();
+        world.add(value);
     }
     Ok(())
-}
-
-fn kubectl(cluster: &args::Cluster, args: &[&str]) -> Result<String> {
-    let mut command = Command::new(&cluster.kubectl);
-    if let Some(path) = &cluster.kubeconfig {
-        command.arg("--kubeconfig").arg(path);
-    }
-    if let Some(context) = &cluster.context {
-        command.arg("--context").arg(context);
-    }
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let shown = cluster.kubectl.display();
-    let mut child = command.spawn().with_context(|| {
-        format!("run {shown} (it reads the cluster; name another with --kubectl, or give files with -f)")
-    })?;
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    // Both are read at once: a full pipe on one side would stop the other.
-    let errors = thread::spawn(move || text_of(err, MAX_ERROR_BYTES));
-    let answer = text_of(out, MAX_BYTES);
-    let errors = errors.join().unwrap_or_default();
-    let status = child.wait().with_context(|| format!("wait for {shown}"))?;
-    if !status.success() {
-        bail!("{shown} {}: {}", args.first().copied().unwrap_or_default(), errors.trim());
-    }
-    Ok(answer)
-}
-
-fn text_of(pipe: Option<impl Read>, limit: u64) -> String {
-    let mut bytes = Vec::new();
-    // What was read before a failure is shown or refused by whoever parses it.
-    pipe.map(|p| p.take(limit).read_to_end(&mut bytes));
-    String::from_utf8_lossy(&bytes).into_owned()
 }

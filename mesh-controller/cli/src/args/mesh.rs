@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use super::Output;
 
 /// `30s`, `5m`, `1h`.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let nanos = istio_compat::duration::parse(text).map_err(|e| format!("{e}; write 30s, 5m or 1h"))?;
     let nanos = u64::try_from(nanos).ok().filter(|n| *n > 0).ok_or("must be more than nothing")?;
     Ok(Duration::from_nanos(nanos))
@@ -17,14 +17,47 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Kube {
     /// A kubeconfig; without it $KUBECONFIG or ~/.kube/config, else the service account of this pod.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// A context of the kubeconfig.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
     /// Namespace of the mesh.
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "selvage-system")]
+    #[arg(short, long, global = true, value_name = "NAMESPACE", default_value = "selvage-system")]
     pub namespace: String,
+}
+
+/// One proxy: of this machine, or of a node of a cluster. The admin page stays on loopback there: the API server leads to it as
+/// `kubectl port-forward` does.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Admin {
+    /// Admin address of a proxy of this machine.
+    #[arg(
+        long = "admin",
+        global = true,
+        value_name = "URL",
+        env = "MESH_PROXY_ADMIN_URL",
+        default_value = "http://127.0.0.1:15000"
+    )]
+    pub url: String,
+    /// Ask the proxy of this node, or the relay or gateway of this name, through the API server.
+    #[arg(long, global = true, value_name = "NODE")]
+    pub node: Option<String>,
+    /// The cluster of that node.
+    #[command(flatten)]
+    pub kube: Kube,
+    /// Port of that proxy's admin page.
+    #[arg(long, global = true, value_name = "PORT", default_value_t = 15000)]
+    pub proxy_port: u16,
+    /// Limit for each thing that is asked.
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = span)]
+    pub timeout: Duration,
+}
+
+impl Admin {
+    pub(crate) fn reach(&self) -> Reach {
+        Reach { proxy_port: self.proxy_port, ..Reach::of(&self.kube, self.timeout) }
+    }
 }
 
 /// How the programs of the mesh are reached: through the API server, which leads to the admin page of a pod as `kubectl
@@ -56,6 +89,17 @@ impl Reach {
     }
 }
 
+/// What all commands have that look into a mesh that runs.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Look {
+    /// How programs are reached.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Format.
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// `meshctl check`
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "\
@@ -78,12 +122,9 @@ pub struct Check {
     /// Checks before an installation whose answer does not count.
     #[arg(long, value_name = "CHECK,...", value_delimiter = ',')]
     pub ignore: Vec<String>,
-    /// How programs are reached.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }
 
 /// `meshctl status`
@@ -101,12 +142,9 @@ Examples:
 pub struct Status {
     /// Only these nodes.
     pub nodes: Vec<String>,
-    /// How programs are reached.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }
 
 /// `meshctl proxies`
@@ -122,17 +160,14 @@ Examples:
 pub struct Proxies {
     /// Only these nodes.
     pub nodes: Vec<String>,
-    /// How programs are reached.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }
 
-/// What of a proxy's configuration is shown.
-#[derive(Debug, Clone, Default, ClapArgs)]
-pub struct Filter {
+/// `meshctl services`, `routes` and `endpoints`: what of a proxy's configuration is shown.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Force {
     /// The node whose proxy is asked; without it the first one that is ready.
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
@@ -145,70 +180,9 @@ pub struct Filter {
     /// Only this service: `reviews`, `reviews.shop`, or its whole host.
     #[arg(long, value_name = "NAME[.NAMESPACE]")]
     pub service: Option<String>,
-}
-
-/// `meshctl services`
-#[derive(Debug, Clone, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  meshctl services
-  meshctl services --node edge-a --host reviews
-  meshctl services --port 9080 -o json
-  meshctl services --admin http://127.0.0.1:15000")]
-pub struct Services {
-    /// What is shown.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub filter: Filter,
-    /// How programs are reached.
-    #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `meshctl routes`
-#[derive(Debug, Clone, ClapArgs)]
-#[command(after_help = "\
-Rules of each host in the order in which they are tried: the first whose condition holds takes the request. A host without
-rules goes to its own endpoints.
-
-Examples:
-  meshctl routes --service reviews
-  meshctl routes --node edge-a --host shop.example.com -o yaml
-  meshctl routes --port 9080")]
-pub struct Routes {
-    /// What is shown.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// How programs are reached.
-    #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `meshctl endpoints`
-#[derive(Debug, Clone, ClapArgs)]
-#[command(after_help = "\
-Endpoints of each service, subset and port as this proxy sees them: HEALTH is ready, starting (not ready), leaving, or unwell
-(this proxy gives it no new calls for a time: it failed); PATH is how its node is reached from here.
-
-Examples:
-  meshctl endpoints --service reviews
-  meshctl endpoints --node edge-a --host reviews --port 9080 -o json
-  meshctl endpoints --admin http://127.0.0.1:15000")]
-pub struct Endpoints {
-    /// What is shown.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// How programs are reached.
-    #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }
 
 /// The level of a log line.
@@ -317,12 +291,9 @@ pub struct Top {
     /// Rows, the busiest first; 0 = all.
     #[arg(long, value_name = "ROWS", default_value_t = 0)]
     pub rows: usize,
-    /// How programs are reached.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }
 
 /// `meshctl bug-report`
@@ -355,10 +326,7 @@ pub struct BugReport {
     /// Most MiB of all files together, before they are packed; what does not fit is named in MANIFEST.txt.
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     pub max_mib: usize,
-    /// How programs are reached.
+    /// Where it looks, and how it prints.
     #[command(flatten)]
-    pub reach: Reach,
-    /// Format.
-    #[command(flatten)]
-    pub output: Output,
+    pub look: Look,
 }

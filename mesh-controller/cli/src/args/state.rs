@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::{Cluster, Output};
+use super::{Output, mesh::Kube};
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/mesh-controller";
 
@@ -40,12 +40,9 @@ pub struct Place {
     /// State directory.
     #[command(flatten)]
     pub state: State,
-    /// Namespace of the controllers. Without a state directory here, the cluster of the current context is meant.
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "selvage-system")]
-    pub namespace: String,
-    /// How the cluster is reached.
+    /// The cluster, which is meant where no state directory is.
     #[command(flatten)]
-    pub cluster: Cluster,
+    pub kube: Kube,
 }
 
 /// What to do with tokens.
@@ -121,6 +118,39 @@ pub enum NodeCommand {
     Remove {
         /// Its name.
         name: String,
+        /// Directory or cluster.
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// `meshctl ca`
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Ca {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CaCommand,
+}
+
+/// What to do with CAs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CaCommand {
+    /// List the CAs that are trusted: the one that signs is the first.
+    #[command(after_help = "Examples:\n  meshctl ca status\n  meshctl ca status -n mesh -o json")]
+    Status {
+        /// Directory or cluster.
+        #[command(flatten)]
+        place: Place,
+        /// Format.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have the controllers make the next CA now, before its time. It is trusted at once and
+    /// signs when every node knows it: after the life of a node certificate. Nothing is interrupted.
+    #[command(
+        after_help = "Examples:\n  meshctl ca renew\n  meshctl ca renew --state-dir /var/lib/mesh-controller"
+    )]
+    Renew {
         /// Directory or cluster.
         #[command(flatten)]
         place: Place,

@@ -1,9 +1,9 @@
-//! What the proxy of this node says of itself.
+//! What the proxy of a node says of itself.
 
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::proxy;
+use crate::reach::One;
 
 /// Pages and metrics of a proxy.
 #[derive(Debug, Default)]
@@ -19,12 +19,12 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn ask(admin: &str) -> Result<Self> {
+    pub(super) fn ask(proxy: &One) -> Result<Self> {
         Ok(Self {
-            config: proxy::fetch(admin, "/config")?,
-            dump: proxy::fetch(admin, "/config_dump")?,
-            paths: proxy::fetch(admin, "/paths")?,
-            metrics: proxy::fetch_text(admin, "/stats/prometheus")?,
+            config: proxy.get("/config")?,
+            dump: proxy.get("/config_dump")?,
+            paths: proxy.get("/paths")?,
+            metrics: proxy.text("/stats/prometheus")?,
         })
     }
 

@@ -126,7 +126,7 @@ impl Helm {
 pub(crate) async fn values(args: &args::BugReport, namespace: &str) -> Result<String> {
     let mut command = tokio::process::Command::new(&args.helm);
     command.args(["get", "values", &args.release, "--namespace", namespace, "-o", "json"]);
-    command.args(cluster(&args.reach.kube)).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(cluster(&args.look.reach.kube)).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.with_context(|| format!("run {}", args.helm.display()))?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());

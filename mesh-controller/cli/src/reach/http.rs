@@ -28,12 +28,16 @@ pub(crate) fn is_status(error: &anyhow::Error) -> bool {
 
 /// Asks for a page. The end of the answer is known by its length or its last chunk: a stream through an API server may stay
 /// open, or be cut off.
-pub(crate) async fn get(
+pub(crate) async fn ask(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    method: &str,
     authority: &str,
     path: &str,
 ) -> Result<String> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    // A change is in the path alone.
+    let length = if method == "GET" { "" } else { "Content-Length: 0\r\n" };
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{length}Connection: close\r\n\r\n");
     // Who does not listen may have answered all the same.
     let sent = match stream.write_all(request.as_bytes()).await {
         Ok(()) => stream.flush().await,
@@ -171,7 +175,7 @@ mod tests {
         theirs.write_all(answer).await.unwrap();
         // Dropped at the end, or now.
         let open = stays_open.then_some(theirs);
-        let answer = get(&mut ours, "x", "/").await;
+        let answer = ask(&mut ours, "GET", "x", "/").await;
         drop(open);
         answer
     }
