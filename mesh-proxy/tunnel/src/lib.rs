@@ -23,6 +23,7 @@ mod control;
 mod driver;
 pub mod error;
 mod exec;
+mod foreign;
 mod handler;
 pub mod identity;
 mod kernel;

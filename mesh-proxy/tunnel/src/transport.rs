@@ -15,8 +15,8 @@ use libp2p::{
 };
 
 use crate::{
-    ahead::Ahead, config::TunnelConfig, error::StartError, mux, quic::QuicTransport, security::Security,
-    socket::Sockets, tunnel::Shared, ws::WsTransport,
+    ahead::Ahead, config::TunnelConfig, error::StartError, foreign::Own, mux, quic::QuicTransport,
+    security::Security, socket::Sockets, tunnel::Shared, ws::WsTransport,
 };
 
 pub(crate) fn build(
@@ -61,5 +61,5 @@ pub(crate) fn build(
     let named = dns::tokio::Transport::system(both).map_err(|e| StartError::Resolver(io::Error::other(e)))?;
     let straight = OrTransport::new(ws, named).map(|either, _| either.into_inner());
     let all = OrTransport::new(circuits.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))), straight);
-    Ok(all.map(|either, _| either.into_inner()).boxed())
+    Ok(Own::new(all.map(|either, _| either.into_inner()).boxed()).boxed())
 }

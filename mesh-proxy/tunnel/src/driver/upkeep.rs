@@ -13,6 +13,7 @@ use libp2p::{PeerId, swarm::ConnectionId};
 
 use super::Driver;
 use crate::{
+    foreign::Foreign,
     path::{Path, PathKind, PathTransport, socket_of},
     table::{Conn, Survey},
 };
@@ -46,24 +47,33 @@ impl Traffic {
 }
 
 /// Follows the addresses of this host.
-pub(super) struct Watcher(Option<IfWatcher>);
+pub(super) struct Watcher(Option<IfWatcher>, Foreign);
 
 impl Watcher {
     pub(super) fn new() -> Self {
         match IfWatcher::new() {
-            Ok(watcher) => Self(Some(watcher)),
+            Ok(watcher) => Self(Some(watcher), Foreign::default()),
             Err(error) => {
                 tracing::warn!(%error, "addresses of this host are not followed: every path counts as no LAN");
-                Self(None)
+                Self(None, Foreign::default())
             }
         }
     }
 
     /// The next change; never, once it failed.
     pub(super) async fn next(&mut self) -> io::Result<IfEvent> {
-        match &mut self.0 {
-            Some(watcher) => watcher.select_next_some().await,
-            None => std::future::pending().await,
+        let Some(watcher) = &mut self.0 else { return std::future::pending().await };
+        loop {
+            let event = watcher.select_next_some().await;
+            // Services that come and go are no change of this host's networks.
+            let foreign = match &event {
+                Ok(IfEvent::Up(net)) => self.1.came(net.addr()),
+                Ok(IfEvent::Down(net)) => self.1.went(net.addr()),
+                Err(_) => false,
+            };
+            if !foreign {
+                return event;
+            }
         }
     }
 }
