@@ -10,7 +10,11 @@ mod layout;
 mod paths;
 mod report;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, ValueEnum};
 
@@ -47,6 +51,12 @@ pub struct Args {
     /// Use a user namespace even as root
     #[arg(long)]
     pub unprivileged: bool,
+    /// Level of the proxies' logs, `info,mesh_tunnel=debug` for one
+    #[arg(long)]
+    pub log_level: Option<String>,
+    /// Folder for the logs of a world in which a cell failed or needed a second punch
+    #[arg(long)]
+    pub logs: Option<PathBuf>,
     /// `json` for programs
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -94,6 +104,11 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
                 println!("{}", cell.line());
             }
         })?;
+        if let Some(folder) = &args.logs
+            && cells.iter().any(|c| !c.ok() || c.attempts > Some(1))
+        {
+            keep_logs(&mesh.world.dir().join("logs"), &folder.join(transport.as_str()))?;
+        }
         summary.add(args, transport, cells);
         if args.cells.is_empty() {
             summary.skip(&args.chosen_kinds(), transport);
@@ -105,6 +120,18 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         Output::Text => summary.print(took),
     }
     Ok(summary.failed() == 0)
+}
+
+/// Copies what the programs of a world have said.
+fn keep_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A limit, stretched, in milliseconds.

@@ -131,7 +131,9 @@ impl NetworkBehaviour for Streams {
         // Behind a relay the remote address names the peer only; the local one says through whom.
         let address = if is_circuit(local) { local } else { remote };
         // The other half of a punch: the peer dials at the same time.
-        let punched = self.shared.take_punched(id) || self.shared.knowledge.is_punching(&peer);
+        let knowledge = &self.shared.knowledge;
+        let punched = (self.shared.take_punched(id) || knowledge.is_punching(&peer))
+            && !knowledge.is_open_to(remote);
         self.connect(id, peer, address, (false, punched))
     }
 
@@ -143,7 +145,8 @@ impl NetworkBehaviour for Streams {
         role: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        let punched = self.shared.take_punched(id) || role.is_listener();
+        let punched = (self.shared.take_punched(id) || role.is_listener())
+            && !self.shared.knowledge.is_open_at(&peer, address);
         self.connect(id, peer, address, (true, punched))
     }
 

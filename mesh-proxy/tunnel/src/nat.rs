@@ -5,12 +5,14 @@
 //! - `ports`: streams of the small protocols below, on every connection. `wire`: their messages.
 //! - `relay`: serves circuits. `reserve`: chooses relays and holds reservations.
 //! - `punch`: turns a relayed connection into a direct one. `candidates`: where two peers may meet.
-//! - `mapping`: has the router open ports. `probe`: measures the NAT with two relays. `discover`: peers on the LAN, and where others have seen a peer.
+//! - `mapping`: has the router open ports. `probe`: measures the NAT with two relays. `dial_back`: tests of others, AutoNAT's. `discover`: peers on the LAN, and where others have seen a peer.
 //! - [`kind`]: what NAT a node is behind. [`knowledge`]: what status output says about all of it.
 
 mod candidates;
+mod dial_back;
 mod discover;
 mod engine;
+mod kademlia;
 pub mod kind;
 pub mod knowledge;
 mod locals;
@@ -27,14 +29,12 @@ mod wire;
 use std::sync::Arc;
 
 use libp2p::{
-    PeerId, autonat,
-    kad::{self, store::MemoryStore},
-    mdns,
+    PeerId, autonat, mdns,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
 pub use self::engine::outward;
-use self::settings::NatConfig;
+use self::{dial_back::DialBacks, kademlia::Kademlia, settings::NatConfig};
 pub(crate) use self::{engine::Engine, locals::Locals, metrics::Metrics, ports::Ports};
 use crate::tunnel::Shared;
 
@@ -43,9 +43,9 @@ use crate::tunnel::Shared;
 pub(crate) struct Parts {
     pub(crate) ports: Ports,
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
-    pub(crate) kad: Toggle<kad::Behaviour<MemoryStore>>,
+    pub(crate) kad: Toggle<Kademlia>,
     pub(crate) autonat: Toggle<autonat::v2::client::Behaviour>,
-    pub(crate) autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    pub(crate) autonat_server: Toggle<DialBacks>,
 }
 
 impl Parts {
@@ -56,11 +56,11 @@ impl Parts {
         });
         let serves = config.autonat && config.relay.enabled;
         Self {
-            ports: Ports::new(shared),
+            ports: Ports::new(shared.clone()),
             mdns: Toggle::from(mdns),
-            kad: Toggle::from(config.kad.then(|| discover::kad(own))),
+            kad: Toggle::from(config.kad.then(|| Kademlia::new(discover::kad(own)))),
             autonat: Toggle::from((config.autonat && !serves).then(autonat::v2::client::Behaviour::default)),
-            autonat_server: Toggle::from(serves.then(autonat::v2::server::Behaviour::default)),
+            autonat_server: Toggle::from(serves.then(|| DialBacks::new(shared))),
         }
     }
 }

@@ -15,7 +15,7 @@ use libp2p::{
     swarm::{self, ConnectionId},
 };
 use prometheus::Registry;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -66,6 +66,10 @@ pub(crate) struct Shared {
     pub(crate) knowledge: Knowledge,
     own: PeerId,
     draining: AtomicBool,
+    /// The NAT traversal looks at the view and at this node's role when this is told.
+    pub(crate) nudge: Notify,
+    /// Processes of peers that have said that they leave.
+    pub(crate) departures: watch::Sender<u64>,
     keeps_ports: AtomicBool,
     queues: Vec<mpsc::Sender<Incoming>>,
 }
@@ -238,6 +242,8 @@ impl Tunnel {
             knowledge: Knowledge::new(&config.nat.node),
             own,
             draining: AtomicBool::new(false),
+            nudge: Notify::new(),
+            departures: watch::Sender::new(0),
             keeps_ports: AtomicBool::new(false),
             queues,
             limits: config.limits.clone(),
@@ -294,6 +300,7 @@ impl Tunnel {
     /// Serves circuits for others, or stops serving new ones.
     pub fn set_relay(&self, on: bool) {
         self.shared.relay.store(on, Ordering::Relaxed);
+        self.shared.nudge.notify_one();
     }
 
     /// What is known about reaching a node; none: it is in no view.
@@ -313,6 +320,7 @@ impl Tunnel {
             let mut slot = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *slot, view.clone())
         };
+        self.shared.nudge.notify_one();
         let mut moved = Vec::new();
         for (peer, known) in view.iter() {
             let is_known = |before: &Arc<Known>| Arc::ptr_eq(before, known) || before.same_places(known);
@@ -367,6 +375,11 @@ impl Tunnel {
     /// better path, or the node's process takes no new streams. It is the same number while somebody holds it.
     pub fn generation(&self, node: &str) -> Arc<AtomicU64> {
         self.shared.generations.of(node.into())
+    }
+
+    /// Changes whenever the process of some node has said that it leaves; its [`Self::generation`] has moved by then.
+    pub fn departures(&self) -> watch::Receiver<u64> {
+        self.shared.departures.subscribe()
     }
 
     /// Streams that are open, both directions.

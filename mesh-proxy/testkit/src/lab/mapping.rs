@@ -1,5 +1,6 @@
 //! A router that opens ports when a host of its site asks: miniupnpd, which speaks UPnP IGD, NAT-PMP and PCP, with the
-//! kernel's own translation for what it opens. The site's own kind of translation goes on for all else.
+//! kernel's own translation for what it opens. The site's own kind of translation goes on for all else. Where the site has
+//! IPv6, PCP opens its firewall too.
 
 use std::{
     io::Write as _,
@@ -21,8 +22,17 @@ pub(super) const TOOL: (&str, &str) = ("miniupnpd", "miniupnpd-nftables");
 pub(super) const RULES: &str = "table inet mapping {
     chain to { type nat hook prerouting priority dstnat; }
     chain from { type nat hook postrouting priority srcnat + 1; }
-    chain allowed { type filter hook forward priority filter; policy accept; }
+    chain allowed { }
+    chain through { type filter hook forward priority filter; policy accept; jump allowed; }
     chain past { type filter hook prerouting priority -90; ct status dnat meta mark set 0x51; }
+}
+";
+/// The firewall of IPv6 lets in what the daemon allows beside answers.
+pub(super) const RULES_V6: &str = "table inet mapping {
+    chain through {
+        meta nfproto ipv6 iifname \"wan\" ct state established,related accept;
+        meta nfproto ipv6 iifname \"wan\" meta l4proto != ipv6-icmp drop;
+    }
 }
 ";
 /// Routes around the lab's program, see [`RULES`].
@@ -43,6 +53,8 @@ pub enum PortMapping {
     Pcp,
     /// UPnP only.
     Upnp,
+    /// PCP only, and only ways through the firewall of IPv6: no port of IPv4 is opened.
+    Pinholes,
 }
 
 impl PortMapping {
@@ -54,6 +66,7 @@ impl PortMapping {
             Self::All => "all",
             Self::Pcp => "pcp",
             Self::Upnp => "upnp",
+            Self::Pinholes => "pinholes",
         }
     }
 }
@@ -65,19 +78,23 @@ pub(super) struct Settings {
     pub(super) lan: Ipv4Net,
     /// The router's inner address.
     pub(super) inside: Ipv4Addr,
+    /// The site has IPv6.
+    pub(super) six: bool,
 }
 
 impl Settings {
     fn text(&self) -> String {
         let yes = |on: bool| if on { "yes" } else { "no" };
         format!(
-            "ext_ifname=wan\nlistening_ip=lan\nipv6_disable=yes\nport=0\nhttp_port=0\nenable_natpmp={}\nenable_upnp={}\n\
+            "ext_ifname=wan\nlistening_ip=lan\nipv6_disable={}\nport=0\nhttp_port=0\nenable_natpmp={}\nenable_upnp={}\n\
              secure_mode=yes\nsystem_uptime=no\nnotify_interval=60\nmin_lifetime=120\nmax_lifetime=86400\n\
              upnp_table_name=mapping\nupnp_nat_table_name=mapping\nupnp_forward_chain=allowed\nupnp_nat_chain=to\n\
              upnp_nat_postrouting_chain=from\nfriendly_name=lab\nuuid=6f1c1a0e-3f5b-4d11-9f53-7c5c1d2a4e10\n\
-             allow 1024-65535 {} 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
-            yes(matches!(self.offer, PortMapping::All | PortMapping::Pcp)),
+             {} 1024-65535 {} 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
+            yes(!self.six),
+            yes(matches!(self.offer, PortMapping::All | PortMapping::Pcp | PortMapping::Pinholes)),
             yes(matches!(self.offer, PortMapping::All | PortMapping::Upnp)),
+            if self.offer == PortMapping::Pinholes { "deny" } else { "allow" },
             self.lan,
         )
     }

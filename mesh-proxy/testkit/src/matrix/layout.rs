@@ -254,6 +254,7 @@ pub fn up(args: &Args, transport: Transport) -> Result<Mesh, LabError> {
         apps,
         manifests,
         node_settings,
+        proxy_settings: args.log_level.iter().map(|level| format!("log_level={level}")).collect(),
         relays: vec![RELAY.to_owned()],
         unprivileged: args.unprivileged,
         ..Plan::default()

@@ -91,6 +91,12 @@ pub(crate) fn told(raw: &[Vec<u8>], loopback: bool) -> Vec<(Carrier, SocketAddr)
     all
 }
 
+/// Of those, the ones that everybody gets in at, by the bits of `open`.
+pub(crate) fn told_open(raw: &[Vec<u8>], open: u32) -> Vec<(Carrier, SocketAddr)> {
+    let addresses = raw.iter().take(MAX_CANDIDATES).enumerate().filter(|(i, _)| open & (1 << i) != 0);
+    addresses.filter_map(|(_, raw)| socket_of(&Multiaddr::try_from(raw.clone()).ok()?)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +151,18 @@ mod tests {
             .map(|p| multiaddr(Carrier::Tcp, SocketAddr::new("192.0.2.1".parse().unwrap(), p)).to_vec())
             .collect();
         assert_eq!(told(&many, false).len(), MAX_CANDIDATES);
+    }
+
+    #[test]
+    fn open_addresses_are_told_by_their_place() {
+        let raw: Vec<Vec<u8>> = addresses(&["/ip4/10.0.0.2/tcp/1", "/ip4/192.0.2.1/tcp/2", "/dns4/a/tcp/3"])
+            .iter()
+            .map(Multiaddr::to_vec)
+            .collect();
+        let at = |text: &str| (Carrier::Tcp, text.parse().unwrap());
+        assert_eq!(told_open(&raw, 0b110), [at("192.0.2.1:2")]);
+        assert_eq!(told_open(&raw, u32::MAX), [at("10.0.0.2:1"), at("192.0.2.1:2")]);
+        assert!(told_open(&raw, 0).is_empty() && told_open(&[], u32::MAX).is_empty());
     }
 
     #[test]

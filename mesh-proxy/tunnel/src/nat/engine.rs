@@ -2,12 +2,15 @@
 //! nothing of it holds up a dial or a stream.
 //!
 //! - `circuits`: requests to this relay, reservations at others. `finding`: peers without the registry, measurements of the NAT.
-//! - `punching`: talks about punches, and the dials that follow. `router`: ports that the router opens.
+//! - `punching`: talks about punches, and the dials that follow. `router`: ports that the router opens. `telling`: what
+//!   others hear of this node. `pace`: when everything is looked at.
 
 mod circuits;
 mod finding;
+mod pace;
 mod punching;
 mod router;
+mod telling;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,10 +29,15 @@ use libp2p::{
 use tokio::sync::watch;
 
 pub use self::router::outward;
-use self::{punching::Attempt, router::Router};
+use self::{
+    pace::{STIRRED, TICK},
+    punching::Attempt,
+    router::Router,
+};
 use super::{
     NatReport, PartsEvent,
-    candidates::{self, Carrier, socket_of},
+    candidates::{Carrier, socket_of},
+    dial_back::DialBack,
     discover::Found,
     kind::{Detector, NatKind},
     mapping::Mapping,
@@ -49,8 +57,9 @@ use crate::{
     tunnel::Shared,
 };
 
-/// How often everything is looked at when nothing happens.
-const TICK: Duration = Duration::from_millis(250);
+/// A connection that was made to test whether a node is reached is closed when it was idle for this long afterwards: the
+/// node may have opened a stream on it before it heard that it must not.
+const TESTED: Duration = Duration::from_secs(1);
 /// Tasks under way; a stream of a peer beyond it is reset.
 const MAX_TASKS: usize = 4_096;
 
@@ -76,7 +85,7 @@ enum Awaited {
 type Pair = Arc<Mutex<Option<(Stream, IpAddr)>>>;
 
 /// How a task ended.
-enum Done {
+pub(crate) enum Done {
     Nothing,
     /// A relay was asked for something.
     Request {
@@ -98,7 +107,12 @@ enum Done {
 }
 
 /// What the loop of the driver waits for.
-pub(crate) struct Wake(Option<Done>);
+pub(crate) enum Wake {
+    Done(Done),
+    /// The view, the role, or what the router opens.
+    Changed,
+    Time,
+}
 
 pub(crate) struct Engine {
     shared: Arc<Shared>,
@@ -127,9 +141,13 @@ pub(crate) struct Engine {
     /// Candidates that peers were told last; others start punches anew.
     told: Vec<Multiaddr>,
     next_tick: Instant,
+    ticked: Instant,
+    stirred: Instant,
     /// When transports that are missing to held relays are dialled again; and QUIC to those that TCP has not reached.
     next_mend: Instant,
     late: Vec<(Instant, PeerId)>,
+    /// Connections of tests for other nodes that are over, and when they are closed.
+    tested: Vec<(Instant, PeerId, ConnectionId)>,
     /// Addresses of peers that the registry does not know.
     found: Found,
     /// When the LAN and other nodes may be asked again; the NAT is measured.
@@ -166,8 +184,11 @@ impl Engine {
             report: watch::Sender::new(NatReport { relay: config.relay.enabled, ..NatReport::default() }),
             told: Vec::new(),
             next_tick: now,
+            ticked: now,
+            stirred: now + STIRRED,
             next_mend: now,
             late: Vec::new(),
+            tested: Vec::new(),
             found: Found::default(),
             next_lan: now,
             next_kad: now,
@@ -202,7 +223,12 @@ impl Engine {
     /// Whether the connections with a peer stay although better ones exist: reservations are on them, or they show
     /// under which address this node is seen.
     pub(crate) fn keeps(&self, peer: &PeerId) -> bool {
-        self.reservations.held().any(|p| p == *peer) || self.server.has(peer)
+        self.is_held(peer) || self.server.has(peer)
+    }
+
+    /// Whether it is a relay at which this node has reserved, or does.
+    fn is_held(&self, peer: &PeerId) -> bool {
+        self.reservations.held().any(|p| p == *peer)
     }
 
     /// Waits for the next thing to do.
@@ -213,25 +239,28 @@ impl Engine {
             .filter_map(Attempt::next)
             .min()
             .map_or(self.next_tick, |a| a.min(self.next_tick));
-        let tasks = &mut self.tasks;
+        let (tasks, router, nudge) = (&mut self.tasks, &mut self.router, &self.shared.nudge);
         async move {
             tokio::select! {
-                Some(done) = tasks.next(), if !tasks.is_empty() => Wake(Some(done)),
-                () = tokio::time::sleep_until(at.into()) => Wake(None),
+                Some(done) = tasks.next(), if !tasks.is_empty() => Wake::Done(done),
+                () = router.changed() => Wake::Changed,
+                () = nudge.notified() => Wake::Changed,
+                () = tokio::time::sleep_until(at.into()) => Wake::Time,
             }
         }
     }
 
     pub(crate) fn woken(&mut self, wake: Wake, swarm: &mut Swarm<Behaviour>) {
-        match wake.0 {
-            Some(Done::Request { peer, id, asking, stream, request }) => {
+        match wake {
+            Wake::Done(Done::Request { peer, id, asking, stream, request }) => {
                 self.on_request((peer, id), asking, stream, request, swarm);
             }
-            Some(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
-            Some(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
-            Some(Done::Measured(result)) => self.on_measured(result),
-            Some(Done::Nothing) => {}
-            None => {}
+            Wake::Done(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
+            Wake::Done(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
+            Wake::Done(Done::Measured(result)) => self.on_measured(result),
+            // At once, but not for each of many changes.
+            Wake::Changed => self.next_tick = self.next_tick.min(self.ticked + TICK),
+            Wake::Done(Done::Nothing) | Wake::Time => {}
         }
         self.shoot(swarm);
         if Instant::now() >= self.next_tick {
@@ -248,7 +277,7 @@ impl Engine {
 
     fn tick(&mut self, swarm: &mut Swarm<Behaviour>) {
         let now = Instant::now();
-        self.next_tick = now + TICK;
+        self.ticked = now;
         self.serves = self.shared.relay.load(Ordering::Relaxed);
         // Relays are reached by everybody. What else an operator advertises may hold on its LAN only.
         let given_back = self.reservations.set_want(if self.serves { 0 } else { self.config.reservations });
@@ -258,11 +287,13 @@ impl Engine {
         if !Arc::ptr_eq(&view, &self.view) {
             self.on_view(view, swarm, now);
         }
+        self.close_tested(swarm, now);
         self.step_reservations(swarm, now);
         self.start_punches(swarm, now);
         self.start_measurement(swarm, now);
         self.follow_router(swarm);
         self.publish(now);
+        self.next_tick = self.next_look_around(now);
     }
 
     fn on_view(&mut self, view: Arc<View>, swarm: &mut Swarm<Behaviour>, now: Instant) {
@@ -281,70 +312,15 @@ impl Engine {
         self.view = view;
     }
 
-    /// Tells status output and the controller.
-    fn publish(&mut self, now: Instant) {
-        let (udp, tcp) = (self.udp.kind(), self.tcp.kind());
-        let own = if udp == NatKind::Unknown { tcp } else { udp };
-        let granted = self.reservations.granted();
-        let udp_works = match (self.udp.outer().is_empty(), self.tcp.outer().is_empty()) {
-            (false, _) => Some(true),
-            _ if self.udp.is_measured() => Some(true),
-            (true, false) if self.listens_on(Carrier::Udp) => Some(false),
-            (true, _) => None,
-        };
-        self.shared.knowledge.set_own(own, udp_works);
-        self.shared.knowledge.set_relays(self.view.relays().len(), granted.len(), self.config.punch);
-        self.metrics.reservations.set(i64::try_from(granted.len()).unwrap_or(i64::MAX));
-        let reservations = self.reservations.told(now).into_iter().flat_map(|relay| {
-            let all = self.reservations.addresses(&relay).iter().take(2);
-            all.map(move |a| format!("{a}/p2p/{relay}/p2p-circuit"))
-        });
-        let report = NatReport {
-            nat: own.as_str().to_owned(),
-            relay: self.serves,
-            reservations: reservations.collect(),
-            addresses: self.given.iter().chain(self.router.told()).map(ToString::to_string).collect(),
-            reached: self.router.verdict(),
-        };
-        self.report.send_if_modified(|old| {
-            let changed = *old != report;
-            *old = report;
-            changed
-        });
-        let candidates = self.candidates();
-        if candidates != self.told {
-            self.told = candidates;
-            self.schedule.all_changed(now);
-        }
-    }
-
-    /// What peers are told about where this node may be met.
-    fn candidates(&self) -> Vec<Multiaddr> {
-        let outer = |carrier, detector: &Detector| {
-            // Of a symmetric NAT only the host matters, and one address says that.
-            let most = if detector.is_symmetric() { 1 } else { 3 };
-            let all = detector.outer().into_iter().take(most);
-            all.map(move |at| candidates::multiaddr(carrier, at)).collect::<Vec<_>>()
-        };
-        let mut seen = Vec::new();
-        for (carrier, detector) in [(Carrier::Udp, &self.udp), (Carrier::Tcp, &self.tcp)] {
-            if self.listens_on(carrier) {
-                seen.extend(outer(carrier, detector));
-            }
-        }
-        let given = self.given.iter().chain(self.router.opened()).cloned();
-        candidates::own(seen, given, self.in_order(), self.loopback())
-    }
-
-    fn listens_on(&self, carrier: Carrier) -> bool {
-        self.listening.iter().any(|a| socket_of(a).is_some_and(|(c, _)| c == carrier))
-    }
-
     // === events ===
 
     /// Sees each event before the driver does.
     pub(crate) fn on_event(&mut self, event: &SwarmEvent<BehaviourEvent>, swarm: &mut Swarm<Behaviour>) {
         let now = Instant::now();
+        // What peers say all the time is nothing that happens.
+        if !matches!(event, SwarmEvent::Behaviour(BehaviourEvent::Ping(_) | BehaviourEvent::Nat(_))) {
+            self.stir(now);
+        }
         match event {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let relayed = endpoint.is_relayed();
@@ -388,6 +364,7 @@ impl Engine {
 
     /// Takes an event of the engine's own parts.
     pub(crate) fn on_part(&mut self, event: PartsEvent, swarm: &mut Swarm<Behaviour>) {
+        self.stir(Instant::now());
         match event {
             PartsEvent::Ports(ports::Event::Inbound { peer, id, protocol, stream }) => {
                 match protocol.as_ref() {
@@ -412,8 +389,11 @@ impl Engine {
             PartsEvent::Mdns(event) => self.on_mdns(event),
             PartsEvent::Kad(event) => self.on_kad(event),
             PartsEvent::Autonat(event) => self.on_autonat(event),
-            PartsEvent::AutonatServer(event) => {
+            PartsEvent::AutonatServer(DialBack::Tested(event)) => {
                 tracing::debug!(peer = %event.client, result = ?event.result, "AutoNAT for another node");
+            }
+            PartsEvent::AutonatServer(DialBack::Over(peer, id)) => {
+                self.tested.push((Instant::now() + TESTED, peer, id));
             }
         }
     }
@@ -434,8 +414,11 @@ impl Engine {
             return;
         }
         self.count_links(&peer, swarm, now);
-        if self.keeps(&peer) {
-            swarm.behaviour_mut().nat.ports.hold(id, true);
+        // What a relay dials is no reservation's: it goes when it is idle.
+        let ports = &mut swarm.behaviour_mut().nat.ports;
+        if self.is_held(&peer) || (self.server.has(&peer) && ports.links.get(&id).is_some_and(|l| !l.dialled))
+        {
+            ports.hold(id, true);
         }
         self.on_direct(peer, dial == Some(Dial::Punch(peer)));
         if matches!(dial, Some(Dial::Relay(..))) {

@@ -7,14 +7,18 @@ mod why;
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
-use libp2p::PeerId;
+use libp2p::{Multiaddr, PeerId};
 
 pub use self::why::{Facts, why_not_better};
-use super::kind::NatKind;
+use super::{
+    candidates::{Carrier, socket_of},
+    kind::NatKind,
+};
 
 /// How a punch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +77,10 @@ struct State {
     peers: HashMap<PeerId, PeerKnowledge>,
     /// Peers with which a punch is under way, until when at most.
     punching: HashMap<PeerId, Instant>,
+    /// Transports and families (whether IPv4) by which everybody gets in here.
+    own_open: Vec<(Carrier, bool)>,
+    /// Addresses at which everybody gets in at a peer, as it told when a punch was agreed.
+    open: HashMap<PeerId, Vec<(Carrier, SocketAddr)>>,
 }
 
 /// Knowledge of one node, shared between the swarm and status output.
@@ -134,6 +142,27 @@ impl Knowledge {
         state.peers.get(peer).and_then(|p| p.last_punch).is_some_and(|p| p.outcome == PunchOutcome::Ok)
     }
 
+    /// Whether everybody gets in here by the transport and family of a connection that comes from `remote`: then it
+    /// needed no hole, whoever else dialled at that moment.
+    pub(crate) fn is_open_to(&self, remote: &Multiaddr) -> bool {
+        let Some((carrier, at)) = socket_of(remote) else { return false };
+        self.lock().own_open.contains(&(carrier, at.is_ipv4()))
+    }
+
+    /// Whether everybody gets in at this address of a peer.
+    pub(crate) fn is_open_at(&self, peer: &PeerId, remote: &Multiaddr) -> bool {
+        let Some(at) = socket_of(remote) else { return false };
+        self.lock().open.get(peer).is_some_and(|open| open.contains(&at))
+    }
+
+    pub(crate) fn set_own_open(&self, open: Vec<(Carrier, bool)>) {
+        self.lock().own_open = open;
+    }
+
+    pub(crate) fn set_open(&self, peer: PeerId, open: Vec<(Carrier, SocketAddr)>) {
+        self.lock().open.insert(peer, open);
+    }
+
     pub(crate) fn set_own(&self, kind: NatKind, udp: Option<bool>) {
         let mut state = self.lock();
         (state.own, state.udp) = (kind, udp);
@@ -167,7 +196,31 @@ impl Knowledge {
     pub(crate) fn retain(&self, wanted: impl Fn(&PeerId) -> bool) {
         let mut state = self.lock();
         state.peers.retain(|p, _| wanted(p));
+        state.open.retain(|p, _| wanted(p));
         let now = Instant::now();
         state.punching.retain(|p, until| wanted(p) && *until > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_at_which_everybody_gets_in_needs_no_hole() {
+        let (it, peer) = (Knowledge::new("a"), PeerId::random());
+        let at = |text: &str| text.parse::<Multiaddr>().unwrap();
+        assert!(!it.is_open_to(&at("/ip4/192.0.2.1/udp/1/quic-v1")));
+        it.set_own_open(vec![(Carrier::Udp, true)]);
+        assert!(it.is_open_to(&at("/ip4/192.0.2.1/udp/9/quic-v1")));
+        for other in ["/ip4/192.0.2.1/tcp/1", "/ip6/2001:db8::1/udp/1/quic-v1", "/dns4/a/tcp/1"] {
+            assert!(!it.is_open_to(&at(other)), "{other}");
+        }
+        it.set_open(peer, vec![(Carrier::Tcp, "192.0.2.7:15008".parse().unwrap())]);
+        assert!(it.is_open_at(&peer, &at("/ip4/192.0.2.7/tcp/15008")));
+        assert!(!it.is_open_at(&peer, &at("/ip4/192.0.2.7/udp/15008/quic-v1")));
+        assert!(!it.is_open_at(&PeerId::random(), &at("/ip4/192.0.2.7/tcp/15008")));
+        it.retain(|_| false);
+        assert!(!it.is_open_at(&peer, &at("/ip4/192.0.2.7/tcp/15008")));
     }
 }

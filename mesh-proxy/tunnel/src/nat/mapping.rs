@@ -1,5 +1,6 @@
 //! Ports that the router opens for this node: by PCP (RFC 6887) or NAT-PMP (RFC 6886), and by UPnP where it speaks
-//! neither. What is open is told to peers as an address of this node.
+//! neither. The router of IPv6 is asked by PCP to let packets in through its firewall. What is open is told to peers as
+//! an address of this node.
 //!
 //! - `wire`: messages. `book`: what is open, and what is asked when; both pure. `gateway`: which router.
 //! - `upnp`: the other protocol. `task`: sockets.
@@ -11,8 +12,8 @@ mod upnp;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddrV4,
+    collections::BTreeSet,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,9 +24,17 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 
 pub(crate) use self::{gateway::toward, wire::Port};
+use super::candidates::Carrier;
 
 /// What is open, and where.
-pub(crate) type Open = BTreeMap<Port, SocketAddrV4>;
+pub(crate) type Open = BTreeSet<(Carrier, SocketAddr)>;
+
+/// Ports that are asked for, by the family of the addresses on which they listen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) four: BTreeSet<Port>,
+    pub(crate) six: BTreeSet<Port>,
+}
 
 /// Time that closing may take.
 const LEAVE: Duration = Duration::from_millis(900);
@@ -33,7 +42,7 @@ const LEAVE: Duration = Duration::from_millis(900);
 /// The task that asks.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    wanted: watch::Sender<BTreeSet<Port>>,
+    wanted: watch::Sender<Wanted>,
     open: watch::Receiver<Open>,
     keep: Arc<AtomicBool>,
 }
@@ -41,7 +50,7 @@ pub(crate) struct Mapping {
 impl Mapping {
     /// Begins; nothing is wanted yet.
     pub(crate) fn start(on: &Handle, secret: [u8; 32]) -> Self {
-        let (wanted, ports) = watch::channel(BTreeSet::new());
+        let (wanted, ports) = watch::channel(Wanted::default());
         let (say, open) = watch::channel(Open::new());
         let keep = Arc::new(AtomicBool::new(false));
         on.spawn(task::run(secret, ports, say, keep.clone()));
@@ -49,14 +58,25 @@ impl Mapping {
     }
 
     /// Asks for these ports from now on.
-    pub(crate) fn want(&self, ports: BTreeSet<Port>) {
-        self.wanted.send_if_modified(|old| std::mem::replace(old, ports.clone()) != ports);
+    pub(crate) fn want(&self, ports: Wanted) {
+        self.wanted.send_if_modified(|old| {
+            *old != ports && {
+                *old = ports;
+                true
+            }
+        });
     }
 
-    /// What is open, if that has changed.
-    pub(crate) fn changed(&mut self) -> Option<Open> {
-        let changed = self.open.has_changed().unwrap_or(false);
-        changed.then(|| self.open.borrow_and_update().clone())
+    /// What is open.
+    pub(crate) fn open(&self) -> Open {
+        self.open.borrow().clone()
+    }
+
+    /// Waits until that changes.
+    pub(crate) async fn changed(&mut self) {
+        if self.open.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Gives everything back, or leaves it to a process that goes on.

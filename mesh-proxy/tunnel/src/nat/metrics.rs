@@ -1,6 +1,8 @@
 //! Counters of relays, reservations and punches.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::mapping::Open;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -14,6 +16,7 @@ pub(crate) struct Metrics {
     punches: IntCounterVec,
     discovered: IntCounterVec,
     autonat: IntCounterVec,
+    opened: IntGaugeVec,
 }
 
 impl Metrics {
@@ -54,6 +57,10 @@ impl Metrics {
                 "Checks by other nodes whether this one is reached from outside, by result",
                 "result",
             )?,
+            opened: IntGaugeVec::new(
+                Opts::new("selvage_nat_opened_ports", "Ports that routers have opened for this node"),
+                &["family"],
+            )?,
         };
         registry.register(Box::new(metrics.relay_reservations.clone()))?;
         registry.register(Box::new(metrics.relay_circuits.clone()))?;
@@ -65,6 +72,7 @@ impl Metrics {
         registry.register(Box::new(metrics.punches.clone()))?;
         registry.register(Box::new(metrics.discovered.clone()))?;
         registry.register(Box::new(metrics.autonat.clone()))?;
+        registry.register(Box::new(metrics.opened.clone()))?;
         Ok(metrics)
     }
 
@@ -83,6 +91,14 @@ impl Metrics {
 
     pub(crate) fn punch(&self, outcome: &str) {
         self.punches.with_label_values(&[outcome]).inc();
+    }
+
+    /// What routers have open, by the family of the address.
+    pub(crate) fn opened(&self, open: &Open) {
+        let six = open.iter().filter(|(_, at)| at.is_ipv6()).count();
+        for (family, count) in [("ipv4", open.len() - six), ("ipv6", six)] {
+            self.opened.with_label_values(&[family]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn autonat(&self, result: &str) {

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn hello(n: u8) -> Hello {
-        Hello { candidates: vec![vec![n]], udp: 4, tcp: 5, ask: false }
+        Hello { candidates: vec![vec![n]], udp: 4, tcp: 5, ask: false, open: 1 }
     }
 
     #[tokio::test(start_paused = true)]

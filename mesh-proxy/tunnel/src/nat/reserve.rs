@@ -11,7 +11,7 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId};
 
 /// Pause after the first failure of a relay; it doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(200);
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// A reservation that was lost is still told for so long, unless another one takes its place: a relay that restarts is back
 /// by then, and the registry of a large mesh hears of nothing instead of twice from each of its nodes.
 const TOLD: Duration = Duration::from_secs(15);
@@ -248,6 +248,17 @@ impl Reservations {
         ops
     }
 
+    /// When something is due again that no event tells.
+    pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
+        let of = |r: &Relay| {
+            let waits = r.listen.is_none().then_some(r.not_before);
+            let granted = r.listen.as_ref().filter(|l| !l.granted).map(|l| l.since + GRANT);
+            let measured = r.connected.filter(|_| r.listen.is_none()).map(|at| at + MEASURE);
+            [waits, granted, measured, r.dialling.map(|at| at + DIAL), r.told]
+        };
+        self.relays.values().flat_map(of).flatten().filter(|at| *at > now).min()
+    }
+
     fn connect(&mut self, now: Instant, ops: &mut Vec<Op>) {
         let busy = |r: &Relay| r.connections > 0 || r.dialling.is_some();
         let mut room = self.measured.saturating_sub(self.relays.values().filter(|r| busy(r)).count());
@@ -376,6 +387,7 @@ mod tests {
         assert_eq!(w.grant(&ops), [a]);
         w.it.connections(&b, 1, w.now);
         assert_eq!(w.at(1), [], "not measured yet");
+        assert_eq!(w.it.next(w.now), Some(w.now - Duration::from_millis(1) + MEASURE));
         assert_eq!(w.at(500), [Op::Reserve(b)], "no answer to the probe: better than nothing");
     }
 

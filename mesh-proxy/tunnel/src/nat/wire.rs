@@ -88,6 +88,9 @@ pub(crate) struct Hello {
     /// Nothing is dialled: the sender wants the receiver to start a punch.
     #[prost(bool, tag = "4")]
     pub(crate) ask: bool,
+    /// Which of the candidates everybody gets in at, a bit each: whoever dials them needs no hole.
+    #[prost(uint32, tag = "5")]
+    pub(crate) open: u32,
 }
 
 /// The start of a punch.
@@ -208,7 +211,7 @@ mod tests {
             stream.set_position(0);
             let _ = block_on(read::<ProbeEnd>(&mut stream));
         };
-        let hello = Hello { candidates: vec![vec![4, 1, 2, 3, 4]; 8], udp: 3, tcp: 1, ask: true };
+        let hello = Hello { candidates: vec![vec![4, 1, 2, 3, 4]; 8], udp: 3, tcp: 1, ask: true, open: 5 };
         let probe = Probe { op: 1, token: vec![7; 16], target: vec![4, 10, 0, 0, 1] };
         let hop = Hop { peer: Some(CircuitPeer { id: vec![1; 38], addrs: vec![] }), ..Hop::default() };
         let seeds = [

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_testkit::lab::{Nat, NatSpec, PortMapping, Proc, Spec, World};
+use mesh_testkit::lab::{Ipv6, Nat, NatSpec, PortMapping, Proc, Spec, World};
 
 use super::node::{Start, calls, peer, spawn};
 
@@ -52,6 +52,13 @@ fn rules(mesh: &Mesh) -> String {
     let listed =
         mesh.world.place("s-b").unwrap().exec(&["nft", "list", "chain", "inet", "mapping", "to"]).unwrap();
     listed.stdout.lines().filter(|l| l.contains("dnat")).collect::<Vec<_>>().join("\n")
+}
+
+/// Ways through the firewall of IPv6 at the router of `b`.
+fn pinholes(mesh: &Mesh) -> usize {
+    let listed = ["nft", "list", "chain", "inet", "mapping", "allowed"];
+    let listed = mesh.world.place("s-b").unwrap().exec(&listed).unwrap();
+    listed.stdout.lines().filter(|l| l.contains("dport 15008") && l.contains("accept")).count()
 }
 
 fn opened(registry: &Path) -> Vec<String> {
@@ -122,4 +129,46 @@ fn a_router_that_speaks_pcp_opens_ports_and_again_after_it_started_anew() {
 fn a_router_that_speaks_upnp_only_opens_ports() {
     let mesh = is_reached_directly_and_closes_at_the_end("upnp", PortMapping::Upnp);
     ends(&mesh);
+}
+
+/// `b` and `c` have public addresses of IPv6 behind firewalls, `a` has one without. Nothing helps: no relay, no mDNS. The
+/// router of `b` opens ways through its firewall, that of `c` does not.
+#[test]
+fn a_firewall_of_ipv6_is_opened_by_pcp() {
+    let lan = "192.168.1.0/24".parse().unwrap();
+    let holes = NatSpec::from(Nat::Symmetric).port_mapping(PortMapping::Pinholes);
+    let mut spec = Spec::named("pinholes")
+        .node("a", None, None)
+        .site("s-b", lan, holes)
+        .site("s-c", lan, Nat::Symmetric)
+        .site_with("s-b", |s| s.ipv6 = Ipv6::Dual)
+        .site_with("s-c", |s| s.ipv6 = Ipv6::Dual)
+        .node("b", Some("s-b"), None)
+        .node("c", Some("s-c"), None);
+    // The daemon opens nothing on documentation addresses. Nothing leaves the world.
+    spec.public = vec!["45.45.45.0/24".parse().unwrap()];
+    let world = World::up(&spec).unwrap();
+    let registry = world.folder("registry").unwrap();
+    let start = |name, calls: &[&str]| {
+        let calls: Vec<String> = calls.iter().map(|c| (*c).to_owned()).collect();
+        let start = Start { name, transport: "both families", relay: false, dark: false, calls: &calls };
+        spawn(world.node(name).unwrap(), &registry, &start)
+    };
+    let nodes = vec![start("b", &[]), start("c", &[]), start("a", &["b", "?c"])];
+    let mesh = Mesh { nodes, registry, world };
+    wait("both ways are open and told", 60, || opened(&mesh.registry).len() == 2);
+    let addresses = opened(&mesh.registry);
+    assert!(addresses.iter().all(|a| a.starts_with("/ip6/") && a.contains("15008")), "{addresses:?}");
+    assert_eq!(pinholes(&mesh), 2);
+    wait("all are known", 30, || ["a", "b", "c"].iter().all(|n| peer(&mesh.registry, n).is_some()));
+    std::fs::write(mesh.registry.join("go.now"), "").unwrap();
+    wait("the calls have ended", 60, || calls(&mesh.registry, "a").contains_key("c"));
+    let done = calls(&mesh.registry, "a");
+    println!("with a way through the firewall: {:?}; without: {:?}", done["b"], done["c"]);
+    assert_eq!((done["b"].path.as_str(), done["b"].attempts), ("direct", 0));
+    assert_eq!(done["c"].path, "none", "nothing else leads there");
+    mesh.world.reboot_port_mapping("s-b").unwrap();
+    wait("the ways are open again", 90, || pinholes(&mesh) == 2);
+    std::fs::write(mesh.registry.join("end.now"), "").unwrap();
+    wait("they are closed when the node ends", 30, || pinholes(&mesh) == 0);
 }

@@ -1,4 +1,5 @@
-//! Nodes whose addresses change: another lease, a cable between two nodes, another LAN. Both sides find each other again.
+//! Nodes whose addresses change: another lease, a router whose carrier gives it another address, a cable between two nodes,
+//! another LAN. Both sides find each other again.
 
 use std::{
     path::PathBuf,
@@ -37,6 +38,29 @@ impl Mesh {
         let script = lines.collect::<Vec<_>>().join(" && ");
         let done = self.world.place(place).unwrap().exec(&["sh", "-c", &script]).unwrap();
         assert!(done.ok(), "{place}: {script}: {}", done.stderr);
+    }
+
+    /// The router of a site gets another outer address from its carrier: what it translated before is void.
+    fn renumber(&self, site: &str) {
+        let info = self.world.place(site).unwrap().info();
+        let uplink = info.uplink.as_ref().unwrap();
+        let (old, outer) = (info.address, &uplink.outer_device);
+        let [a, b, c, _] = old.octets();
+        let new = std::net::Ipv4Addr::new(a, b, c, 250);
+        let gateway = "$(ip -4 route show default | sed -n 's/.* via \\([0-9.]*\\) .*/\\1/p')";
+        self.ip(
+            "internet",
+            &format!("route add {new}/32 dev {outer} scope link\nroute del {old}/32 dev {outer}"),
+        );
+        self.ip(
+            site,
+            &format!(
+                "address add {new}/32 dev wan
+                 route replace {gateway}/32 dev wan scope link src {new}
+                 route replace default via {gateway} dev wan src {new}
+                 address del {old}/32 dev wan"
+            ),
+        );
     }
 
     /// The opens of a node that began after a moment.
@@ -99,7 +123,7 @@ fn mesh(name: &str, transport: &str, right: Option<Nat>) -> Mesh {
     let mut spec = Spec::named(name)
         .node("r1", None, None)
         .node("r2", None, None)
-        .site("shop", "192.168.1.0/24".parse().unwrap(), Nat::PortRestricted)
+        .site("shop", "192.168.1.0/24".parse().unwrap(), Nat::Masquerade)
         .node("a", Some("shop"), None);
     spec = match right {
         Some(nat) => {
@@ -142,6 +166,12 @@ fn nodes_that_move_are_found_again() {
     );
     mesh.expect_found("another address", at, &["a", "b"]);
     println!("another address: off the relay after {:?}", mesh.until_path("a", at, "straight"));
+
+    // Another outer address of the router: nothing on the node itself tells.
+    let at = SystemTime::now();
+    mesh.renumber("shop");
+    mesh.expect_found("another address of the router", at, &["a", "b"]);
+    println!("another address of the router: off the relay after {:?}", mesh.until_path("a", at, "straight"));
 
     // A cable between the two.
     let names = mesh.world.dir().join("ns").join("b");
@@ -210,6 +240,19 @@ fn a_stream_over_quic_survives_another_address_of_the_side_that_dialled() {
     });
     let (after, _) = looks(&mesh.registry, "a").last().unwrap().long;
     assert_eq!(after, streams, "it is the same stream");
+
+    let before = looks(&mesh.registry, "a").last().unwrap().long.1;
+    let at = SystemTime::now();
+    mesh.renumber("shop");
+    mesh.expect_found("another address of the router, QUIC", at, &["a", "b"]);
+    wait("the long stream goes on", 30, || {
+        looks(&mesh.registry, "a").last().is_some_and(|l| l.long.0 > streams || l.long.1 > before + 10)
+    });
+    println!(
+        "another address of the router, QUIC: the long stream goes on {:?} after",
+        at.elapsed().unwrap()
+    );
+    assert_eq!(looks(&mesh.registry, "a").last().unwrap().long.0, streams, "it is the same stream");
     survives_an_outage(&mesh, true);
 }
 

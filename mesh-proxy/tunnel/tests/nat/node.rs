@@ -19,12 +19,13 @@ const PORT: u16 = 15008;
 /// What a node is told on its command line.
 pub(crate) struct Start<'a> {
     pub(crate) name: &'a str,
-    /// `tcp`, `quic` or `both`.
+    /// `tcp`, `quic` or `both`, on IPv4; `both families`, each of them.
     pub(crate) transport: &'a str,
     pub(crate) relay: bool,
     /// The registry's addresses are old ones, and there are no relays: peers are on the LAN or nowhere.
     pub(crate) dark: bool,
-    /// Peers that it calls, one after the other; one that begins with `+` all the time, until the end.
+    /// Peers that it calls, one after the other; one that begins with `+` all the time, until the end; one that begins
+    /// with `?` for a moment only: it may not be reached.
     pub(crate) calls: &'a [String],
 }
 
@@ -163,6 +164,11 @@ async fn run(name: String) {
     match var("NODE_TRANSPORT").as_str() {
         "tcp" => config.listen.retain(|a| a.contains("tcp")),
         "quic" => config.listen.retain(|a| a.contains("quic")),
+        "both families" => {
+            let six: Vec<String> =
+                config.listen.iter().map(|a| a.replace("/ip4/0.0.0.0/", "/ip6/::/")).collect();
+            config.listen.extend(six);
+        }
         _ => {}
     }
     config.nat.relay.enabled = !var("NODE_RELAY").is_empty();
@@ -230,13 +236,17 @@ async fn call_all(tunnel: Tunnel, registry: PathBuf, name: String, calls: Vec<St
         if let Some(peer) = peer.strip_prefix('+') {
             return look(&tunnel, &registry, &name, peer).await;
         }
-        out += &call(&tunnel, &peer).await;
+        let (peer, patience) = match peer.strip_prefix('?') {
+            Some(peer) => (peer, Duration::from_secs(3)),
+            None => (peer.as_str(), Duration::from_secs(20)),
+        };
+        out += &call(&tunnel, peer, patience).await;
         fs::write(registry.join(format!("{name}.calls")), &out).unwrap();
     }
 }
 
 /// Calls a peer and watches the path for a while.
-async fn call(tunnel: &Tunnel, peer: &str) -> String {
+async fn call(tunnel: &Tunnel, peer: &str, patience: Duration) -> String {
     let (began, wall) = (Instant::now(), SystemTime::now());
     let first_byte = loop {
         let round = async {
@@ -250,8 +260,8 @@ async fn call(tunnel: &Tunnel, peer: &str) -> String {
             Ok(true) => break began.elapsed(),
             other => eprintln!("{peer}: {other:?}"),
         }
-        if began.elapsed() > Duration::from_secs(20) {
-            return String::new();
+        if began.elapsed() > patience {
+            return format!("{peer}|0||none|none|0|||\n");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     };

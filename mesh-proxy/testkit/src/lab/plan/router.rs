@@ -63,6 +63,11 @@ impl Plan {
         }
         self.device(name, "lan");
         self.setup(name).ip.push("link add dev lan type bridge forward_delay 0".to_owned());
+        // What stays on the LAN is not the router's to translate or to filter, whatever this machine has loaded.
+        self.setup(name).set(&[
+            ("-net/bridge/bridge-nf-call-iptables", "0"),
+            ("-net/bridge/bridge-nf-call-ip6tables", "0"),
+        ]);
         if site.ipv6 != Ipv6::Only {
             let inside = first_host(&site.lan);
             self.setup(name).ip.push(format!("address add {inside}/{} dev lan", site.lan.prefix_len()));
@@ -150,11 +155,15 @@ impl Plan {
     /// A daemon that opens ports.
     fn open_ports(&mut self, name: &str, site: &SiteSpec) -> Result<(), LabError> {
         let inside = first_host(&site.lan);
-        let settings = mapping::Settings { offer: site.nat.port_mapping, lan: site.lan, inside };
+        let six = site.ipv6 != Ipv6::Off;
+        let settings = mapping::Settings { offer: site.nat.port_mapping, lan: site.lan, inside, six };
         let text = serde_json::to_string(&settings)
             .map_err(|e| LabError::Invalid(vec![format!("sites.{name}.nat: {e}")]))?;
         let setup = self.setup(name);
         setup.nft.push_str(mapping::RULES);
+        if six {
+            setup.nft.push_str(mapping::RULES_V6);
+        }
         setup.programs.push(vec!["__mapping".to_owned(), text]);
         if site.translated_by_program() {
             setup.late.push(mapping::PAST.to_owned());

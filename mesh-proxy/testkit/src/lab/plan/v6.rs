@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{INTERNET, Plan};
-use crate::lab::{Nat, Spec, site::Ipv6};
+use crate::lab::{Nat, PortMapping, Spec, site::Ipv6};
 
 const FORWARDING: (&str, &str) = ("net/ipv6/conf/all/forwarding", "1");
 /// As home routers come: everything out, answers in. Errors and echoes pass (RFC 4890).
@@ -67,7 +67,11 @@ impl Plan {
             return;
         };
         let number = subnet(spec, name);
-        let is_open = spec.sites.get(name).is_some_and(|s| s.nat.kind == Nat::None);
+        // A router that opens ports has a firewall that it can open.
+        let is_open = spec
+            .sites
+            .get(name)
+            .is_some_and(|s| s.nat.kind == Nat::None || s.nat.port_mapping != PortMapping::Off);
         let setup = self.setup(name);
         setup.set(&[FORWARDING]);
         setup.sysctl.push(at_once("default"));

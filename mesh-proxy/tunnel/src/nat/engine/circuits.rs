@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use libp2p::{
     },
 };
 
-use super::{Awaited, Dial, Done, Engine};
+use super::{Awaited, Dial, Done, Engine, TESTED};
 use crate::{
     driver::Behaviour,
     nat::{
@@ -82,8 +83,10 @@ impl Engine {
                     Ok(renewed) => {
                         tracing::debug!(%peer, renewed, "reservation");
                         let ports = &mut swarm.behaviour_mut().nat.ports;
-                        for id in ports.all_direct(&peer) {
-                            ports.hold(id, true);
+                        for held in ports.all_direct(&peer) {
+                            if held == id || ports.links.get(&held).is_some_and(|l| !l.dialled) {
+                                ports.hold(held, true);
+                            }
                         }
                         let limits = server.limits.clone();
                         let addresses = self.relay_addresses();
@@ -154,6 +157,20 @@ impl Engine {
                 end => tracing::info!(%from, %to, ?end, "circuit reached a limit"),
             }
         });
+    }
+
+    /// Closes the connections of tests that are over, unless something uses them.
+    pub(super) fn close_tested(&mut self, swarm: &mut Swarm<Behaviour>, now: Instant) {
+        for (_, peer, id) in self.tested.extract_if(.., |(due, ..)| *due <= now).collect::<Vec<_>>() {
+            match self.shared.table.find(peer, id) {
+                Some(conn) if conn.streams.load(Ordering::Relaxed) > 0 => {
+                    self.tested.push((now + TESTED, peer, id));
+                }
+                _ => {
+                    swarm.close_connection(id);
+                }
+            }
+        }
     }
 
     /// What clients are told; they know the addresses from the registry anyway.

@@ -84,8 +84,10 @@ impl Engine {
     }
 
     fn hello(&self, ask: bool) -> Hello {
+        let candidates = self.candidates();
         Hello {
-            candidates: self.candidates().iter().map(Multiaddr::to_vec).collect(),
+            open: self.open_bits(&candidates),
+            candidates: candidates.iter().map(Multiaddr::to_vec).collect(),
             udp: self.udp.kind().number(),
             tcp: self.tcp.kind().number(),
             ask,
@@ -172,6 +174,8 @@ impl Engine {
         let mine = Side { udp: self.udp.kind(), tcp: self.tcp.kind(), candidates: own };
         let remote = if theirs.udp == NatKind::Unknown { theirs.tcp } else { theirs.udp };
         self.shared.knowledge.set_peer_nat(peer, remote);
+        let open = candidates::told_open(&agreed.theirs.candidates, agreed.theirs.open);
+        self.shared.knowledge.set_open(peer, open);
         let shots = plan(&mine, &theirs, agreed.leads, agreed.swaps);
         if shots.is_empty() {
             self.schedule.failed(&peer, false, now);

@@ -14,11 +14,11 @@ use crate::{
     driver::Behaviour,
     nat::{
         candidates::{multiaddr, socket_of},
-        mapping::{Mapping, Port, toward},
+        mapping::{Mapping, Wanted, toward},
     },
 };
 
-/// How often it is looked where packets leave, when nothing happens: a route may come after its address.
+/// How often it is looked where packets leave while something happens: a route may come after its address.
 const LOOK: Duration = Duration::from_secs(1);
 /// Verdicts that are kept.
 const MAX_VERDICTS: usize = 64;
@@ -43,9 +43,17 @@ impl Router {
         Self { mapping, ..Self::default() }
     }
 
+    /// Waits until the router opens or closes something.
+    pub(super) async fn changed(&mut self) {
+        match &mut self.mapping {
+            Some(mapping) => mapping.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Addresses of the router that may be told to everybody.
     pub(super) fn told(&self) -> impl Iterator<Item = &Multiaddr> {
-        self.opened.iter().filter(|a| self.reached.get(*a) != Some(&false))
+        self.opened.iter().filter(|a| !self.is_shut(a))
     }
 
     /// All that it has opened.
@@ -58,6 +66,11 @@ impl Router {
         (!self.reached.is_empty()).then(|| self.reached.values().any(|reached| *reached))
     }
 
+    /// Whether somebody who was asked to has not got in at an address.
+    pub(super) fn is_shut(&self, address: &Multiaddr) -> bool {
+        self.reached.get(address) == Some(&false)
+    }
+
     fn judged(&mut self, address: Multiaddr, reached: bool) {
         if self.reached.len() < MAX_VERDICTS || self.reached.contains_key(&address) {
             self.reached.insert(address, reached);
@@ -68,16 +81,21 @@ impl Router {
 impl Engine {
     /// Asks for the ports on which this node listens toward the router, and takes what it opens.
     pub(super) fn follow_router(&mut self, swarm: &mut Swarm<Behaviour>) {
-        let Some(mapping) = &mut self.router.mapping else { return };
-        let port = |a: &Multiaddr| {
-            let (carrier, at) = socket_of(a)?;
-            (at.is_ipv4() && !at.ip().is_loopback()).then_some((carrier, at.port()))
-        };
-        let ports: BTreeSet<Port> = self.listening.iter().filter_map(port).collect();
-        mapping.want(ports);
-        let Some(open) = mapping.changed() else { return };
-        let opened: BTreeSet<Multiaddr> =
-            open.iter().map(|((carrier, _), at)| multiaddr(*carrier, (*at).into())).collect();
+        let Some(mapping) = &self.router.mapping else { return };
+        let mut wanted = Wanted::default();
+        for (carrier, at) in
+            self.listening.iter().filter_map(socket_of).filter(|(_, at)| !at.ip().is_loopback())
+        {
+            let ports = if at.is_ipv4() { &mut wanted.four } else { &mut wanted.six };
+            ports.insert((carrier, at.port()));
+        }
+        mapping.want(wanted);
+        let open = mapping.open();
+        let opened: BTreeSet<Multiaddr> = open.iter().map(|(carrier, at)| multiaddr(*carrier, *at)).collect();
+        if opened == self.router.opened {
+            return;
+        }
+        self.metrics.opened(&open);
         for address in opened.difference(&self.router.opened) {
             tracing::info!(%address, "the router has opened a port");
             swarm.behaviour_mut().nat.ports.check_address(address.clone());
@@ -96,6 +114,10 @@ impl Engine {
     }
 
     pub(super) fn on_autonat(&mut self, event: autonat::v2::client::Event) {
+        // Circuits, and what was seen through one, say nothing about this host.
+        if socket_of(&event.tested_addr).is_none() {
+            return;
+        }
         let reached = event.result.is_ok();
         tracing::debug!(address = %event.tested_addr, by = %event.server, reached, "AutoNAT");
         self.metrics.autonat(if reached { "reached" } else { "not_reached" });
@@ -148,6 +170,7 @@ impl Engine {
     /// An address of this host comes or goes.
     pub(super) fn look_soon(&mut self) {
         self.router.next_look = None;
+        self.stir(Instant::now());
     }
 }
 

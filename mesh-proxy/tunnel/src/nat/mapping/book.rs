@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,7 @@ struct Lease {
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
     until: Instant,
 }
 
@@ -139,6 +139,8 @@ impl Book {
             // Until it is known what the router speaks, both take turns.
             let guess = if lease.tries % 2 == 0 { Dialect::Pcp } else { Dialect::NatPmp };
             lease.tries += 1;
+            // NAT-PMP knows IPv4 only.
+            let guess = if self.gateway.host.is_ipv6() { Dialect::Pcp } else { guess };
             let (outer, dialect) = (lease.outer, self.dialect.unwrap_or(guess));
             if dialect == Dialect::NatPmp && self.address.is_none() {
                 out.push(wire::hello(dialect, self.gateway.host));
@@ -189,16 +191,16 @@ impl Book {
     }
 
     fn other_version(&mut self, answer: Answer, now: Instant) {
-        if self.dialect.is_none() {
+        if self.dialect.is_none() && self.gateway.host.is_ipv4() {
             // A router that knows NAT-PMP only says so when it is asked for PCP.
             self.dialect = Some(Dialect::NatPmp);
             self.leases.values_mut().for_each(|l| (l.at, l.tries) = (now, 0));
-        } else if self.dialect == Some(answer.dialect) {
+        } else if self.dialect == Some(answer.dialect) || self.gateway.host.is_ipv6() {
             self.rest(None, now);
         }
     }
 
-    fn opened(&mut self, port: Port, (outer, address, lifetime): (u16, Option<Ipv4Addr>, u32), now: Instant) {
+    fn opened(&mut self, port: Port, (outer, address, lifetime): (u16, Option<IpAddr>, u32), now: Instant) {
         let Some(lease) = self.leases.get_mut(&port) else { return };
         if lifetime == 0 || outer == 0 {
             (lease.held, lease.at, lease.resting) = (None, now + REST, true);
@@ -241,11 +243,11 @@ impl Book {
     }
 
     /// What is open, and where.
-    pub(crate) fn open(&self, now: Instant) -> BTreeMap<Port, SocketAddrV4> {
+    pub(crate) fn open(&self, now: Instant) -> BTreeMap<Port, SocketAddr> {
         let held = self.leases.iter().filter_map(|(port, lease)| {
             let held = lease.held.filter(|h| h.until > now)?;
-            let address = held.address.or(self.address).filter(|a| !a.is_unspecified())?;
-            Some((*port, SocketAddrV4::new(address, lease.outer)))
+            let address = held.address.or(self.address.map(IpAddr::V4)).filter(|a| !a.is_unspecified())?;
+            Some((*port, SocketAddr::new(address, lease.outer)))
         });
         held.collect()
     }

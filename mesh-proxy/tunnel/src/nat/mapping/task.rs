@@ -1,9 +1,14 @@
-//! The sockets of it: asks the router that the default route leads to, follows it when it changes, gives back at the end.
+//! The sockets of it: asks the routers that the default routes lead to, follows them when they change, gives back at the
+//! end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,16 +16,16 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::watch, time::timeout};
 
 use super::{
-    Open,
+    Open, Wanted,
     book::Book,
     gateway::Gateway,
     upnp,
     wire::{ANNOUNCED, LONGEST, Port, ROUTER},
 };
 
-/// How often the routing table is looked at.
+/// How often the routing tables are looked at.
 const LOOK: Duration = Duration::from_secs(5);
-/// Time that the router gets to confirm that ports are closed.
+/// Time that a router gets to confirm that ports are closed.
 const FAREWELL: Duration = Duration::from_millis(250);
 
 struct Asking {
@@ -31,7 +36,7 @@ struct Asking {
 impl Asking {
     async fn begin(gateway: Gateway, secret: [u8; 32]) -> io::Result<Self> {
         let socket = UdpSocket::bind((gateway.host, 0)).await?;
-        socket.connect((gateway.router, ROUTER)).await?;
+        socket.connect(gateway.at(ROUTER)).await?;
         Ok(Self { book: Book::new(gateway, secret, Instant::now()), socket })
     }
 
@@ -62,107 +67,158 @@ impl Asking {
 }
 
 /// Hears when a router has started anew. Another program may have the port; then only the router's clock tells.
-fn announcements() -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+fn announcements(v6: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(if v6 { Domain::IPV6 } else { Domain::IPV4 }, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, ANNOUNCED)).into())?;
+    let any: SocketAddr = if v6 {
+        socket.set_only_v6(true)?;
+        (Ipv6Addr::UNSPECIFIED, ANNOUNCED).into()
+    } else {
+        (Ipv4Addr::UNSPECIFIED, ANNOUNCED).into()
+    };
+    socket.bind(&any.into())?;
     UdpSocket::from_std(socket.into())
 }
 
-async fn hear(announced: Option<&UdpSocket>, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-    match announced {
-        Some(socket) => socket.recv_from(buffer).await,
-        None => std::future::pending().await,
-    }
+/// One family, and its router.
+struct Line {
+    v6: bool,
+    announced: Option<UdpSocket>,
+    asking: Option<Asking>,
+    buffers: [Box<[u8; LONGEST]>; 2],
 }
 
-async fn answer(asking: Option<&Asking>, buffer: &mut [u8]) -> io::Result<usize> {
-    match asking {
-        Some(asking) => asking.socket.recv(buffer).await,
-        None => std::future::pending().await,
+impl Line {
+    fn new(v6: bool) -> Self {
+        let announced =
+            announcements(v6).inspect_err(|error| tracing::debug!(%error, "announcements of routers"));
+        let buffers = [Box::new([0; LONGEST]), Box::new([0; LONGEST])];
+        Self { v6, announced: announced.ok(), asking: None, buffers }
+    }
+
+    /// Turns to another router when the default route leads to one; says whether it did. What the old one opened ends by
+    /// itself: it led to an address that this host has no more.
+    async fn follow(&mut self, secret: [u8; 32]) -> bool {
+        let found = Gateway::find(self.v6);
+        if self.asking.as_ref().map(|a| a.book.gateway()) == found {
+            return false;
+        }
+        self.asking = None;
+        let Some(gateway) = found else { return true };
+        match Asking::begin(gateway, secret).await {
+            Ok(new) => self.asking = Some(new),
+            Err(error) => tracing::debug!(%error, router = %gateway.router, "asking the router for ports"),
+        }
+        true
+    }
+
+    async fn ask(&mut self, ports: &BTreeSet<Port>, now: Instant) {
+        if let Some(it) = &mut self.asking {
+            let mut datagrams = it.book.want(ports, now);
+            datagrams.extend(it.book.send(now));
+            it.send(datagrams).await;
+        }
+    }
+
+    /// Waits for a word of the router, and takes it.
+    async fn hear(&mut self) {
+        let [one, two] = &mut self.buffers;
+        let (asking, announced) = (&self.asking, &self.announced);
+        let announcement = async {
+            match announced {
+                Some(socket) => socket.recv_from(&mut one[..]).await,
+                None => std::future::pending().await,
+            }
+        };
+        let answer = async {
+            match asking {
+                Some(asking) => asking.socket.recv(&mut two[..]).await,
+                None => std::future::pending().await,
+            }
+        };
+        let heard = tokio::select! {
+            heard = announcement => Ok(heard),
+            answered = answer => Err(answered),
+        };
+        let Some(it) = &mut self.asking else { return };
+        match heard {
+            Ok(Ok((n, from))) if from.ip() == it.book.gateway().router => {
+                it.book.receive(&one[..n], Instant::now());
+            }
+            Ok(_) => {}
+            Err(Ok(n)) => it.book.receive(&two[..n], Instant::now()),
+            Err(Err(error)) => {
+                tracing::debug!(%error, "the router answers no request for a port");
+                it.book.unreachable(Instant::now());
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.asking.as_ref().map(|a| a.book.next())
+    }
+
+    fn open(&self) -> Open {
+        let open = self.asking.as_ref().map(|a| a.book.open(Instant::now())).unwrap_or_default();
+        open.into_iter().map(|((carrier, _), at)| (carrier, at)).collect()
     }
 }
 
 /// Asks for what is wanted until the sender of `wanted` goes; then gives it back, unless the last word was to keep it.
 pub(super) async fn run(
     secret: [u8; 32],
-    mut wanted: watch::Receiver<BTreeSet<Port>>,
+    mut wanted: watch::Receiver<Wanted>,
     open: watch::Sender<Open>,
-    keep: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    keep: Arc<AtomicBool>,
 ) {
-    let announced =
-        announcements().inspect_err(|error| tracing::debug!(%error, "announcements of routers")).ok();
-    let mut asking: Option<Asking> = None;
+    let (mut four, mut six) = (Line::new(false), Line::new(true));
     let mut upnp = upnp::Asking::default();
     let mut next_look = Instant::now();
-    let (mut one, mut two) = ([0; LONGEST], [0; LONGEST]);
     loop {
         let now = Instant::now();
         if now >= next_look {
             next_look = now + LOOK;
-            follow(&mut asking, &mut upnp, secret).await;
+            if four.follow(secret).await {
+                upnp.forget();
+            }
+            six.follow(secret).await;
         }
         let ports = wanted.borrow_and_update().clone();
-        if let Some(it) = &mut asking {
-            let mut datagrams = it.book.want(&ports, now);
-            datagrams.extend(it.book.send(now));
-            it.send(datagrams).await;
-            upnp.step(it.book.gateway(), &ports, it.book.is_in_vain()).await;
+        four.ask(&ports.four, now).await;
+        six.ask(&ports.six, now).await;
+        if let Some(book) = four.asking.as_ref().map(|a| &a.book)
+            && let Some(home) = book.gateway().v4()
+        {
+            upnp.step(home, &ports.four, book.is_in_vain()).await;
         }
-        let now_open = opened(asking.as_ref(), &upnp);
+        let now_open = opened(&four, &six, &upnp);
         open.send_if_modified(|old| std::mem::replace(old, now_open.clone()) != now_open);
-        let at = asking.as_ref().map_or(next_look, |a| a.book.next().min(next_look));
+        let at = [four.next(), six.next()].into_iter().flatten().fold(next_look, Instant::min);
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { break },
             () = tokio::time::sleep_until(at.into()) => {}
-            heard = hear(announced.as_ref(), &mut one) => {
-                if let (Ok((n, from)), Some(it)) = (heard, &mut asking)
-                    && from.ip() == it.book.gateway().router
-                {
-                    it.book.receive(&one[..n], Instant::now());
-                }
-            }
-            answered = answer(asking.as_ref(), &mut two) => {
-                if let Some(it) = &mut asking {
-                    match answered {
-                        Ok(n) => it.book.receive(&two[..n], Instant::now()),
-                        Err(error) => {
-                            tracing::debug!(%error, "the router answers no request for a port");
-                            it.book.unreachable(Instant::now());
-                        }
-                    }
-                }
-            }
+            () = four.hear() => {}
+            () = six.hear() => {}
         }
     }
-    if !keep.load(std::sync::atomic::Ordering::Relaxed) {
+    if !keep.load(Ordering::Relaxed) {
         upnp.leave().await;
-        if let Some(it) = asking {
-            it.leave().await;
-        }
+        let leave = |line: Line| async {
+            if let Some(it) = line.asking {
+                it.leave().await;
+            }
+        };
+        tokio::join!(leave(four), leave(six));
     }
 }
 
-fn opened(asking: Option<&Asking>, upnp: &upnp::Asking) -> Open {
-    let mut all: BTreeMap<Port, SocketAddrV4> = upnp.open();
-    all.extend(asking.map(|a| a.book.open(Instant::now())).unwrap_or_default());
+fn opened(four: &Line, six: &Line, upnp: &upnp::Asking) -> Open {
+    let by_upnp = upnp.open().iter().map(|((carrier, _), at)| (*carrier, (*at).into()));
+    // What the better protocol has opened stands for the same port.
+    let four = four.open();
+    let mut all: Open = if four.is_empty() { by_upnp.collect() } else { four };
+    all.extend(six.open());
     all
-}
-
-/// Turns to another router when the default route leads to one. What the old one opened ends by itself: it led to an
-/// address that this host has no more.
-async fn follow(asking: &mut Option<Asking>, upnp: &mut upnp::Asking, secret: [u8; 32]) {
-    let found = Gateway::find();
-    if asking.as_ref().map(|a| a.book.gateway()) == found {
-        return;
-    }
-    upnp.forget();
-    *asking = None;
-    let Some(gateway) = found else { return };
-    match Asking::begin(gateway, secret).await {
-        Ok(new) => *asking = Some(new),
-        Err(error) => tracing::debug!(%error, router = %gateway.router, "asking the router for ports"),
-    }
 }

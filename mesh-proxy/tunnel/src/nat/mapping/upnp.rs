@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use self::text::{Page, Service};
-use super::{Open, gateway::Gateway, wire::Port};
+use super::wire::Port;
 use crate::nat::candidates::Carrier;
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 255, 250), 1900);
@@ -38,10 +38,12 @@ const CONFLICT: &str = "718";
 /// Outer ports that are tried.
 const TRIES: u32 = 3;
 
+/// The router, and this host as it sees it.
+pub(super) type Home = (Ipv4Addr, Ipv4Addr);
+
 /// What is known of the router, and what it opened.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
-    host: Option<Gateway>,
     service: Option<Service>,
     open: BTreeMap<Port, SocketAddrV4>,
     next: Option<Instant>,
@@ -52,8 +54,8 @@ fn protocol(carrier: Carrier) -> &'static str {
 }
 
 impl Asking {
-    pub(super) fn open(&self) -> Open {
-        self.open.clone()
+    pub(super) fn open(&self) -> &BTreeMap<Port, SocketAddrV4> {
+        &self.open
     }
 
     /// Another router: nothing of the old one holds.
@@ -62,16 +64,15 @@ impl Asking {
     }
 
     /// Asks for what is wanted when it is time to. `alone`: no other protocol opens anything.
-    pub(super) async fn step(&mut self, gateway: Gateway, ports: &BTreeSet<Port>, alone: bool) {
+    pub(super) async fn step(&mut self, home: Home, ports: &BTreeSet<Port>, alone: bool) {
         let now = Instant::now();
         let changed = !self.open.keys().eq(ports.iter());
         let due = self.next.is_none_or(|at| at <= now) || (changed && self.service.is_some());
         if !alone || !due || ports.is_empty() {
             return;
         }
-        self.host = Some(gateway);
         if self.service.is_none() {
-            self.service = find(gateway).await;
+            self.service = find(home).await;
         }
         if self.service.is_none() {
             self.next = Some(now + AGAIN);
@@ -81,7 +82,7 @@ impl Asking {
         for port in gone {
             self.close(port).await;
         }
-        match self.renew(gateway, ports).await {
+        match self.renew(home.1, ports).await {
             Ok(()) => self.next = Some(Instant::now() + RENEW),
             Err(error) => {
                 tracing::debug!(%error, "opening a port by UPnP");
@@ -93,7 +94,7 @@ impl Asking {
         }
     }
 
-    async fn renew(&mut self, gateway: Gateway, ports: &BTreeSet<Port>) -> io::Result<()> {
+    async fn renew(&mut self, host: Ipv4Addr, ports: &BTreeSet<Port>) -> io::Result<()> {
         let Some(service) = self.service.clone() else { return Ok(()) };
         let (_, said) = request(&service, "GetExternalIPAddress", &[]).await?;
         let address: Option<Ipv4Addr> =
@@ -101,7 +102,7 @@ impl Asking {
         let address = address.filter(|a| !a.is_unspecified()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         for port in ports {
             let first = self.open.get(port).map_or(port.1, SocketAddrV4::port);
-            match add(&service, *port, first, gateway.host).await? {
+            match add(&service, *port, first, host).await? {
                 Some(outer) => self.open.insert(*port, SocketAddrV4::new(address, outer)),
                 None => self.open.remove(port),
             };
@@ -156,8 +157,8 @@ async fn add(service: &Service, port: Port, first: u16, host: Ipv4Addr) -> io::R
 }
 
 /// Looks for the service of the router.
-async fn find(gateway: Gateway) -> Option<Service> {
-    let page = timeout(SEARCH, search(gateway)).await.ok()?.inspect_err(|error| {
+async fn find(home: Home) -> Option<Service> {
+    let page = timeout(SEARCH, search(home)).await.ok()?.inspect_err(|error| {
         tracing::debug!(%error, "looking for a router that speaks UPnP");
     });
     let page = page.ok()?;
@@ -167,11 +168,11 @@ async fn find(gateway: Gateway) -> Option<Service> {
     found
 }
 
-async fn search(gateway: Gateway) -> io::Result<Page> {
-    let socket = UdpSocket::bind((gateway.host, 0)).await?;
+async fn search((router, host): Home) -> io::Result<Page> {
+    let socket = UdpSocket::bind((host, 0)).await?;
     for target in text::SEARCHED {
         let question = text::search(target);
-        for to in [GROUP, SocketAddrV4::new(gateway.router, GROUP.port())] {
+        for to in [GROUP, SocketAddrV4::new(router, GROUP.port())] {
             if let Err(error) = socket.send_to(question.as_bytes(), to).await {
                 tracing::debug!(%error, %to, "search for a router");
             }
@@ -184,8 +185,8 @@ async fn search(gateway: Gateway) -> io::Result<Page> {
             tokio::time::sleep(SEARCH / 20).await;
             continue;
         };
-        if from.ip() == gateway.router
-            && let Some(page) = text::location(buffer.get(..n).unwrap_or_default(), gateway.router)
+        if from.ip() == router
+            && let Some(page) = text::location(buffer.get(..n).unwrap_or_default(), router)
         {
             return Ok(page);
         }

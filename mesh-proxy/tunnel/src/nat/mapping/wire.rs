@@ -1,7 +1,7 @@
 //! Messages of NAT-PMP (RFC 6886) and PCP (RFC 6887), as far as opening ports needs them. Pure; any bytes are read
 //! without a panic, and what is no answer is nothing.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::nat::candidates::Carrier;
 
@@ -43,8 +43,8 @@ pub(crate) struct Ask {
     /// Seconds.
     pub(crate) lifetime: u32,
     pub(crate) nonce: Nonce,
-    /// This host as the router sees it.
-    pub(crate) host: Ipv4Addr,
+    /// This host as the router sees it. An IPv6 address asks for a way through its firewall.
+    pub(crate) host: IpAddr,
 }
 
 /// Why a router opens nothing.
@@ -64,7 +64,7 @@ pub(crate) enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Says {
     /// A port is open for so many seconds, or closed (0). NAT-PMP names the outer address in a message of its own.
-    Open { port: Port, outer: u16, address: Option<Ipv4Addr>, lifetime: u32, nonce: Option<Nonce> },
+    Open { port: Port, outer: u16, address: Option<IpAddr>, lifetime: u32, nonce: Option<Nonce> },
     /// Its outer address.
     Address(Ipv4Addr),
     /// It lives.
@@ -82,11 +82,19 @@ pub(crate) struct Answer {
     pub(crate) says: Says,
 }
 
-fn header(op: u8, lifetime: u32, host: Ipv4Addr) -> Vec<u8> {
+/// An address in the form in which PCP has both families.
+fn octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+fn header(op: u8, lifetime: u32, host: IpAddr) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + MAP_BODY);
     out.extend([PCP, op, 0, 0]);
     out.extend(lifetime.to_be_bytes());
-    out.extend(host.to_ipv6_mapped().octets());
+    out.extend(octets(host));
     out
 }
 
@@ -100,7 +108,11 @@ pub(crate) fn ask(dialect: Dialect, ask: &Ask) -> Vec<u8> {
             out.extend([if carrier == Carrier::Udp { UDP } else { TCP }, 0, 0, 0]);
             out.extend(inner.to_be_bytes());
             out.extend(ask.outer.to_be_bytes());
-            out.extend(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets());
+            // Whatever outer address it has, of the same family.
+            out.extend(octets(match ask.host {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            }));
             out
         }
         Dialect::NatPmp => {
@@ -115,7 +127,7 @@ pub(crate) fn ask(dialect: Dialect, ask: &Ask) -> Vec<u8> {
 }
 
 /// Asks whether the router lives, since when, and NAT-PMP for its outer address.
-pub(crate) fn hello(dialect: Dialect, host: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn hello(dialect: Dialect, host: IpAddr) -> Vec<u8> {
     match dialect {
         Dialect::Pcp => header(ANNOUNCE, 0, host),
         Dialect::NatPmp => vec![NAT_PMP, 0],
@@ -130,9 +142,9 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn v4_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+fn ip_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
     let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
-    Ipv6Addr::from(octets).to_ipv4_mapped()
+    Some(Ipv6Addr::from(octets).to_canonical())
 }
 
 /// Reads what a router sent.
@@ -170,7 +182,7 @@ fn read_pcp(bytes: &[u8], op: u8) -> Option<Answer> {
         (None, MAP) => Says::Open {
             port: port?,
             outer: u16_at(body, 18)?,
-            address: Some(v4_at(body, 20)?),
+            address: Some(ip_at(body, 20)?),
             lifetime,
             nonce: body.get(..12).and_then(|n| n.try_into().ok()),
         },
@@ -221,7 +233,7 @@ pub(super) mod tests {
         request: &[u8],
         epoch: u32,
         outer: u16,
-        address: Ipv4Addr,
+        address: IpAddr,
         lifetime: u32,
     ) -> Vec<u8> {
         let mut out;
@@ -233,14 +245,14 @@ pub(super) mod tests {
             if request[1] == MAP {
                 out.extend(&request[24..42]);
                 out.extend(outer.to_be_bytes());
-                out.extend(address.to_ipv6_mapped().octets());
+                out.extend(octets(address));
             }
             return out;
         }
         out = vec![NAT_PMP, request[1] | RESPONSE, 0, 0];
         out.extend(epoch.to_be_bytes());
         if request[1] == 0 {
-            out.extend(address.octets());
+            out.extend(&octets(address)[12..]);
         } else {
             out.extend(&request[4..6]);
             out.extend(outer.to_be_bytes());
@@ -249,7 +261,7 @@ pub(super) mod tests {
         out
     }
 
-    const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
 
     fn some_ask(carrier: Carrier) -> Ask {
         Ask {
@@ -257,7 +269,7 @@ pub(super) mod tests {
             outer: 40000,
             lifetime: 3600,
             nonce: [7; 12],
-            host: Ipv4Addr::new(10, 0, 0, 2),
+            host: Ipv4Addr::new(10, 0, 0, 2).into(),
         }
     }
 
@@ -268,12 +280,12 @@ pub(super) mod tests {
         assert_eq!(pcp[..8], [2, 1, 0, 0, 0, 0, 0x0e, 0x10]);
         assert_eq!(pcp[8..24], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 2]);
         assert_eq!(pcp[24..44], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6, 0, 0, 0, 0x3a, 0xa0, 0x9c, 0x40]);
-        assert_eq!(hello(Dialect::Pcp, Ipv4Addr::LOCALHOST).len(), HEADER);
+        assert_eq!(hello(Dialect::Pcp, ADDRESS).len(), HEADER);
         let pmp = ask(Dialect::NatPmp, &some_ask(Carrier::Udp));
         assert_eq!(pmp, [0, 1, 0, 0, 0x3a, 0xa0, 0x9c, 0x40, 0, 0, 0x0e, 0x10]);
         let close = ask(Dialect::NatPmp, &Ask { lifetime: 0, ..some_ask(Carrier::Tcp) });
         assert_eq!(close, [0, 2, 0, 0, 0x3a, 0xa0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(hello(Dialect::NatPmp, Ipv4Addr::LOCALHOST), [0, 0]);
+        assert_eq!(hello(Dialect::NatPmp, ADDRESS), [0, 0]);
     }
 
     #[test]
@@ -296,13 +308,24 @@ pub(super) mod tests {
         let alive = open(&hello(Dialect::Pcp, ADDRESS), 5, 0, ADDRESS, 0);
         assert_eq!(says(&alive), Some((Some(5), Says::Alive)));
         let address = open(&hello(Dialect::NatPmp, ADDRESS), 5, 0, ADDRESS, 0);
-        assert_eq!(says(&address), Some((Some(5), Says::Address(ADDRESS))));
+        assert_eq!(says(&address), Some((Some(5), Says::Address(Ipv4Addr::new(203, 0, 113, 9)))));
         // A router that only knows NAT-PMP, asked for PCP.
         assert_eq!(says(&[0, 0x81, 0, 1, 0, 0, 0, 9]), Some((None, Says::Refused(None, Refusal::Version))));
         let mut refused = open(&ask(Dialect::Pcp, &some_ask(Carrier::Udp)), 5, 0, ADDRESS, 30);
         refused[3] = 2;
         let why = Says::Refused(Some((Carrier::Udp, 15008)), Refusal::NotAuthorized);
         assert_eq!(says(&refused), Some((Some(5), why)));
+    }
+
+    #[test]
+    fn a_way_through_the_firewall_of_ipv6_is_asked_for_with_that_address() {
+        let host: IpAddr = "2001:db8::7".parse().unwrap();
+        let request = ask(Dialect::Pcp, &Ask { host, ..some_ask(Carrier::Udp) });
+        assert_eq!(request.len(), 60);
+        assert_eq!((&request[8..24], &request[44..60]), (&octets(host)[..], &[0; 16][..]));
+        let answer = read(&open(&request, 7, 15008, host, 600)).unwrap();
+        let Says::Open { address, outer, .. } = answer.says else { panic!("{answer:?}") };
+        assert_eq!((address, outer), (Some(host), 15008));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(crate) struct Shot {
 const LATER: Duration = Duration::from_millis(120);
 /// The server of a TCP connection starts this much after its client: more than what busy machines are late by. Were it
 /// first, its SYN could meet the client's listener instead of its socket, and both ends would be servers.
-const SERVER_LATER: Duration = Duration::from_millis(100);
+const SERVER_LATER: Duration = Duration::from_millis(200);
 /// A handshake whose first packet was lost is not waited for: QUIC repeats it after a second.
 const REPEATS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(350), Duration::from_millis(1_200)];
 

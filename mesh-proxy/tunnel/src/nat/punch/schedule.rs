@@ -103,7 +103,6 @@ impl Schedule {
     }
 
     /// When the next one's time comes.
-    #[cfg(test)]
     pub(crate) fn next(&self) -> Option<Instant> {
         self.peers.values().filter(|e| !e.running).map(|e| e.due).min()
     }

@@ -3,10 +3,14 @@ use crate::nat::candidates::Carrier;
 
 const TCP: Port = (Carrier::Tcp, 15008);
 const UDP: Port = (Carrier::Udp, 15008);
-const OUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+const OUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
 
 fn book(now: Instant) -> Book {
-    let gateway = Gateway { router: Ipv4Addr::new(10, 0, 0, 1), host: Ipv4Addr::new(10, 0, 0, 2) };
+    book_of("10.0.0.1", "10.0.0.2", now)
+}
+
+fn book_of(router: &str, host: &str, now: Instant) -> Book {
+    let gateway = Gateway::new(router.parse().unwrap(), 0, host.parse().unwrap());
     let mut book = Book::new(gateway, [3; 32], now);
     assert!(book.want(&BTreeSet::from([TCP, UDP]), now).is_empty());
     book
@@ -37,7 +41,7 @@ fn ports_are_opened_renewed_at_half_their_life_and_given_back() {
             answer(&mut it, dialect, 10, now);
             now = if it.open(now).len() < 2 { it.next() } else { now };
         }
-        let all = BTreeMap::from([TCP, UDP].map(|p| (p, SocketAddrV4::new(OUTER, 40_000))));
+        let all = BTreeMap::from([TCP, UDP].map(|p| (p, SocketAddr::new(OUTER, 40_000))));
         assert_eq!(it.open(now), all);
         let (mut renewals, mut last) = (0, now);
         while renewals < 4 {
@@ -82,6 +86,27 @@ fn a_router_that_starts_anew_is_asked_again_at_once() {
     assert_eq!(it.next(), later);
     assert_eq!(answer(&mut it, Dialect::Pcp, 2, later), 2, "both ports");
     assert!(it.next() > later && it.open(later).len() == 2);
+}
+
+#[test]
+fn a_way_through_the_firewall_of_ipv6_is_asked_for_by_pcp_only() {
+    let start = Instant::now();
+    let host: IpAddr = "2001:db8::2".parse().unwrap();
+    let mut it = book_of("fe80::1", "2001:db8::2", start);
+    let mut sent = Vec::new();
+    while !it.is_in_vain() {
+        sent.extend(it.send(it.next()));
+    }
+    assert!(!sent.is_empty() && sent.iter().all(|r| r[0] == 2));
+    let mut it = book_of("fe80::1", "2001:db8::2", start);
+    for request in it.send(start) {
+        it.receive(&open(&request, 9, 15008, host, LIFETIME), start);
+    }
+    assert_eq!(it.open(start), BTreeMap::from([TCP, UDP].map(|p| (p, SocketAddr::new(host, 15008)))));
+    // A router that does not know the version.
+    let mut it = book_of("fe80::1", "2001:db8::2", start);
+    it.receive(&[0, 0x81, 0, 1, 0, 0, 0, 9], start);
+    assert!(it.is_in_vain());
 }
 
 #[test]
