@@ -177,7 +177,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted("shaped") {
         let named = |line: &str| args.scenario.as_deref().is_none_or(|s| line.contains(s));
-        shaped::measure(args.quick.then_some(2).or(args.rounds), named, &mut report)?;
+        let subject = |name: &str| args.subjects.is_empty() || args.subjects.iter().any(|s| name.contains(s));
+        let rounds = args.quick.then_some(2).or(args.rounds);
+        shaped::measure(rounds, named, subject, &mut report)?;
     }
     if wanted("udp") && args.scenario.is_none() {
         udp::measure(args.quick, &mut report)?;

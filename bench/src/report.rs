@@ -59,7 +59,10 @@ pub(crate) const TRANSFER: Metric = Metric("transfer_ms", "ms");
 /// Time over that of a plain connection right before it.
 pub(crate) const TIMES: Metric = Metric("times_direct", "x");
 pub(crate) const RATE: Metric = Metric("mbit_s", "Mbit/s");
+/// Payload.
 pub(crate) const SHARE: Metric = Metric("of_line_percent", "%");
+/// Everything that the line carried, with headers and what was sent again.
+pub(crate) const BUSY: Metric = Metric("line_busy_percent", "%");
 pub(crate) const REACHED: Metric = Metric("all_reached_s", "s");
 
 /// One line of `latest.json`; other programs read this form.

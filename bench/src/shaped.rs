@@ -21,7 +21,7 @@ use mesh_testkit::{
     mesh::{App, Mesh, Plan, manifest},
 };
 
-use crate::report::{RATE, Report, SHARE, TIMES, TRANSFER};
+use crate::report::{BUSY, RATE, Report, SHARE, TIMES, TRANSFER};
 
 const PORT: u16 = 9000;
 const MIB: u64 = 1 << 20;
@@ -67,6 +67,14 @@ const LINES: [Line; 2] = [
     },
 ];
 
+/// The line of `b` becomes another one every second under a transfer: a station that changes between two networks.
+const CHANGING: &str = "changing";
+const CHANGES: [Line; 2] = [
+    Line { name: CHANGING, kbit: 200_000, queue_ms: 50, delay_ms: 0, loss: 0.0, bytes: 48 * MIB, rounds: 5 },
+    Line { name: CHANGING, kbit: 50_000, queue_ms: 100, delay_ms: 15, loss: 0.5, bytes: 48 * MIB, rounds: 5 },
+];
+const CHANGE_EVERY: Duration = Duration::from_secs(1);
+
 /// How the tunnel is made to run.
 #[derive(Clone, Copy)]
 enum Way {
@@ -99,19 +107,20 @@ impl Way {
 pub(crate) fn measure(
     rounds: Option<usize>,
     wanted: impl Fn(&str) -> bool,
+    subject: impl Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
     let world = Shaped::up()?;
     // A path that has become worse takes long to better itself, so each is taken once, in falling order.
-    for (turn, way) in Way::ALL.into_iter().enumerate() {
+    for (turn, way) in Way::ALL.into_iter().enumerate().filter(|(_, way)| subject(way.name())) {
         world.ease()?;
         world.take(way).with_context(|| way.name().to_owned())?;
         for line in LINES.iter().filter(|l| wanted(l.name)) {
             world.shape(line)?;
             world.warm();
             for round in 0..rounds.unwrap_or(line.rounds) {
-                let direct = world.direct(line)?;
-                let ours = world.tunnelled(line)?;
+                let (direct, direct_carried) = world.carried(|w| w.direct(line))?;
+                let (ours, carried) = world.carried(|w| w.tunnelled(line))?;
                 let [direct, ours] = [direct, ours].map(|t| t.as_secs_f64());
                 eprintln!(
                     "bench: {} {}: {:.0} ms, direct TCP {:.0} ms",
@@ -122,13 +131,22 @@ pub(crate) fn measure(
                 );
                 let round = turn * 100 + round;
                 report.add(["shaped", line.name, way.name()], TIMES, round, ours / direct, None);
-                for (subject, took) in [(way.name(), ours), ("direct", direct)] {
+                for (subject, took, carried) in
+                    [(way.name(), ours, carried), ("direct", direct, direct_carried)]
+                {
                     let place = ["shaped", line.name, subject];
                     let rate = line.bytes as f64 * 8e-6 / took;
+                    let busy = carried as f64 * 0.8 / f64::from(line.kbit) / took;
+                    report.add(place, BUSY, round, busy, None);
                     report.add(place, TRANSFER, round, took * 1000.0, None);
                     report.add(place, RATE, round, rate, None);
                     report.add(place, SHARE, round, rate * 100_000.0 / f64::from(line.kbit), None);
                 }
+            }
+        }
+        if wanted(CHANGING) {
+            for round in 0..rounds.unwrap_or(CHANGES[0].rounds) {
+                world.changing(way, turn * 100 + round, report)?;
             }
         }
     }
@@ -188,6 +206,33 @@ impl Shaped {
         }
     }
 
+    /// One transfer over a line that changes. It has to be whole in the end.
+    fn changing(&self, way: Way, round: usize, report: &mut Report) -> Result<()> {
+        let bytes = CHANGES[0].bytes;
+        let took = std::thread::scope(|scope| {
+            let transfer = scope.spawn(|| self.transfer("client", &self.service(), bytes));
+            let mut lines = CHANGES.iter().cycle();
+            while !transfer.is_finished() {
+                if let Some(line) = lines.next() {
+                    self.shape(line)?;
+                }
+                std::thread::sleep(CHANGE_EVERY);
+            }
+            Ok::<_, anyhow::Error>(transfer.join().map_err(|_| anyhow!("the transfer's thread")))
+        })??;
+        match took {
+            Ok(took) => {
+                eprintln!("bench: {CHANGING} {}: {:.0} ms", way.name(), took.as_secs_f64() * 1e3);
+                report.add(["shaped", CHANGING, way.name()], TRANSFER, round, took.as_secs_f64() * 1e3, None);
+            }
+            Err(error) => {
+                eprintln!("bench: {CHANGING} {}: {error:#}", way.name());
+                report.failed(CHANGING, way.name(), 1);
+            }
+        }
+        Ok(())
+    }
+
     fn ease(&self) -> Result<()> {
         self.mesh.world.heal()?;
         Ok(())
@@ -243,6 +288,21 @@ impl Shaped {
 
     fn service(&self) -> String {
         format!("{}:{PORT}", manifest::vip("default", "server"))
+    }
+
+    /// Bytes that the line has carried from the server's side since it was shaped, with all headers.
+    fn sent(&self) -> Result<u64> {
+        let place = self.mesh.world.place("b")?;
+        let device = &place.info().uplink.as_ref().context("b has no link")?.device;
+        let shown = place.exec(&["tc", "-s", "qdisc", "show", "dev", device, "root"])?;
+        let mut words = shown.stdout.split_whitespace().skip_while(|w| *w != "Sent");
+        words.nth(1).and_then(|n| n.parse().ok()).with_context(|| format!("what tc says: {}", shown.stdout))
+    }
+
+    fn carried(&self, what: impl FnOnce(&Self) -> Result<Duration>) -> Result<(Duration, u64)> {
+        let before = self.sent()?;
+        let took = what(self)?;
+        Ok((took, self.sent()?.saturating_sub(before)))
     }
 
     fn direct(&self, line: &Line) -> Result<Duration> {

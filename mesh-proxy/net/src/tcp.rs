@@ -31,8 +31,19 @@ pub fn set_retransmission_max(socket: &impl AsFd, longest: Duration) -> io::Resu
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Bytes that were given to the kernel and that the other end has not acknowledged.
+pub fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    #[allow(unsafe_code, reason = "no crate here knows SIOCOUTQ")]
+    // SAFETY: the descriptor is open for the whole call, and the pointer is to `bytes`, a c_int that outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(usize::try_from(bytes).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     fn of(socket: &impl AsFd) -> libc::c_int {
@@ -50,6 +61,19 @@ mod tests {
         };
         assert_eq!(result, 0);
         millis
+    }
+
+    #[test]
+    fn what_waits_for_the_other_end_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        near.write_all(b"x").unwrap();
+        far.read_exact(&mut [0]).unwrap();
+        assert_eq!(unacknowledged(&near).unwrap(), 0);
+        near.set_nonblocking(true).unwrap();
+        while near.write(&[0; 65_536]).is_ok() {}
+        assert!(unacknowledged(&near).unwrap() > 0);
     }
 
     #[test]

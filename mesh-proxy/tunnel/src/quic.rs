@@ -88,7 +88,8 @@ impl QuicTransport {
     }
 
     fn endpoint(&self, socket: UdpSocket, takes: bool) -> io::Result<quinn::Endpoint> {
-        let server = takes.then(|| self.settings.server.clone());
+        let is_ipv6 = socket.local_addr()?.is_ipv6();
+        let server = takes.then(|| self.settings.server(is_ipv6));
         let home = Arc::new(Home(self.placement.clone()));
         quinn::Endpoint::new(self.settings.endpoint.clone(), server, socket, home)
     }
@@ -192,7 +193,7 @@ impl Transport for QuicTransport {
         let endpoint =
             self.from(remote, opts.port_use).map_err(|e| TransportError::Other(Error::Socket(e)))?;
         let (placement, bounds) = (self.placement.clone(), self.settings.bounds);
-        let client = self.settings.client.clone();
+        let client = self.settings.client(remote.is_ipv6());
         // Begins when it is polled: the swarm may never get to it.
         let dial = async move {
             // Peers have no names, but quinn wants one; it is not sent.

@@ -13,7 +13,7 @@ use std::{
     },
     task::{Context, Poll},
     thread::{self, ThreadId},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{AsyncRead, AsyncWrite};
@@ -40,6 +40,14 @@ const UNSENT: u32 = 256 << 10;
 const AGAIN: Duration = Duration::from_secs(1);
 /// Congestion control where the operator says nothing. Not every kernel has it.
 const CONGESTION: &str = "bbr";
+/// What every kernel has.
+const OTHER: &str = "reno";
+/// BBR stops for 200 ms whenever it has not seen the shortest round trip for ten seconds, in the midst of a transfer that
+/// happens to run then. A connection that comes from a rest of this length begins anew with it, as a new one would: the
+/// stop comes ten seconds later, or in the next rest.
+const REST: Duration = Duration::from_millis(250);
+/// But not more often than this: each beginning looks for the rate of the line again, with more than it carries.
+const BEGIN_EVERY: Duration = Duration::from_secs(4);
 /// Buffers that a thread keeps for its sockets.
 const KEPT: usize = 4;
 
@@ -60,6 +68,32 @@ pub(crate) struct Socket {
     life: Option<Arc<AtomicU64>>,
     /// The kernel had no room for our bytes.
     blocked: bool,
+    /// Only with BBR.
+    rest: Option<Rest>,
+}
+
+/// When a socket sent, and when its congestion control began.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    sent: Instant,
+    began: Instant,
+}
+
+impl Rest {
+    fn new(now: Instant) -> Self {
+        Self { sent: now, began: now }
+    }
+
+    /// Notes that something is sent; whether the congestion control should begin anew before.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let rested = now.saturating_duration_since(self.sent) >= REST;
+        self.sent = now;
+        let over = rested && now.saturating_duration_since(self.began) >= BEGIN_EVERY;
+        if over {
+            self.began = now;
+        }
+        over
+    }
 }
 
 /// What all sockets of a tunnel share.
@@ -92,11 +126,41 @@ impl Sockets {
         let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
         let life = stream.peer_addr().ok().map(|at| self.lives.of(canonical(at)));
         let home = Handle::try_current().ok().map(|h| (h.id(), thread::current().id()));
-        Socket { stream: Some(stream), home, ahead: Vec::new(), start: 0, life, blocked: false }
+        let rest = is_bbr(&stream).then(|| Rest::new(Instant::now()));
+        Socket { stream: Some(stream), home, ahead: Vec::new(), start: 0, life, blocked: false, rest }
     }
 }
 
+fn is_bbr(stream: &TcpStream) -> bool {
+    // Zeros follow the name.
+    let name = SockRef::from(stream).tcp_congestion();
+    name.is_ok_and(|name| name.split(|b| *b == 0).next() == Some(CONGESTION.as_bytes()))
+}
+
+/// Makes the kernel's BBR forget what it knows. Naming it again would change nothing.
+fn begin_anew(stream: &TcpStream) -> io::Result<()> {
+    // What is under way belongs to what it knows.
+    if mesh_net::tcp::unacknowledged(stream)? > 0 {
+        return Ok(());
+    }
+    let socket = SockRef::from(stream);
+    socket.set_tcp_congestion(OTHER.as_bytes())?;
+    socket.set_tcp_congestion(CONGESTION.as_bytes())
+}
+
 impl Socket {
+    /// Before something is sent.
+    fn sends(&mut self) {
+        let Some(rest) = &mut self.rest else { return };
+        if rest.is_over(Instant::now())
+            && let Some(stream) = &self.stream
+            && let Err(error) = begin_anew(stream)
+        {
+            tracing::debug!(%error, "congestion control of a socket");
+            self.rest = None;
+        }
+    }
+
     fn lives(&self) {
         if let Some(life) = &self.life {
             life.fetch_add(1, Ordering::Relaxed);
@@ -186,6 +250,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.sends();
         let written = tokio::io::AsyncWrite::poll_write(this.stream()?, cx, buf);
         this.wrote(written)
     }
@@ -196,6 +261,7 @@ impl AsyncWrite for Socket {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.sends();
         let written = tokio::io::AsyncWrite::poll_write_vectored(this.stream()?, cx, bufs);
         this.wrote(written)
     }
@@ -232,5 +298,36 @@ mod tests {
         assert!(after == CONGESTION || after == before, "{before}, then {after}");
         let (before, after) = of("none_such").await;
         assert_eq!(before, after, "what the kernel does not have is not used");
+    }
+
+    #[test]
+    fn a_rest_is_over_once_and_not_too_often() {
+        let start = Instant::now();
+        let mut rest = Rest::new(start);
+        let mut over = |millis| rest.is_over(start + Duration::from_millis(millis));
+        assert!(!over(100) && !over(2_000), "it has just begun");
+        assert!(over(5_000), "after a rest");
+        assert!(!over(5_100) && !over(8_000), "and again only after a while");
+        let busy = (8_000..12_000).step_by(100).any(&mut over);
+        assert!(!busy, "no rest");
+        assert!(over(12_500));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_begins_anew_has_the_same_congestion_control() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut taken = Sockets::new(Arc::default(), "auto".parse().unwrap()).take(stream);
+        let stream = taken.stream.as_ref().unwrap();
+        if !is_bbr(stream) {
+            assert!(taken.rest.is_none());
+            eprintln!("this kernel has no BBR");
+            return;
+        }
+        let long_ago = Instant::now().checked_sub(BEGIN_EVERY * 2).unwrap();
+        taken.rest = Some(Rest::new(long_ago));
+        taken.sends();
+        assert!(is_bbr(taken.stream.as_ref().unwrap()));
+        assert!(taken.rest.unwrap().began > long_ago, "it has begun anew");
     }
 }

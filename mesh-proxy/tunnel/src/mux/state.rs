@@ -60,6 +60,8 @@ struct Entry {
     announced: bool,
     writer: Option<Waker>,
     waits_for_output: bool,
+    /// Read in all.
+    taken: u64,
 }
 
 /// Stream numbers are ours or an authenticated peer's: no need for a keyed hash.
@@ -101,6 +103,8 @@ struct Inner {
     body: Option<(u32, u32, bool)>,
     /// What windows have grown by.
     grown: usize,
+    /// The window that a stream of this line needed: later ones have it from the start.
+    learned: u32,
     rtt: Option<Duration>,
     pinged: Option<Instant>,
     ping_open: bool,
@@ -132,6 +136,7 @@ impl Connection {
             head_len: 0,
             body: None,
             grown: 0,
+            learned: config.window,
             rtt: None,
             pinged: None,
             ping_open: false,
@@ -282,6 +287,9 @@ impl Connection {
             entry.sending = Ended::Clean;
             let open = !std::mem::replace(&mut entry.announced, true);
             inner.push(Header { kind: Kind::Data { open, end: true }, length: 0, stream: id });
+            if open {
+                inner.head_start(id);
+            }
             Ok(())
         })
     }
@@ -291,6 +299,7 @@ impl Connection {
         self.with(|inner| {
             let Some(entry) = inner.streams.remove(&id) else { return };
             inner.grown -= (entry.window_max - inner.config.window) as usize;
+            inner.learn(&entry);
             let over = entry.receiving == Ended::Reset
                 || entry.sending == Ended::Reset
                 || (entry.sending == Ended::Clean && entry.receiving == Ended::Clean);
@@ -316,6 +325,7 @@ impl Entry {
             announced,
             writer: None,
             waits_for_output: false,
+            taken: 0,
         }
     }
 }
@@ -341,6 +351,7 @@ impl Inner {
         if n > 0 {
             // `n` is at most a window.
             entry.unacknowledged += n as u32;
+            entry.taken += n as u64;
             if entry.receiving == Ended::No && entry.unacknowledged >= entry.window_max / 2 {
                 self.give_credit(id, now());
             }
@@ -355,6 +366,33 @@ impl Inner {
                 Poll::Pending
             }
         }
+    }
+
+    /// Notes what window a stream that is over has needed.
+    fn learn(&mut self, entry: &Entry) {
+        if entry.window_max <= self.config.window {
+            return;
+        }
+        if entry.taken >= u64::from(entry.window_max) {
+            self.learned = entry.window_max;
+        } else {
+            // It had a head start and did not need it.
+            self.learned = (self.learned - self.learned / 8).max(self.config.window);
+        }
+    }
+
+    /// Lets the peer send on a new stream as much as the last ones needed, instead of growing there again in each: on a long
+    /// line that takes several round trips. Half of the growth is left to streams that show that they need it.
+    fn head_start(&mut self, id: u32) {
+        let more = self.learned.saturating_sub(self.config.window);
+        if more == 0 || self.grown + more as usize > self.config.growth / 2 {
+            return;
+        }
+        let Some(entry) = self.streams.get_mut(&id) else { return };
+        entry.window += more;
+        entry.window_max += more;
+        self.grown += more as usize;
+        self.push(Header { kind: Kind::Credit, length: more, stream: id });
     }
 
     /// Lets the peer send more. The window doubles when the peer used half of it within two round trips.
@@ -422,6 +460,9 @@ impl Inner {
             let part = left.min(buf.len());
             self.output.extend_from_slice(&buf[..part]);
             left -= part;
+        }
+        if open {
+            self.head_start(id);
         }
         Poll::Ready(Ok(n))
     }

@@ -210,6 +210,47 @@ fn windows_grow_only_within_their_common_bound() {
 }
 
 #[test]
+fn a_new_stream_has_the_window_that_the_last_one_needed() {
+    let config = Config { window: 1 << 10, max_window: 16 << 10, growth: 64 << 10, ..Config::default() };
+    let pair = Pair::new(config);
+    let (a, b) = pair.stream();
+    pump(&pair, a, b);
+    for end in [&pair.a, &pair.b] {
+        end.drop_stream(a);
+    }
+    pair.carry(1 << 20);
+    let all = |a| {
+        let mut written = 0;
+        while let Some(n) = write(&pair.a, a, &[0; 1 << 20]).unwrap() {
+            written += n;
+        }
+        written
+    };
+    // One byte of each has told the other end of the stream.
+    let (a, b) = pair.stream();
+    assert_eq!(all(a), (16 << 10) - 1, "at once");
+    // No more than half of the growth goes to those that have not shown that they need it.
+    let mut held = vec![(a, b)];
+    held.extend((0..3).map(|_| pair.stream()));
+    let more: Vec<usize> = held[1..].iter().map(|(a, _)| all(*a)).collect();
+    assert_eq!(more, [(16 << 10) - 1, (1 << 10) - 1, (1 << 10) - 1]);
+    for (a, b) in held {
+        pair.a.drop_stream(a);
+        pair.b.drop_stream(b);
+    }
+    pair.carry(1 << 20);
+    // Streams that do not need it lower it.
+    for _ in 0..40 {
+        let (a, b) = pair.stream();
+        pair.a.drop_stream(a);
+        pair.b.drop_stream(b);
+        pair.carry(1 << 20);
+    }
+    let (a, _) = pair.stream();
+    assert!(all(a) < 2 << 10);
+}
+
+#[test]
 fn ends_and_resets_are_told_apart() {
     let pair = Pair::new(Config::default());
     // Data, then a reset: what arrived is read, then it is an error, as with TCP.

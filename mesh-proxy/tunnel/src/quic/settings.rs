@@ -8,13 +8,14 @@ use std::{
 
 use libp2p::identity::Keypair;
 use quinn::{
-    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
     congestion::{ControllerFactory, CubicConfig, NewRenoConfig},
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::congestion::Factory;
+use super::congestion::{ACK_DELAY, Factory, TOGETHER};
 use crate::{
     config::{Congestion, Limits},
     error::StartError,
@@ -37,16 +38,18 @@ const SEND_WINDOW: u64 = 8 << 20;
 /// Silence after which a connection ends; the keep-alive makes sure that a living peer is not silent.
 const IDLE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Packets that the peer may take before it acknowledges them. Each acknowledgement costs both sides a datagram; loss is
-/// told at once all the same.
-const ACKNOWLEDGE_AFTER: u32 = 10;
 /// Room in the kernel for datagrams that wait for their thread. Less is lost under load as if the line had lost it.
 const SOCKET_BUFFER: usize = 2 << 20;
 
+/// Largest datagrams that are tried: what Ethernet carries below the headers of IPv4 or IPv6, and of UDP.
+const LARGEST: u16 = 1_472;
+const LARGEST_V6: u16 = 1_452;
+
 /// For all connections of a node.
 pub(super) struct Settings {
-    pub(super) client: ClientConfig,
-    pub(super) server: ServerConfig,
+    /// For IPv4 and for IPv6.
+    clients: [ClientConfig; 2],
+    servers: [ServerConfig; 2],
     pub(super) endpoint: EndpointConfig,
     pub(super) bounds: Bounds,
 }
@@ -73,16 +76,35 @@ impl Settings {
             QuicServerConfig::try_from(server).map_err(none)?,
             QuicClientConfig::try_from(client).map_err(none)?,
         );
-        let transport = Arc::new(transport(limits, controllers(congestion)));
-        let mut client = ClientConfig::new(Arc::new(client));
-        client.transport_config(transport.clone());
-        let mut server = ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport);
-        // A peer whose address changes is followed, once it has answered from there.
-        server.migration(true);
+        let (client, server) = (Arc::new(client), Arc::new(server));
+        let controllers = controllers(congestion);
+        let both = [LARGEST, LARGEST_V6].map(|largest| {
+            let mut transport = transport(limits, controllers.clone());
+            let mut mtu = MtuDiscoveryConfig::default();
+            mtu.upper_bound(largest);
+            transport.mtu_discovery_config(Some(mtu));
+            let transport = Arc::new(transport);
+            let mut client = ClientConfig::new(client.clone());
+            client.transport_config(transport.clone());
+            let mut server = ServerConfig::with_crypto(server.clone());
+            server.transport_config(transport);
+            // A peer whose address changes is followed, once it has answered from there.
+            server.migration(true);
+            (client, server)
+        });
+        let [(client, server), (client_v6, server_v6)] = both;
+        let (clients, servers) = ([client, client_v6], [server, server_v6]);
         let most = streams(limits);
         let bounds = Bounds { handshake, streams: (FIRST_STREAMS.min(most), most) };
-        Ok(Self { client, server, endpoint: endpoint(key.keypair()), bounds })
+        Ok(Self { clients, servers, endpoint: endpoint(key.keypair()), bounds })
+    }
+
+    pub(super) fn client(&self, is_ipv6: bool) -> ClientConfig {
+        self.clients[usize::from(is_ipv6)].clone()
+    }
+
+    pub(super) fn server(&self, is_ipv6: bool) -> ServerConfig {
+        self.servers[usize::from(is_ipv6)].clone()
     }
 }
 
@@ -90,7 +112,7 @@ fn controllers(congestion: &Congestion) -> Arc<dyn ControllerFactory + Send + Sy
     match congestion.name() {
         Some("cubic") => Arc::new(CubicConfig::default()),
         Some("reno") => Arc::new(NewRenoConfig::default()),
-        _ => Arc::new(Factory),
+        _ => Arc::new(Factory::new()),
     }
 }
 
@@ -106,8 +128,9 @@ fn transport(limits: &Limits, controllers: Arc<dyn ControllerFactory + Send + Sy
     config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
     config.allow_spin(false);
     config.congestion_controller_factory(controllers);
+    // Each acknowledgement costs both sides a datagram; loss is told at once all the same.
     let mut acknowledge = AckFrequencyConfig::default();
-    acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
+    acknowledge.ack_eliciting_threshold(VarInt::from_u32(TOGETHER as u32)).max_ack_delay(Some(ACK_DELAY));
     config.ack_frequency_config(Some(acknowledge));
     config
 }

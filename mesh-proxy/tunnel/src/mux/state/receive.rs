@@ -105,6 +105,7 @@ impl Inner {
             return Ok(());
         }
         self.streams.insert(id, Entry::new(self.config.window, true));
+        self.head_start(id);
         self.accepted.push_back(id);
         self.wake.extend(self.acceptor.take());
         Ok(())
