@@ -329,6 +329,13 @@ impl Local {
         rules
     }
 
+    /// What holds for the traces of a pod of this node that one of its neighbours calls, for the collector of that name.
+    pub(crate) fn traces_beside(&self, destination: &WorkloadEntry, provider: &str) -> TraceRules {
+        let rules = self.rules.borrow();
+        let of = |rules: &RuleTable| rules.traces(Some(destination), View::Beside.side(), provider);
+        rules.as_ref().map(of).unwrap_or_default()
+    }
+
     fn metric_rules(&self, parties: &Parties) -> MetricRules {
         self.rules_of(&self.view, parties)
     }

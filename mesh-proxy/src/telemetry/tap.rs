@@ -31,14 +31,12 @@ pub(crate) struct Tapped<S> {
     tap: Tap,
     /// Bytes at the front of what is offered next that were looked at already.
     seen: usize,
-    /// Those bytes, if some digit of them has changed.
-    changed: Option<Vec<u8>>,
+    /// Bytes that the writer has given away and the pod has not got: because some digit of them has changed, or because a
+    /// head begins with them that is not whole.
+    held: Vec<u8>,
+    /// So many of them may go.
+    ready: usize,
 }
-
-/// Bytes to write at a place.
-type Change = (usize, Vec<u8>);
-/// Says where a part of the bytes that are looked at stands in them.
-type Place<'p> = &'p dyn Fn(&[u8]) -> Option<usize>;
 
 struct Tap {
     about: About,
@@ -48,61 +46,124 @@ struct Tap {
 }
 
 enum Protocol {
-    /// So many bytes of the client were the beginning of HTTP/2's, and this is what the pod has said.
-    Unknown(usize, Vec<u8>),
-    One(h1::Talk),
-    Two(Box<h2::Talk>),
+    /// The client has said nothing yet, and the pod this.
+    Unknown(Vec<u8>),
+    Known(Box<dyn Talk>),
     /// Not to be understood.
     Off,
 }
 
+/// A conversation in one of the versions of HTTP. A step without a result cannot be understood, nor can what follows it.
+trait Talk {
+    /// Looks at bytes to the pod. Says how many: what is left begins something that has to be seen whole, and comes again
+    /// with more behind it.
+    fn towards_pod(&mut self, bytes: &[u8], about: &About, changes: &mut Changes<'_>) -> Option<usize>;
+    /// Looks at bytes from the pod.
+    fn back_from_pod(&mut self, bytes: &[u8], about: &About) -> Option<()>;
+    /// The connection has ended, by the pod or not; or nothing more of it is looked at.
+    fn over(self: Box<Self>, about: &About, pod_ended: bool);
+}
+
+/// Bytes that are written over others on their way to the pod, and from where on.
+type Change = (usize, Vec<u8>);
+
+/// What changes of the bytes that are looked at.
+struct Changes<'b> {
+    bytes: &'b [u8],
+    all: Vec<Change>,
+}
+
+impl Changes<'_> {
+    /// Writes over a part of the bytes, from the `at`th of the part on.
+    fn put(&mut self, part: &[u8], at: usize, new: Vec<u8>) {
+        let start = (part.as_ptr() as usize).checked_sub(self.bytes.as_ptr() as usize);
+        self.all.extend(start.map(|start| (start + at, new)));
+    }
+}
+
+fn apply(changes: Vec<Change>, bytes: &mut [u8]) {
+    for (at, new) in changes {
+        if let Some(old) = bytes.get_mut(at..at + new.len()) {
+            old.copy_from_slice(&new);
+        }
+    }
+}
+
 impl<S> Tapped<S> {
     pub(crate) fn new(inner: S, about: About) -> Self {
-        let tap = Tap { about, protocol: Protocol::Unknown(0, Vec::new()), pod_ended: false };
-        Self { inner, tap, seen: 0, changed: None }
+        let tap = Tap { about, protocol: Protocol::Unknown(Vec::new()), pod_ended: false };
+        Self { inner, tap, seen: 0, held: Vec::new(), ready: 0 }
+    }
+
+    /// Looks at what is offered and was not seen yet. False: it is held now, and goes from there.
+    fn look(&mut self, offered: &[u8]) -> bool {
+        if self.held.is_empty() {
+            let (whole, changes) = self.tap.towards_pod(&offered[self.seen..]);
+            if self.seen + whole == offered.len() && changes.is_empty() {
+                self.seen = offered.len();
+                return true;
+            }
+            self.held.extend_from_slice(offered);
+            self.ready = self.seen + whole;
+            apply(changes, &mut self.held[self.seen..]);
+        } else {
+            self.held.extend_from_slice(offered);
+            let (whole, changes) = self.tap.towards_pod(&self.held);
+            self.ready = whole;
+            apply(changes, &mut self.held);
+        }
+        self.seen = 0;
+        false
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Tapped<S> {
+    /// Writes what is held and may go.
+    fn poll_ready(&mut self, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        while self.ready > 0 {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.held[..self.ready]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.held.drain(..written);
+            self.ready -= written;
+        }
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl Tap {
-    /// Looks at bytes to the pod; says which of them change.
-    fn towards_pod(&mut self, bytes: &[u8]) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let mut rest = bytes;
-        if let Protocol::Unknown(matched, early) = &mut self.protocol {
-            let more = PREFACE[*matched..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
-            let before = *matched;
-            *matched += more;
-            let whole = *matched == PREFACE.len();
-            if !whole && more == bytes.len() {
-                return changes;
+    /// Looks at bytes to the pod. Says how many, and what changes of them: what is left is to come again.
+    fn towards_pod(&mut self, bytes: &[u8]) -> (usize, Vec<Change>) {
+        let mut begin = 0;
+        if let Protocol::Unknown(early) = &mut self.protocol {
+            if bytes.len() < PREFACE.len() && PREFACE.starts_with(bytes) {
+                return (0, Vec::new());
             }
             let early = std::mem::take(early);
-            if whole {
-                rest = &bytes[more..];
-                self.protocol = Protocol::Two(Box::default());
+            if bytes.starts_with(PREFACE) {
+                begin = PREFACE.len();
+                self.protocol = Protocol::Known(Box::<h2::Conversation>::default());
             } else {
-                let mut talk = h1::Talk::default();
-                talk.before(&PREFACE[..before]);
-                self.protocol = Protocol::One(talk);
+                self.protocol = Protocol::Known(Box::<h1::Conversation>::default());
             }
             self.back_from_pod(&early);
         }
-        let place = |part: &[u8]| (part.as_ptr() as usize).checked_sub(bytes.as_ptr() as usize);
-        let understood = match &mut self.protocol {
-            Protocol::One(talk) => talk.towards_pod(rest, &self.about, (&place, &mut changes)),
-            Protocol::Two(talk) => talk.towards_pod(rest, &self.about, (&place, &mut changes)),
-            Protocol::Unknown(..) | Protocol::Off => Some(()),
-        };
-        self.unless(understood);
-        changes
+        let Protocol::Known(talk) = &mut self.protocol else { return (bytes.len(), Vec::new()) };
+        let mut changes = Changes { bytes, all: Vec::new() };
+        let whole = talk.towards_pod(&bytes[begin..], &self.about, &mut changes);
+        let whole = self.unless(whole).map_or(bytes.len(), |whole| begin + whole);
+        (whole, changes.all)
     }
 
     /// Looks at bytes from the pod.
     fn back_from_pod(&mut self, bytes: &[u8]) {
         let understood = match &mut self.protocol {
-            Protocol::One(talk) => talk.back_from_pod(bytes, &self.about),
-            Protocol::Two(talk) => talk.back_from_pod(bytes, &self.about),
-            Protocol::Unknown(_, early) => {
+            Protocol::Known(talk) => talk.back_from_pod(bytes, &self.about),
+            Protocol::Unknown(early) => {
                 early.extend_from_slice(bytes);
                 (early.len() <= MOST_EARLY).then_some(())
             }
@@ -111,18 +172,17 @@ impl Tap {
         self.unless(understood);
     }
 
-    fn unless(&mut self, understood: Option<()>) {
+    fn unless<T>(&mut self, understood: Option<T>) -> Option<T> {
         if understood.is_none() {
             self.over();
         }
+        understood
     }
 
     /// Nothing more is looked at.
     fn over(&mut self) {
-        match std::mem::replace(&mut self.protocol, Protocol::Off) {
-            Protocol::One(talk) => talk.over(&self.about, self.pod_ended),
-            Protocol::Two(talk) => talk.over(&self.about, self.pod_ended),
-            Protocol::Unknown(..) | Protocol::Off => {}
+        if let Protocol::Known(talk) = std::mem::replace(&mut self.protocol, Protocol::Off) {
+            talk.over(&self.about, self.pod_ended);
         }
     }
 }
@@ -137,37 +197,31 @@ impl Drop for Tap {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Task<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if buf.len() > this.seen {
-            let fresh = &buf[this.seen..];
-            let changes = this.tap.towards_pod(fresh);
-            if this.changed.is_some() || !changes.is_empty() {
-                let changed = this.changed.get_or_insert_with(|| buf[..this.seen].to_vec());
-                let start = changed.len();
-                changed.extend_from_slice(fresh);
-                for (at, new) in changes {
-                    changed[start + at..start + at + new.len()].copy_from_slice(&new);
-                }
+        ready!(this.poll_ready(cx))?;
+        if buf.len() > this.seen && !this.look(buf) {
+            // What cannot go at once goes with the next write or flush.
+            if let Poll::Ready(written) = this.poll_ready(cx) {
+                written?;
             }
-            this.seen = buf.len();
+            return Poll::Ready(Ok(buf.len()));
         }
-        let data = this.changed.as_deref().unwrap_or(buf);
-        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &data[..data.len().min(buf.len())]))?;
+        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, buf))?;
         this.seen -= written;
-        if let Some(changed) = &mut this.changed {
-            changed.drain(..written);
-            if changed.is_empty() {
-                this.changed = None;
-            }
-        }
         Poll::Ready(Ok(written))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_ready(cx))?;
+        Pin::new(&mut this.inner).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // A head that nobody ends goes as it is.
+        this.ready = this.held.len();
+        ready!(this.poll_ready(cx))?;
+        Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }
 

@@ -7,11 +7,13 @@
 //! - [`context`]: the headers of W3C and B3.
 //! - `open`: a client span while its request is under way.
 //! - `telemetry::tap`: server spans, seen in the bytes that come through the tunnel.
+//! - `beside`: server spans of calls within a node.
 //! - `queue`, `otlp`, `export`, `connect`: on the way to the collector.
 //!
 //! Without a collector none of it runs. With one, a request that is not sampled costs the look at its headers and one
 //! random number. Nothing here waits: what the queue cannot hold is dropped, the oldest first, and counted.
 
+mod beside;
 mod config;
 mod connect;
 pub mod context;
@@ -24,6 +26,7 @@ mod tags;
 
 use std::sync::Arc;
 
+pub(crate) use beside::{Beside, Callee};
 pub use config::{Propagation, Protocol, TracingConfig};
 pub(crate) use export::{Exporter, Through};
 pub(crate) use open::OpenSpan;
@@ -32,9 +35,9 @@ pub(crate) use open::new_span;
 use queue::Queue;
 pub use queue::TraceCounters;
 pub(crate) use span::Reporter;
+pub(in crate::telemetry) use span::ServerCall;
 #[cfg(test)]
 pub(in crate::telemetry) use span::Span;
-pub(in crate::telemetry) use span::{ServerCall, cut};
 pub(crate) use tags::Tag;
 
 /// The trace that a call belongs to, and the span in it.

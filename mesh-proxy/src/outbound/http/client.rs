@@ -15,7 +15,7 @@ use mesh_core::{WorkloadEntry, balance::EndpointId, policy::H2Keepalive, retry::
 use super::{
     super::{
         cluster::{Choice, ClusterState, Full, Permit, Place, Tried},
-        connect::{self, Wanted},
+        connect::{self, Connected, Wanted},
         connector::{ConnectError, Purpose, TunnelError},
         endpoint::{Endpoint, Lease, Owner, Request, Response},
         failure::FailureClass,
@@ -27,7 +27,10 @@ use super::{
     H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, LocalExec,
     body::{BodyError, RequestBody},
 };
-use crate::telemetry::local::Held;
+use crate::telemetry::{
+    local::Held,
+    trace::{Beside, Callee},
+};
 
 /// A destination as one request uses it.
 pub(crate) struct Upstreams {
@@ -50,6 +53,8 @@ pub(crate) struct Upstreams {
     pub(crate) choice: Choice,
     /// What the connection belongs to, beside its endpoint; none = nothing begins it.
     pub(crate) begins: Option<Box<Begins>>,
+    /// Only of a sampled trace: server spans of tries that stay on this node.
+    pub(crate) beside: Option<Box<Beside>>,
 }
 
 /// What the beginning of a connection needs to know of its request.
@@ -58,8 +63,10 @@ pub(crate) struct Begins {
     pub(crate) client: Option<SocketAddr>,
     pub(crate) called: Option<SocketAddr>,
     pub(crate) host: String,
-    /// By the name in the handshake.
+    /// By the name in the handshake, and by what is shown in it.
     pub(crate) tls: u64,
+    /// Secret with the certificate that the gateway shows; empty = none.
+    pub(crate) own: Box<str>,
 }
 
 impl Begins {
@@ -68,11 +75,11 @@ impl Begins {
         state: &ClusterState,
         client: Option<SocketAddr>,
         called: Option<SocketAddr>,
-        host: &str,
+        (host, own): (&str, &str),
     ) -> Option<Box<Self>> {
         let prologue = state.prologue.as_ref()?;
-        let tls = prologue.tls().map_or(0, |policy| tls::name_of(policy, host));
-        Some(Box::new(Self { client, called, host: host.to_owned(), tls }))
+        let tls = prologue.tls().map_or(0, |policy| tls::name_of(policy, host, own));
+        Some(Box::new(Self { client, called, host: host.to_owned(), tls, own: own.into() }))
     }
 }
 
@@ -95,11 +102,17 @@ impl Upstreams {
                 Ok(lease) => lease,
                 Err(e) => return Err(self.not_connected(&e, request)),
             };
+            self.trace(&lease, &mut request);
             // Kept where a break is likely, as it costs: after a rest, and where a path may die under the connection.
             let fragile = lease.rested || lease.reused && lease.is_tunnelled();
             let stale_copy = (repeatable && fragile).then(|| head_of(&request));
             let mut failure = match lease.send(request).await {
-                Ok(response) => return Ok((response, lease)),
+                Ok(response) => {
+                    if let Some(beside) = &mut self.beside {
+                        beside.answered(response.status().as_u16());
+                    }
+                    return Ok((response, lease));
+                }
                 Err(failure) => failure,
             };
             let unsent = failure.take_message();
@@ -121,6 +134,23 @@ impl Upstreams {
                     return Err(TryError { stale, ..broken(&error, unsent, lease.is_h2()) });
                 }
             };
+        }
+    }
+
+    /// Says in a sampled request which span the endpoint's calls belong to.
+    fn trace(&mut self, lease: &Lease, request: &mut Request) {
+        let Some(beside) = &mut self.beside else { return };
+        let (worker, state) = (&self.worker, &self.state);
+        let is_here = lease.endpoint().node.as_deref() == Some(&*worker.shared.node);
+        match (self.last.filter(|_| is_here), &worker.shared.tracer) {
+            (Some(index), Some(tracer)) => {
+                let workload = state.workloads[index].get();
+                let rules = worker.telemetry.traces_beside(workload, &tracer.config().provider);
+                let port = lease.endpoint().addr.port();
+                let callee = Callee::new(workload, &state.cluster.key.host, port, lease.is_h2());
+                beside.here(request, callee, &rules);
+            }
+            _ => beside.elsewhere(request),
         }
     }
 
@@ -202,12 +232,13 @@ impl Upstreams {
                 called: b.called,
                 host: &b.host,
                 alpn: if self.h2 { Alpn::H2 } else { Alpn::Http1 },
+                own: &b.own,
             }),
         };
-        let (index, stream) = connect::connect(wanted, &mut self.tried).await?;
+        let Connected { index, stream, generation } = connect::connect(wanted, &mut self.tried).await?;
         self.last = Some(index);
         let endpoint = &self.state.endpoints[index];
-        let owner = self.owner(endpoint);
+        let owner = Owner { generation, ..self.owner(endpoint) };
         if self.h2 {
             shake_h2(endpoint, stream, owner, permit, self.state.cluster.policy.pool.h2_keepalive).await
         } else {
@@ -218,10 +249,8 @@ impl Upstreams {
     /// Connections through the tunnel carry the caller's identity.
     fn owner(&self, endpoint: &Endpoint) -> Owner {
         let tls = self.begins.as_ref().map_or(0, |b| b.tls);
-        let tunnelled = endpoint.node.as_ref().is_some_and(|node| **node != *self.worker.shared.node);
-        let caller = self.source.as_ref().filter(|_| tunnelled).map(|s| s.address);
-        let counter = || self.worker.connector.generation(endpoint.node.as_ref()?);
-        let generation = if caller.is_some() { endpoint.generation(counter) } else { 0 };
+        let generation = self.worker.connector.generation(endpoint);
+        let caller = self.source.as_ref().filter(|_| generation.is_some()).map(|s| s.address);
         Owner { caller, tls, generation }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use crate::telemetry::{
     Flags, RequestProtocol,
     access_log::Entry,
     local::{Measured, Parties, RequestEnd},
-    trace::{OpenSpan, Reporter},
+    trace::{Beside, OpenSpan, Reporter},
 };
 
 /// Collects over the life of a request; counts when it is dropped, so that a cancelled request counts too.
@@ -29,10 +30,14 @@ pub(crate) struct Record {
     pub(crate) sent: u64,
     /// The response went out whole.
     pub(crate) complete: bool,
+    /// What the rule's match calls it in statistics.
+    pub(crate) stat_prefix: Option<Arc<str>>,
     /// Only while the access log is on, or for a sampled trace.
     pub(crate) entry: Option<Box<Entry>>,
     /// Only of a sampled trace.
     pub(crate) span: Option<Box<OpenSpan>>,
+    /// The same, at an endpoint of this node.
+    pub(crate) beside: Option<Box<Beside>>,
     dice: f64,
 }
 
@@ -54,8 +59,10 @@ impl Record {
             received: Rc::default(),
             sent: 0,
             complete: false,
+            stat_prefix: None,
             entry: logged.then(Box::default),
             span: None,
+            beside: None,
             dice,
         }
     }
@@ -109,6 +116,9 @@ impl Record {
         let trust_domain = || worker.trust_domain();
         let measured = Measured { elapsed, received: self.received.bytes.get(), sent: self.sent };
         worker.telemetry.request(&self.parties, end, measured, trust_domain);
+        if let Some(name) = &self.stat_prefix {
+            worker.shared.telemetry.routes.ended(name, self.code, elapsed);
+        }
         if let Some(entry) = self.entry.take() {
             self.say(entry, elapsed);
         }
@@ -129,6 +139,9 @@ impl Record {
         let log = &worker.shared.access_log;
         if log.wants(self.dice, self.code, self.flags) && worker.telemetry.logs(source, log, &entry) {
             log.write(&entry);
+        }
+        if let Some(beside) = self.beside.take() {
+            beside.ended(entry.grpc_status, (entry.received, entry.sent));
         }
         if let (Some(span), Some(tracer)) = (self.span.take(), &worker.shared.tracer) {
             let reporter = Reporter::of(source);

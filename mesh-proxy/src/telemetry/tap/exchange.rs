@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use crate::telemetry::{
@@ -13,7 +13,7 @@ use crate::telemetry::{
     trace::{
         Reporter, ServerCall, TraceIds, Tracer,
         context::{B3, B3_SPAN, Context, TRACEPARENT},
-        cut, new_span,
+        new_span,
     },
 };
 
@@ -102,9 +102,7 @@ impl About {
         };
         let Some(traces) = self.traces.as_ref().filter(|t| t.rules.reports) else { return (exchange, None) };
         let context = Context::find(find).filter(|c| c.sampled == Some(true));
-        let Some((context, parent)) = context.and_then(|c| Some((c, c.ids?))) else {
-            return (exchange, None);
-        };
+        let Some(parent) = context.and_then(|c| c.ids) else { return (exchange, None) };
         let old = digits(parent.span);
         let own = fitting(&old);
         let span = std::str::from_utf8(&own).ok().and_then(|d| u64::from_str_radix(d, 16).ok());
@@ -120,17 +118,8 @@ impl About {
             there.then_some(Said { header, from })
         };
         let said = places.into_iter().filter_map(|(header, from)| says(header, from?)).collect();
-        exchange.call = Some(Box::new(ServerCall {
-            context,
-            ids,
-            method: cut(method),
-            path: cut(path),
-            host: cut(host),
-            agent: cut(find("user-agent").unwrap_or_default()),
-            request_id: cut(find("x-request-id").unwrap_or_default()),
-            tags: traces.rules.tags_of(find),
-            start: SystemTime::now(),
-        }));
+        let call = ServerCall::of(parent.span, ids, (method, host, path), (find, &traces.rules));
+        exchange.call = Some(Box::new(call));
         (exchange, Some(Hop { said, own }))
     }
 

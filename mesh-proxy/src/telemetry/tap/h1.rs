@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use framing::{Body, Framing, Seen};
 
 use super::{
-    Change, Place,
-    exchange::{About, DIGITS, Exchange, Version, new_digits},
+    Changes, Talk,
+    exchange::{About, Exchange, Version, new_digits},
 };
 use crate::telemetry::Flags;
 
@@ -18,7 +18,7 @@ const MAX_WAITING: usize = 64;
 const MAX_HEADERS: usize = 128;
 
 #[derive(Default)]
-pub(super) struct Talk {
+pub(super) struct Conversation {
     requests: Framing,
     responses: Framing,
     waiting: VecDeque<Exchange>,
@@ -28,31 +28,18 @@ pub(super) struct Talk {
     endless: bool,
 }
 
-impl Talk {
-    /// The first bytes of the first request.
-    pub(super) fn before(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            let _only_part_of_a_line = self.requests.feed(bytes);
-        }
-    }
-
-    /// Looks at bytes to the pod; none if they cannot be understood.
-    pub(super) fn towards_pod(
-        &mut self,
-        mut bytes: &[u8],
-        about: &About,
-        (place, changes): (Place<'_>, &mut Vec<Change>),
-    ) -> Option<()> {
-        while !bytes.is_empty() {
-            let now = bytes;
-            let (taken, seen) = self.requests.feed(bytes);
+impl Talk for Conversation {
+    fn towards_pod(&mut self, bytes: &[u8], about: &About, changes: &mut Changes<'_>) -> Option<usize> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.requests.at_start() && !framing::has_head(rest) {
+                break;
+            }
+            let (taken, seen) = self.requests.feed(rest);
             match seen {
                 Seen::Nothing => {}
-                Seen::Head { bytes: head, before } => {
-                    // Where the head begins; what came earlier cannot change.
-                    let start = place(now)?;
-                    let at = |i: usize| (start + i).checked_sub(before);
-                    let body = self.request(&head, about, (&at, changes))?;
+                Seen::Head(head) => {
+                    let body = self.request(&head, about, changes)?;
                     self.requests.body(body);
                 }
                 Seen::Data(length) => {
@@ -62,51 +49,17 @@ impl Talk {
                 }
                 Seen::Broken => return None,
             }
-            bytes = &bytes[taken.min(bytes.len())..];
+            rest = &rest[taken.min(rest.len())..];
         }
-        Some(())
+        Some(bytes.len() - rest.len())
     }
 
-    /// The head of a request; none if it is not to be understood.
-    fn request(
-        &mut self,
-        head: &[u8],
-        about: &About,
-        (place, changes): (&dyn Fn(usize) -> Option<usize>, &mut Vec<Change>),
-    ) -> Option<Body> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut request = httparse::Request::new(&mut headers);
-        if !request.parse(head).is_ok_and(|s| s.is_complete()) || self.waiting.len() >= MAX_WAITING {
-            return None;
-        }
-        let (method, path) = (request.method?, request.path?);
-        if matches!(method, "CONNECT" | "PRI") {
-            return None;
-        }
-        let find = |name: &str| text(request.headers, name);
-        let body = framing::body_of(&find)?;
-        let host = find("host").unwrap_or_default();
-        let (exchange, hop) = about.begin(method, (host, path), &find, new_digits);
-        self.waiting.push_back(exchange);
-        for said in hop.iter().flat_map(|h| &h.said) {
-            let Some(value) = find(said.header).and_then(|v| v.get(said.from..said.from + DIGITS)) else {
-                continue;
-            };
-            let offset = (value.as_ptr() as usize).checked_sub(head.as_ptr() as usize);
-            if let (Some(at), Some(hop)) = (offset.and_then(place), &hop) {
-                changes.push((at, hop.own.to_vec()));
-            }
-        }
-        Some(body)
-    }
-
-    /// Looks at bytes from the pod; none if they cannot be understood.
-    pub(super) fn back_from_pod(&mut self, mut bytes: &[u8], about: &About) -> Option<()> {
+    fn back_from_pod(&mut self, mut bytes: &[u8], about: &About) -> Option<()> {
         while !bytes.is_empty() {
             let (taken, seen) = self.responses.feed(bytes);
             match seen {
                 Seen::Nothing => {}
-                Seen::Head { bytes: head, .. } => {
+                Seen::Head(head) => {
                     let body = self.response(&head, about)?;
                     self.responses.body(body);
                 }
@@ -123,6 +76,40 @@ impl Talk {
             bytes = &bytes[taken.min(bytes.len())..];
         }
         Some(())
+    }
+
+    fn over(mut self: Box<Self>, about: &About, pod_ended: bool) {
+        let cut = if pod_ended { Flags::UPSTREAM_CLOSED } else { Flags::CLIENT_CLOSED };
+        while !self.waiting.is_empty() {
+            let whole = std::mem::take(&mut self.endless) && self.status >= 200;
+            self.answered(about, if whole { Flags::NONE } else { cut });
+        }
+    }
+}
+
+impl Conversation {
+    /// The head of a request; none if it is not to be understood.
+    fn request(&mut self, head: &[u8], about: &About, changes: &mut Changes<'_>) -> Option<Body> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        if !request.parse(head).is_ok_and(|s| s.is_complete()) || self.waiting.len() >= MAX_WAITING {
+            return None;
+        }
+        let (method, path) = (request.method?, request.path?);
+        if matches!(method, "CONNECT" | "PRI") {
+            return None;
+        }
+        let find = |name: &str| text(request.headers, name);
+        let body = framing::body_of(&find)?;
+        let host = find("host").unwrap_or_default();
+        let (exchange, hop) = about.begin(method, (host, path), &find, new_digits);
+        self.waiting.push_back(exchange);
+        if let Some(hop) = &hop {
+            for (value, from) in hop.said.iter().filter_map(|said| Some((find(said.header)?, said.from))) {
+                changes.put(value.as_bytes(), from, hop.own.to_vec());
+            }
+        }
+        Some(body)
     }
 
     fn response(&mut self, head: &[u8], about: &About) -> Option<Body> {
@@ -158,15 +145,6 @@ impl Talk {
         if let Some(mut exchange) = self.waiting.pop_front() {
             exchange.status = status;
             about.ended(exchange, Version::One, flags);
-        }
-    }
-
-    /// The connection has ended; it was the pod who ended it, or not.
-    pub(super) fn over(mut self, about: &About, pod_ended: bool) {
-        let cut = if pod_ended { Flags::UPSTREAM_CLOSED } else { Flags::CLIENT_CLOSED };
-        while !self.waiting.is_empty() {
-            let whole = std::mem::take(&mut self.endless) && self.status >= 200;
-            self.answered(about, if whole { Flags::NONE } else { cut });
         }
     }
 }

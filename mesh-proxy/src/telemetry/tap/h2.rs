@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::HashMap};
 use frames::{Frames, Seen};
 
 use super::{
-    Change, Place,
+    Changes, Talk,
     exchange::{About, DIGITS, Exchange, Hop, Version},
     hpack::{Decoder, Field, Literal, alike},
 };
@@ -17,7 +17,7 @@ use crate::telemetry::Flags;
 const MAX_STREAMS: usize = 1024;
 
 #[derive(Default)]
-pub(super) struct Talk {
+pub(super) struct Conversation {
     requests: Side,
     responses: Side,
     streams: HashMap<u32, Exchange>,
@@ -38,26 +38,14 @@ struct Kept {
     literal: Option<Literal>,
 }
 
-impl Talk {
-    /// Looks at bytes to the pod; none if they cannot be understood.
-    pub(super) fn towards_pod(
-        &mut self,
-        mut bytes: &[u8],
-        about: &About,
-        (place, changes): (Place<'_>, &mut Vec<Change>),
-    ) -> Option<()> {
-        while !bytes.is_empty() {
-            let (taken, seen) = self.requests.frames.feed(bytes);
+impl Talk for Conversation {
+    fn towards_pod(&mut self, bytes: &[u8], about: &About, changes: &mut Changes<'_>) -> Option<usize> {
+        let mut rest = bytes;
+        while !rest.is_empty() && self.requests.frames.has_whole(rest) {
+            let (taken, seen) = self.requests.frames.feed(rest);
             match seen {
                 Seen::Nothing => {}
-                Seen::Head { stream, head, .. } => {
-                    // What is not whole in these bytes cannot change: its beginning has gone by.
-                    let start = match &head {
-                        Cow::Borrowed(head) => place(head),
-                        Cow::Owned(_) => None,
-                    };
-                    self.request(stream, &head, about, (start, changes))?;
-                }
+                Seen::Head { stream, head, .. } => self.request(stream, &head, about, changes)?,
                 Seen::Data { stream, length, .. } => {
                     if let Some(exchange) = self.streams.get_mut(&stream) {
                         exchange.received += length;
@@ -70,46 +58,12 @@ impl Talk {
                 }
                 Seen::Broken => return None,
             }
-            bytes = &bytes[taken.min(bytes.len())..];
+            rest = &rest[taken.min(rest.len())..];
         }
-        Some(())
+        Some(bytes.len() - rest.len())
     }
 
-    fn request(
-        &mut self,
-        stream: u32,
-        head: &[u8],
-        about: &About,
-        (start, changes): (Option<usize>, &mut Vec<Change>),
-    ) -> Option<()> {
-        // Trailers, or what is left of a stream that has been answered already.
-        if stream <= self.newest {
-            return self.requests.headers.decode(head, |_| {});
-        }
-        self.newest = stream;
-        if self.streams.len() >= MAX_STREAMS {
-            return None;
-        }
-        let mut all = Vec::new();
-        let traced = about.traces.as_ref().is_some_and(|t| t.rules.reports);
-        self.requests.headers.decode(head, |field| {
-            if traced || matches!(field.name, b":method" | b"content-type") {
-                all.extend(Kept::of(field));
-            }
-        })?;
-        let find = |name: &str| all.iter().find(|k| k.name == name).map(|k| k.value.as_str());
-        let (method, path) = (find(":method")?, find(":path").unwrap_or_default());
-        let host = find(":authority").or_else(|| find("host")).unwrap_or_default();
-        let (exchange, hop) = about.begin(method, (host, path), &find, like);
-        self.streams.insert(stream, exchange);
-        if let (Some(hop), Some(start)) = (&hop, start) {
-            changes.extend(all.iter().filter_map(|kept| kept.with(hop, start)));
-        }
-        Some(())
-    }
-
-    /// Looks at bytes from the pod; none if they cannot be understood.
-    pub(super) fn back_from_pod(&mut self, mut bytes: &[u8], about: &About) -> Option<()> {
+    fn back_from_pod(&mut self, mut bytes: &[u8], about: &About) -> Option<()> {
         while !bytes.is_empty() {
             let (taken, seen) = self.responses.frames.feed(bytes);
             match seen {
@@ -132,6 +86,51 @@ impl Talk {
                 Seen::Broken => return None,
             }
             bytes = &bytes[taken.min(bytes.len())..];
+        }
+        Some(())
+    }
+
+    fn over(self: Box<Self>, about: &About, pod_ended: bool) {
+        let flags = if pod_ended { Flags::UPSTREAM_CLOSED } else { Flags::CLIENT_CLOSED };
+        for exchange in self.streams.into_values() {
+            about.ended(exchange, Version::Two, flags);
+        }
+    }
+}
+
+impl Conversation {
+    fn request(
+        &mut self,
+        stream: u32,
+        head: &Cow<'_, [u8]>,
+        about: &About,
+        changes: &mut Changes<'_>,
+    ) -> Option<()> {
+        // Trailers, or what is left of a stream that has been answered already.
+        if stream <= self.newest {
+            return self.requests.headers.decode(head, |_| {});
+        }
+        self.newest = stream;
+        if self.streams.len() >= MAX_STREAMS {
+            return None;
+        }
+        let mut all = Vec::new();
+        let traced = about.traces.as_ref().is_some_and(|t| t.rules.reports);
+        self.requests.headers.decode(head, |field| {
+            if traced || matches!(field.name, b":method" | b"content-type") {
+                all.extend(Kept::of(field));
+            }
+        })?;
+        let find = |name: &str| all.iter().find(|k| k.name == name).map(|k| k.value.as_str());
+        let (method, path) = (find(":method")?, find(":path").unwrap_or_default());
+        let host = find(":authority").or_else(|| find("host")).unwrap_or_default();
+        let (exchange, hop) = about.begin(method, (host, path), &find, like);
+        self.streams.insert(stream, exchange);
+        // Of a head in several frames, more than 16 KiB, the first have gone by.
+        if let (Some(hop), Cow::Borrowed(head)) = (&hop, head) {
+            for (at, new) in all.iter().filter_map(|kept| kept.with(hop)) {
+                changes.put(head, at, new);
+            }
         }
         Some(())
     }
@@ -159,14 +158,6 @@ impl Talk {
             about.ended(exchange, Version::Two, Flags::NONE);
         }
     }
-
-    /// The connection has ended; it was the pod who ended it, or not.
-    pub(super) fn over(self, about: &About, pod_ended: bool) {
-        let flags = if pod_ended { Flags::UPSTREAM_CLOSED } else { Flags::CLIENT_CLOSED };
-        for exchange in self.streams.into_values() {
-            about.ended(exchange, Version::Two, flags);
-        }
-    }
 }
 
 impl Kept {
@@ -176,14 +167,14 @@ impl Kept {
         Some(Self { name: text(field.name)?, value: text(field.value)?, literal: field.literal })
     }
 
-    /// What changes of it when it is to say this hop's span.
-    fn with(&self, hop: &Hop, start: usize) -> Option<Change> {
+    /// What changes in its head when it is to say this hop's span, and where.
+    fn with(&self, hop: &Hop) -> Option<(usize, Vec<u8>)> {
         let said = hop.said.iter().find(|s| s.header == self.name)?;
         // One that only its number stands for cannot change; our own nodes write each one out.
         let literal = self.literal?;
         let mut value = self.value.clone().into_bytes();
         value.get_mut(said.from..said.from + DIGITS)?.copy_from_slice(&hop.own);
-        Some((start + literal.at, literal.instead(&value)?))
+        Some((literal.at, literal.instead(&value)?))
     }
 }
 

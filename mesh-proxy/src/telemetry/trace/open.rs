@@ -20,6 +20,7 @@ use crate::telemetry::{
 pub(crate) struct OpenSpan {
     ids: TraceIds,
     parent: Option<u64>,
+    forms: Forms,
     rules: Rc<TraceRules>,
     /// Tags that the head says.
     tags: Vec<(String, String)>,
@@ -68,11 +69,16 @@ impl OpenSpan {
         let tags = rules.tags.iter().filter_map(said).collect();
         let kept = rules.needs.as_ref().map(|n| Box::new(Http::of(request, &n.wanted)));
         forms.write(ids, parent, request.headers_mut());
-        Some(Box::new(Self { ids, parent, rules, tags, kept }))
+        Some(Box::new(Self { ids, parent, forms, rules, tags, kept }))
     }
 
     pub(crate) const fn ids(&self) -> TraceIds {
         self.ids
+    }
+
+    /// What the request says of it: the span, its parent, and the forms in which it is said.
+    pub(super) const fn said(&self) -> (TraceIds, Option<u64>, Forms) {
+        (self.ids, self.parent, self.forms)
     }
 
     /// The request has ended as its entry says.

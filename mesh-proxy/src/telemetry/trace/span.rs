@@ -7,8 +7,8 @@ use std::{
 
 use mesh_core::WorkloadEntry;
 
-use super::{TraceIds, context::Context};
-use crate::telemetry::peer::Peer;
+use super::TraceIds;
+use crate::telemetry::{peer::Peer, rules::TraceRules};
 
 /// Longest value of an attribute that a client chose.
 const MAX_VALUE: usize = 256;
@@ -99,23 +99,44 @@ pub(in crate::telemetry) fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_VALUE)].to_owned()
 }
 
-/// A request as the endpoint's node saw it.
-#[derive(Debug, Clone)]
+/// A request as the endpoint's node sees it.
+#[derive(Debug)]
 pub(crate) struct ServerCall {
-    pub(in crate::telemetry) context: Context,
+    /// The span that called.
+    parent: u64,
     /// This hop.
-    pub(in crate::telemetry) ids: TraceIds,
-    pub(in crate::telemetry) method: String,
-    pub(in crate::telemetry) path: String,
-    pub(in crate::telemetry) host: String,
-    pub(in crate::telemetry) agent: String,
-    pub(in crate::telemetry) request_id: String,
+    ids: TraceIds,
+    method: String,
+    path: String,
+    host: String,
+    agent: String,
+    request_id: String,
     /// Values of the headers that custom tags name.
-    pub(in crate::telemetry) tags: Vec<(String, String)>,
-    pub(in crate::telemetry) start: SystemTime,
+    tags: Vec<(String, String)>,
+    start: SystemTime,
 }
 
 impl ServerCall {
+    /// A request: its method, host and path, and its headers, which `find` gives.
+    pub(in crate::telemetry) fn of<'h>(
+        parent: u64,
+        ids: TraceIds,
+        (method, host, path): (&str, &str, &str),
+        (find, rules): (&dyn Fn(&str) -> Option<&'h str>, &TraceRules),
+    ) -> Self {
+        Self {
+            parent,
+            ids,
+            method: cut(method),
+            path: cut(path),
+            host: cut(host),
+            agent: cut(find("user-agent").unwrap_or_default()),
+            request_id: cut(find("x-request-id").unwrap_or_default()),
+            tags: rules.tags_of(find),
+            start: SystemTime::now(),
+        }
+    }
+
     /// The span of this call; `to` is what the caller's node asked for.
     pub(in crate::telemetry) fn span(
         self,
@@ -126,7 +147,7 @@ impl ServerCall {
     ) -> Span {
         let mut span = Span {
             ids: self.ids,
-            parent: self.context.ids.map(|i| i.span),
+            parent: Some(self.parent),
             server: true,
             name: format!("{host}:{port}/*"),
             start: Some(self.start),

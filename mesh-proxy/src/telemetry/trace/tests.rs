@@ -6,7 +6,7 @@ mod nodes;
 use std::time::Duration;
 
 use collector::{Collector, Seen};
-use nodes::{CLIENT, Mesh, WEB};
+use nodes::{CLIENT, Mesh, NEAR, WEB};
 
 use super::{Protocol, TracingConfig};
 
@@ -67,6 +67,37 @@ fn the_chain_of_spans_crosses_the_nodes() {
             mesh.until("all are counted", |m| m.outcome("exported") == 4.0).await;
         });
     }
+}
+
+#[test]
+fn a_call_within_a_node_has_both_spans() {
+    nodes::run(async {
+        let collector = Collector::start().await;
+        let mesh = Mesh::start(&config(&collector, Protocol::Grpc), Vec::new()).await;
+        let headers = [("b3", "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1"), ("user-agent", "test")];
+        let heard = mesh.get(CLIENT, NEAR, "/leaf?x=1", &headers).await;
+        assert_eq!(heard.status, 200);
+        let spans = collector.spans(2).await;
+        let client = one(&spans, "client", |s| !s.server);
+        let server = one(&spans, "server", |s| s.server);
+        assert_eq!((client.parent.as_str(), &server.parent), ("b7ad6b7169203331", &client.span));
+        assert_eq!(server.trace, client.trace);
+        let b3 = heard.headers["b3"].to_str().unwrap();
+        let own = format!("{}-{}-1-{}", server.trace, server.span, client.span);
+        assert_eq!(b3, own, "the pod hears of its own hop: {spans:#?}");
+        assert_eq!(
+            (server.resource("service.name"), server.resource("k8s.node.name")),
+            ("near.default", "a")
+        );
+        assert_eq!(server.attribute("http.status_code"), "200");
+        assert_eq!(server.attribute("http.url"), "http://near/leaf?x=1");
+        assert_eq!(server.attribute("http.protocol"), "HTTP/1.1");
+        assert_eq!(server.attribute("response_size"), "2");
+        assert_eq!(server.attribute("user_agent"), "test");
+        assert_eq!(server.attribute("peer.address"), CLIENT);
+        assert!(server.attribute("upstream_cluster").ends_with("||near.default.svc.cluster.local"));
+        assert!(server.nanos > 0 && server.nanos <= client.nanos, "a hop is no longer than the call");
+    });
 }
 
 #[test]
@@ -168,8 +199,15 @@ fn telemetry_decides_and_adds_tags() {
         let mesh = Mesh::start(&quiet, rules).await;
         mesh.get(CLIENT, WEB, "/leaf", &[("x-tenant", "red")]).await;
         mesh.get(CLIENT, WEB, "/leaf", &[("x-tenant", "blue")]).await;
-        let spans = collector.spans(2).await;
+        let near = mesh.get(CLIENT, NEAR, "/leaf", &[("x-tenant", "green")]).await;
+        let spans = collector.spans(3).await;
         assert!(spans.iter().all(|s| !s.server), "the owner's side is silent: {spans:#?}");
+        let green = one(&spans, "green", |s| s.attribute("tenant") == "green");
+        let heard = near.headers["traceparent"].to_str().unwrap();
+        assert!(
+            heard.contains(&green.span),
+            "a pod without a span of its own hears of the client's: {heard}"
+        );
         let red = one(&spans, "red", |s| s.attribute("tenant") == "red");
         assert_eq!((red.attribute("fixed"), red.attribute("nobody")), ("x", "none"));
         assert_eq!(red.attribute("said"), "200 red");

@@ -74,6 +74,7 @@ where
                 note(&mut record, &upstreams, upstream);
                 record.code = response.status().as_u16();
                 record.details = "via_upstream";
+                record.beside = upstreams.beside.take();
                 record.see_head(response.headers());
                 if record.grpc {
                     record.see_grpc(response.headers());

@@ -24,6 +24,7 @@ use super::{
     exchange::{Exchange, Forwarding, Placed},
     step::{Answer, Step, answer, next, wait},
 };
+use crate::telemetry::trace::Beside;
 
 /// Refuses what is too many.
 #[derive(Clone)]
@@ -84,10 +85,17 @@ fn forwarding<'t>(placed: Placed<'t>, state: Rc<ClusterState>, permit: Option<Pe
         exchange.set_cookie = key.cookie.and_then(|c| c.try_into().ok()).map(Box::new);
     }
     let called = exchange.routed.target.addr;
-    let begins = Begins::of(&state, Some(connection.client), called, view.authority());
+    let own = exchange.routed.shown();
+    let begins = Begins::of(&state, Some(connection.client), called, (view.authority(), own));
+    let worker = &connection.worker;
+    let traced = exchange.record.span.as_ref().zip(worker.shared.tracer.as_ref());
+    let beside = traced.map(|(span, tracer)| {
+        Beside::of(tracer, span, &worker.shared.node, connection.client.ip().to_canonical())
+    });
     let upstreams = Upstreams {
         choice,
         begins,
+        beside,
         worker: Rc::clone(&exchange.conn.connection.worker),
         source: exchange.routed.source.cloned(),
         pinned: exchange.routed.found.pinned(&cluster, to.is_some()),

@@ -24,8 +24,8 @@ pub(super) enum Body {
 pub(super) enum Seen<'b> {
     /// Part of a head or of what stands between chunks.
     Nothing,
-    /// A head is whole; so many bytes of it came before these. Say next which body it has.
-    Head { bytes: Cow<'b, [u8]>, before: usize },
+    /// A head is whole. Say next which body it has.
+    Head(Cow<'b, [u8]>),
     /// So many bytes of a body.
     Data(u64),
     /// This is no HTTP/1.
@@ -53,6 +53,11 @@ enum Phase {
     AfterChunk,
     /// A line after the last chunk, and its length.
     Trailer(usize),
+}
+
+/// Whether a head ends in these bytes, or is too long for one.
+pub(super) fn has_head(bytes: &[u8]) -> bool {
+    bytes.len() >= MAX_HEAD || memchr::memmem::find(bytes, END).is_some()
 }
 
 /// What the headers say about a body.
@@ -118,7 +123,7 @@ impl Framing {
             && let Some(end) = memchr::memmem::find(&bytes[..room], END)
         {
             let length = end + END.len();
-            return (length, Seen::Head { bytes: Cow::Borrowed(&bytes[..length]), before });
+            return (length, Seen::Head(Cow::Borrowed(&bytes[..length])));
         }
         self.head.extend_from_slice(&bytes[..room]);
         // The end may have begun in what came before.
@@ -129,7 +134,7 @@ impl Framing {
         let length = from + end + END.len();
         self.head.truncate(length);
         let head = std::mem::take(&mut self.head);
-        (length - before, Seen::Head { bytes: Cow::Owned(head), before })
+        (length - before, Seen::Head(Cow::Owned(head)))
     }
 
     /// One byte between chunks.

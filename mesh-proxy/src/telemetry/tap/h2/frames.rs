@@ -65,6 +65,14 @@ struct Frame {
 }
 
 impl Frame {
+    /// What the first bytes say; none if they are too few.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, kind, flags, s @ ..] = bytes.get(..HEADER)? else { return None };
+        let length = (usize::from(*a) << 16) | (usize::from(*b) << 8) | usize::from(*c);
+        let stream = s.iter().fold(0_u32, |n, byte| (n << 8) | u32::from(*byte)) & 0x7fff_ffff;
+        Some(Self { kind: *kind, flags: *flags, stream, length })
+    }
+
     const fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
     }
@@ -84,6 +92,15 @@ impl Frame {
 }
 
 impl Frames {
+    /// Whether what these bytes begin with is whole, if it is a frame's header or the beginning of a head.
+    pub(super) fn has_whole(&self, bytes: &[u8]) -> bool {
+        if !matches!(self.phase, Phase::Header) || !self.kept.is_empty() {
+            return true;
+        }
+        let Some(frame) = Frame::of(bytes) else { return false };
+        frame.kind != HEADERS || frame.length > MAX_HEAD || bytes.len() >= HEADER + frame.length
+    }
+
     /// Looks at the first of these bytes; says how many that were, at least one.
     pub(super) fn feed<'b>(&mut self, bytes: &'b [u8]) -> (usize, Seen<'b>) {
         match self.phase {
@@ -114,10 +131,8 @@ impl Frames {
     }
 
     fn header(&mut self) -> Seen<'static> {
-        let [a, b, c, kind, flags, s @ ..] = self.kept.as_slice() else { return Seen::Broken };
-        let length = (usize::from(*a) << 16) | (usize::from(*b) << 8) | usize::from(*c);
-        let stream = s.iter().fold(0_u32, |n, byte| (n << 8) | u32::from(*byte)) & 0x7fff_ffff;
-        let frame = Frame { kind: *kind, flags: *flags, stream, length };
+        let Some(frame) = Frame::of(&self.kept) else { return Seen::Broken };
+        let length = frame.length;
         self.kept.clear();
         if self.open.is_some() != (frame.kind == CONTINUATION) {
             return Seen::Broken;

@@ -46,7 +46,7 @@ async fn pass(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteE
     let mut buffer = vec![0; piece];
     loop {
         let n = from.read(&mut buffer).await.unwrap_or(0);
-        if n == 0 || to.write_all(&buffer[..n]).await.is_err() {
+        if n == 0 || to.write_all(&buffer[..n]).await.is_err() || to.flush().await.is_err() {
             return;
         }
     }
@@ -103,9 +103,15 @@ fn parent() -> String {
 
 #[test]
 fn the_pod_hears_of_this_hop_in_every_form() {
-    run(async {
+    for piece in [1 << 14, 7] {
+        hears_of_this_hop(piece);
+    }
+}
+
+fn hears_of_this_hop(piece: usize) {
+    run(async move {
         let heard = Heard::new();
-        let mut sender = client(&heard, 1 << 14).await;
+        let mut sender = client(&heard, piece).await;
         let b3 = format!("{TRACE}-{SPAN}-1");
         for round in 0..20 {
             let more = format!("{round}");

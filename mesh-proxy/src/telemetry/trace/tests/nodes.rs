@@ -39,9 +39,12 @@ use crate::{
 /// Addresses from which pods call.
 pub(super) const CLIENT: &str = "127.0.0.1";
 const WEB_POD: &str = "127.0.0.2";
+const DB_POD: &str = "127.0.0.3";
 /// Services.
 pub(super) const WEB: &str = "10.96.0.7:80";
 const DB: &str = "10.96.0.8:80";
+/// The pod of `db` by the address at which its node reaches it.
+pub(super) const NEAR: &str = "10.96.0.10:80";
 /// The pod of `web` by gRPC.
 pub(super) const RPC: &str = "10.96.0.9:80";
 
@@ -78,7 +81,7 @@ fn workload(address: &str, name: &str) -> model::Workload {
     }
 }
 
-fn tables(more: Vec<Resource>) -> Tables {
+fn tables(near: SocketAddr, more: Vec<Resource>) -> Tables {
     let service = |name: &str, vip: &str, protocol: model::Protocol| {
         Resource::Service(model::Service {
             host: format!("{name}.default.svc.cluster.local"),
@@ -90,7 +93,7 @@ fn tables(more: Vec<Resource>) -> Tables {
             ..Default::default()
         })
     };
-    let endpoints = |name: &str, address: &str, node: &str| {
+    let endpoints = |name: &str, address: &str, port: u16, node: &str| {
         Resource::Endpoints(model::Endpoints {
             host: format!("{name}.default.svc.cluster.local"),
             endpoints: vec![model::Endpoint {
@@ -98,7 +101,7 @@ fn tables(more: Vec<Resource>) -> Tables {
                 node: node.into(),
                 ready: true,
                 workload: Some(workload(address, if name == "rpc" { "web" } else { name })),
-                ports: vec![model::PortMap { service_port: 80, target_port: 8080 }],
+                ports: vec![model::PortMap { service_port: 80, target_port: port.into() }],
                 ..Default::default()
             }],
         })
@@ -108,14 +111,16 @@ fn tables(more: Vec<Resource>) -> Tables {
         Resource::NodeWorkloads(model::NodeWorkloads { node: node.into(), workloads })
     };
     let mut all = vec![
-        of("a", &[(CLIENT, "client"), ("10.1.1.1", "db")]),
+        of("a", &[(CLIENT, "client"), ("10.1.1.1", "db"), (DB_POD, "near")]),
         of("b", &[(WEB_POD, "web"), ("10.1.2.1", "web")]),
         service("web", "10.96.0.7", model::Protocol::Http),
         service("db", "10.96.0.8", model::Protocol::Http),
         service("rpc", "10.96.0.9", model::Protocol::Grpc),
-        endpoints("web", "10.1.2.1", "b"),
-        endpoints("rpc", "10.1.2.1", "b"),
-        endpoints("db", "10.1.1.1", "a"),
+        service("near", "10.96.0.10", model::Protocol::Http),
+        endpoints("web", "10.1.2.1", 8080, "b"),
+        endpoints("rpc", "10.1.2.1", 8080, "b"),
+        endpoints("db", "10.1.1.1", 8080, "a"),
+        endpoints("near", &near.ip().to_string(), near.port(), "a"),
     ];
     all.extend(more);
     let (tables, applied) = Tables::new().apply(all.into_iter().map(Change::Set).collect());
@@ -146,7 +151,7 @@ async fn node(
     out.tracer = Some(tracer.clone());
     let mut fixed = Vec::new();
     let mut entrances = Vec::new();
-    for service in [WEB, DB, RPC] {
+    for service in [WEB, DB, RPC, NEAR] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         entrances.push(((name, service), listener.local_addr().unwrap()));
         fixed.push((listener, service.parse().unwrap()));
@@ -168,7 +173,9 @@ async fn node(
 
 impl Mesh {
     pub(super) async fn start(tracing: &TracingConfig, more: Vec<Resource>) -> Self {
-        let tables = Arc::new(ArcSwap::from_pointee(tables(more)));
+        let heard = Arc::<std::sync::Mutex<HeaderMap>>::default();
+        let db = pod(DB_POD, Arc::clone(&heard), None).await;
+        let tables = Arc::new(ArcSwap::from_pointee(tables(db, more)));
         let registries = vec![Registry::new(), Registry::new()];
         let (a, of_a) = tunnel(&registries[0]).await;
         let (b, of_b) = tunnel(&registries[1]).await;
@@ -180,11 +187,9 @@ impl Mesh {
         };
         a.set_peers(&[peer("b", &b)]).await;
         b.set_peers(&[peer("a", &a)]).await;
-        let heard = Arc::<std::sync::Mutex<HeaderMap>>::default();
-        let db = pod(Arc::clone(&heard), None).await;
         // The pod of `web` calls through its own node, whose entrances are not known yet.
         let (say, next) = tokio::sync::watch::channel(None);
-        let web = pod(Arc::clone(&heard), Some(next)).await;
+        let web = pod(CLIENT, Arc::clone(&heard), Some(next)).await;
         let mut entrances = node("a", (&a, of_a), (&tables, &registries[0]), tracing, db).await;
         let of_b = node("b", (&b, of_b), (&tables, &registries[1]), tracing, web).await;
         let to_db = of_b.iter().find(|(k, _)| k.1 == DB).unwrap().1;
@@ -196,7 +201,7 @@ impl Mesh {
     /// Calls a service from node `a`.
     pub(super) async fn get(&self, from: &str, service: &str, path: &str, headers: &[(&str, &str)]) -> Heard {
         let entrance = self.entrances.iter().find(|(k, _)| **k == ("a", service)).unwrap().1;
-        let mut request = Request::get(path).header("host", "web");
+        let mut request = Request::get(path).header("host", if service == NEAR { "near" } else { "web" });
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -288,10 +293,11 @@ fn answer(request: &Request<Incoming>) -> Response<UnsyncBoxBody<Bytes, std::con
 /// A pod that remembers what it heard, and for `/front` calls the next one with the trace's headers, as an application
 /// in a mesh does.
 async fn pod(
+    address: &str,
     heard: Arc<std::sync::Mutex<HeaderMap>>,
     next: Option<tokio::sync::watch::Receiver<Option<SocketAddr>>>,
 ) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     spawn_local(async move {
         while let Ok((socket, _)) = listener.accept().await {
