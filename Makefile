@@ -89,11 +89,12 @@ chart-test: ## the chart on a real cluster: kubelets, containers, helm install t
 	rc=0; SELVAGE_BIN_DIR=$(CURDIR)/target/debug $(CARGO) test --locked -p mesh-controller --test 'chart*' -- --nocapture --test-threads=1 2>&1 | tee $(LOGS)/chart-test.log || rc=$$?; .ci/count.sh chart-test $(LOGS)/chart-test.log || rc=1; exit $$rc
 
 .PHONY: lint
-lint: ## format, clippy, dependency arrows, licences, stale generated files
+lint: ## format, clippy, dependency arrows, lengths of files, licences, stale generated files
 	@$(NEED) jq=jq gcc=gcc
 	@mkdir -p $(LOGS)
 	$(CARGO) fmt --all --check
 	@.ci/arrows.sh
+	@.ci/lengths.sh
 	@command -v cargo-deny >/dev/null || { echo "lint: installing cargo-deny (some minutes, once)"; $(CARGO) install --locked --quiet cargo-deny; }
 	$(CARGO) deny --locked check licenses bans sources
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings

@@ -23,6 +23,8 @@ mod outside;
 mod policy;
 #[path = "outbound/proxy_port.rs"]
 mod proxy_port;
+#[path = "outbound/retries.rs"]
+mod retries;
 #[path = "outbound/rules.rs"]
 mod rules;
 #[path = "outbound/said.rs"]
