@@ -246,6 +246,10 @@ impl TunnelOpener for Opener {
     fn generation(&self, node: &str) -> Option<Arc<AtomicU64>> {
         Some(self.0.generation(node))
     }
+
+    fn departures(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.departures())
+    }
 }
 
 fn failure(error: OpenError) -> TunnelError {

@@ -229,6 +229,11 @@ impl ClusterState {
         self.endpoints.iter().for_each(|e| e.sweep(now, &self.cluster.policy.pool));
     }
 
+    /// Closes idle connections to processes of other nodes that leave.
+    pub(crate) fn close_left(&self) {
+        self.endpoints.iter().for_each(|e| e.close_left());
+    }
+
     /// Closes all idle connections.
     pub(crate) fn close_idle(&self) {
         self.endpoints.iter().for_each(|e| e.close_idle());

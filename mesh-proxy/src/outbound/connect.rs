@@ -34,17 +34,23 @@ pub(crate) struct Wanted<'a> {
     pub(crate) ends: Ends<'a>,
 }
 
+/// A connection, and which of the cluster's endpoints it leads to.
+pub(crate) struct Connected {
+    pub(crate) index: usize,
+    pub(crate) stream: Upstream,
+    /// Of the way through the tunnel when the connection was asked for: it may have changed since, and then this one must
+    /// not pass for one on the new way. None = straight.
+    pub(crate) generation: Option<u64>,
+}
+
 struct Attempt {
     index: usize,
     started: Instant,
-    result: Result<Upstream, ConnectError>,
+    result: Result<Connected, ConnectError>,
 }
 
 /// Connects within the cluster's connect timeout. Endpoints that failed are added to `tried`.
-pub(crate) async fn connect(
-    wanted: Wanted<'_>,
-    tried: &mut Tried,
-) -> Result<(usize, Upstream), ConnectError> {
+pub(crate) async fn connect(wanted: Wanted<'_>, tried: &mut Tried) -> Result<Connected, ConnectError> {
     let deadline = Instant::now() + wanted.state.cluster.policy.connect_timeout();
     let stagger = wanted.worker.shared.config.stagger();
     let mut running: FuturesUnordered<LocalBoxFuture<'_, Attempt>> = FuturesUnordered::new();
@@ -64,7 +70,7 @@ pub(crate) async fn connect(
                 pending.retain(|(i, _)| *i != done.index);
                 let id = wanted.state.endpoints[done.index].id;
                 match done.result {
-                    Ok(stream) => {
+                    Ok(connected) => {
                         wanted.state.connected(id);
                         // Who was asked earlier and has still not answered is best left alone for a while.
                         for (slow, since) in pending {
@@ -72,7 +78,7 @@ pub(crate) async fn connect(
                                 wanted.state.connect_failed(wanted.state.endpoints[slow].id);
                             }
                         }
-                        return Ok((done.index, stream));
+                        return Ok(connected);
                     }
                     Err(e) => {
                         if !matches!(e, ConnectError::Overflow) {
@@ -107,6 +113,7 @@ async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt
     let endpoint = &wanted.state.endpoints[index];
     let within = deadline.saturating_duration_since(started).max(Duration::from_millis(1));
     let node: Option<&Arc<str>> = endpoint.node.as_ref();
+    let generation = wanted.worker.connector.generation(endpoint);
     let connecting = wanted.worker.connector.connect(endpoint.addr, node, wanted.purpose, within);
     let result = match &wanted.state.prologue {
         None => connecting.await,
@@ -115,5 +122,5 @@ async fn attempt(wanted: Wanted<'_>, index: usize, deadline: Instant) -> Attempt
             tokio::time::timeout(within, begun).await.unwrap_or(Err(ConnectError::Timeout(endpoint.addr)))
         }
     };
-    Attempt { index, started, result }
+    Attempt { index, started, result: result.map(|stream| Connected { index, stream, generation }) }
 }

@@ -13,9 +13,10 @@ use futures::future::BoxFuture;
 use mesh_api::model::{self, TunnelOpen};
 use mesh_core::WorkloadEntry;
 use mesh_net::connect::{ConnectOptions, connect};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::{
+    endpoint::Endpoint,
     failure::FailureClass,
     stream::{Stream, Upstream},
 };
@@ -45,6 +46,11 @@ pub trait TunnelOpener: Send + Sync {
 
     /// A number that moves when streams to the node that are kept for later use should be left for new ones.
     fn generation(&self, _node: &str) -> Option<Arc<AtomicU64>> {
+        None
+    }
+
+    /// Changes whenever the process of some node leaves: it waits for streams that are kept for later use.
+    fn departures(&self) -> Option<watch::Receiver<u64>> {
         None
     }
 }
@@ -186,9 +192,16 @@ impl Connector {
         connect(addr, &self.options).await.map_err(|e| ConnectError::Tcp(addr, e))
     }
 
-    /// The number of the way to a node, see [`TunnelOpener::generation`].
-    pub(crate) fn generation(&self, node: &str) -> Option<Arc<AtomicU64>> {
-        self.tunnel.as_ref()?.generation(node)
+    /// The number of the way to an endpoint through the tunnel, see [`TunnelOpener::generation`]; none = it is reached
+    /// straight.
+    pub(crate) fn generation(&self, endpoint: &Endpoint) -> Option<u64> {
+        let node = endpoint.node.as_ref().filter(|node| ***node != *self.node)?;
+        Some(endpoint.generation(|| self.tunnel.as_ref()?.generation(node)))
+    }
+
+    /// Resolves when the process of another node leaves.
+    pub(crate) fn departures(&self) -> Departures {
+        Departures(self.tunnel.as_ref().and_then(|tunnel| tunnel.departures()))
     }
 
     /// Whether connecting there would reach this proxy again.
@@ -230,6 +243,21 @@ impl Connector {
             }),
         };
         opened.map_err(|e| ConnectError::Tunnel(Arc::clone(owner), e))
+    }
+}
+
+/// See [`TunnelOpener::departures`].
+pub(crate) struct Departures(Option<watch::Receiver<u64>>);
+
+impl Departures {
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        if let Some(departures) = &mut self.0
+            && departures.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 }
 

@@ -39,8 +39,8 @@ pub(crate) struct Owner {
     pub(crate) caller: Option<IpAddr>,
     /// 0 = no TLS.
     pub(crate) tls: u64,
-    /// Of the way to the node through the tunnel: connections made before a better way are left.
-    pub(crate) generation: u64,
+    /// Of the way to the node through the tunnel; none = straight. Connections made on a way before are left.
+    pub(crate) generation: Option<u64>,
 }
 
 /// One endpoint.
@@ -100,7 +100,7 @@ impl Endpoint {
 
     /// Whether a connection may take requests, as far as the tunnel is concerned.
     fn is_current(&self, owner: Owner) -> bool {
-        owner.caller.is_none() || owner.generation == self.generation(|| None)
+        owner.generation.is_none_or(|way| way == self.generation(|| None))
     }
 
     /// What least-request balancing compares.
@@ -183,7 +183,9 @@ impl Endpoint {
             .borrow_mut()
             .retain(|c| !c.sender.is_closed() && fresh(c.since) && young(c.born) && self.is_current(c.owner));
         self.h2.borrow_mut().retain(|c| {
-            !c.sender.is_closed() && (c.in_flight.get() > 0 || fresh(c.idle_since.get()) && young(c.born))
+            let idle = c.in_flight.get() == 0;
+            let stays = !idle || fresh(c.idle_since.get()) && young(c.born);
+            !c.sender.is_closed() && self.is_current(c.owner) && stays
         });
     }
 
@@ -198,6 +200,12 @@ impl Endpoint {
         let mut h2 = self.h2.borrow_mut();
         let at = h2.iter().position(|c| c.in_flight.get() == 0);
         at.map(|at| h2.remove(at)).is_some()
+    }
+
+    /// Closes idle connections on a way that is left; those with requests under way end with the last of them.
+    pub(crate) fn close_left(&self) {
+        self.idle.borrow_mut().retain(|c| self.is_current(c.owner));
+        self.h2.borrow_mut().retain(|c| self.is_current(c.owner));
     }
 
     /// Closes all idle connections: the endpoint is gone, or the worker drains.
@@ -308,7 +316,7 @@ impl Lease {
     }
 
     pub(crate) const fn is_tunnelled(&self) -> bool {
-        self.owner.caller.is_some()
+        self.owner.generation.is_some()
     }
 
     /// The connection broke. If it led through the tunnel, the idle ones beside it end too: their path is the same.
@@ -322,7 +330,8 @@ impl Lease {
     pub(crate) fn release(self, pool: &Pool) {
         let LeaseKind::H1 { sender, served, born } = self.kind else { return };
         let served = served + 1;
-        let old = pool.max_connection_duration.is_some_and(|max| born.elapsed() >= max);
+        let old = pool.max_connection_duration.is_some_and(|max| born.elapsed() >= max)
+            || !self.busy.endpoint().is_current(self.owner);
         if old || sender.is_closed() || pool.max_requests_per_connection.is_some_and(|max| served >= max) {
             return;
         }

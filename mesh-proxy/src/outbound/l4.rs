@@ -48,9 +48,9 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
     log.parties.source = connection.party(source.as_ref());
     let routed = match &connection.gateway {
         None => route(&connection, &tables, &caller, sni.as_deref()),
-        Some(binding) => at_gateway(&connection, binding, &tables).map(|cluster| (cluster, None)),
+        Some(binding) => at_gateway(&connection, binding, &tables),
     };
-    let (cluster, pinned) = match routed {
+    let (cluster, pinned, own) = match routed {
         Ok(found) => found,
         Err(class) => {
             if class == FailureClass::Blackhole {
@@ -91,13 +91,14 @@ pub(crate) async fn serve(connection: Connection, client: ClientIo, sni: Option<
         called: connection.target.addr,
         host: sni.as_deref().unwrap_or_default(),
         alpn: Alpn::Nothing,
+        own: &own,
     };
     let choice = Choice { hash, remote: false };
     let wanted =
         Wanted { worker: &connection.worker, state: &state, purpose, pinned, first: None, choice, ends };
     let connected = Box::pin(connect::connect(wanted, &mut Vec::new())).await;
     let (index, upstream) = match connected {
-        Ok(c) => c,
+        Ok(c) => (c.index, c.stream),
         Err(e) => {
             tracing::debug!(error = &e as &dyn std::error::Error, host = %key.host, "no connection");
             return log.failed(e.class());
@@ -139,13 +140,16 @@ fn early(client: &ClientIo, state: &ClusterState, pinned: bool) -> Option<Early>
         .then(|| Early { bytes: Bytes::copy_from_slice(bytes), ..Early::default() })
 }
 
-/// The cluster that the rules choose, and the endpoint if only one will do.
+/// The cluster that the rules choose, the endpoint if only one will do, and the secret that a gateway shows to it.
+type RoutedTo = (Arc<Cluster>, Option<mesh_core::balance::EndpointId>, Box<str>);
+
+/// What the rules of the mesh choose.
 fn route(
     connection: &Connection,
     tables: &Tables,
     caller: &Client<'_>,
     sni: Option<&str>,
-) -> Result<(Arc<Cluster>, Option<mesh_core::balance::EndpointId>), FailureClass> {
+) -> Result<RoutedTo, FailureClass> {
     let target = &connection.target;
     let found = target.find(tables, caller);
     let vip = found.vip();
@@ -158,7 +162,7 @@ fn route(
     };
     match decision.outcome {
         L4Outcome::Forward { destination, cluster } => {
-            Ok((Arc::clone(cluster), found.pinned(cluster, destination.is_some())))
+            Ok((Arc::clone(cluster), found.pinned(cluster, destination.is_some()), Box::default()))
         }
         L4Outcome::UnknownCluster(_) => Err(FailureClass::ClusterNotFound),
         L4Outcome::Blackhole => Err(FailureClass::Blackhole),
@@ -169,23 +173,26 @@ fn route(
             }
             // A virtual address that no service answers for any more leads nowhere.
             Some(addr) if !target.leads_nowhere(tables, caller) => {
-                Ok((connection.worker.externals.passthrough(addr), None))
+                Ok((connection.worker.externals.passthrough(addr), None, Box::default()))
             }
             Some(_) | None => Err(FailureClass::NoRoute),
         },
     }
 }
 
-/// The cluster that the rules of a gateway choose.
+/// What the rules of a gateway choose.
 fn at_gateway(
     connection: &Connection,
     binding: &Binding,
     tables: &Tables,
-) -> Result<Arc<Cluster>, FailureClass> {
+) -> Result<RoutedTo, FailureClass> {
     let (servers, port) = binding.servers();
     let decision = binding.route(tables, &servers, port, &mut connection.worker.dice());
     match decision.outcome {
-        L4Outcome::Forward { cluster, .. } => Ok(Arc::clone(cluster)),
+        L4Outcome::Forward { cluster, .. } => {
+            let own = decision.gateway.and_then(|gateway| tables.client_secret(gateway));
+            Ok((Arc::clone(cluster), None, own.unwrap_or_default().into()))
+        }
         L4Outcome::UnknownCluster(_) => Err(FailureClass::ClusterNotFound),
         L4Outcome::Blackhole | L4Outcome::Passthrough => Err(FailureClass::NoRoute),
     }

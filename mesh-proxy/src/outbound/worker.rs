@@ -155,12 +155,15 @@ impl Worker {
         }
         let every = worker.shared.config.sweep();
         let mut sweep = tokio::time::interval(every);
+        let mut departures = worker.connector.departures();
         let flushing = worker.telemetry.keep_flushed();
         tokio::pin!(flushing);
         sweep.tick().await;
         loop {
             tokio::select! {
                 _ = sweep.tick() => worker.sweep(every),
+                // The process that leaves waits for the connections that are pooled here.
+                () = departures.next() => worker.clusters.borrow().values().for_each(|c| c.close_left()),
                 never = &mut flushing => match never {},
                 () = drain.stop_accepting() => break,
             }

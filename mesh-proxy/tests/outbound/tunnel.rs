@@ -2,10 +2,13 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -16,13 +19,14 @@ use mesh_api::{
 };
 use mesh_proxy::outbound::{Stream, TunnelError, TunnelOpener};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    sync::watch,
 };
 
 use crate::{
     tls::{Ca, https},
-    upstream::{Upstream, collect, tcp},
+    upstream::{Upstream, collect, full, tcp},
     world::{Options, VIP, World, client1, endpoints, get, service},
 };
 
@@ -33,8 +37,61 @@ struct FakeTunnel {
     opened: Arc<Mutex<Vec<(String, TunnelOpen)>>>,
     refuse: Option<TunnelError>,
     generation: Arc<AtomicU64>,
+    departures: watch::Sender<u64>,
+    /// The way changes while a stream is being opened.
+    unsteady: AtomicBool,
+    /// Streams that there are.
+    streams: Arc<()>,
     /// Sizes of what went with a question.
     early: Arc<Mutex<Vec<usize>>>,
+}
+
+impl FakeTunnel {
+    /// The process at the other end leaves.
+    fn leave(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.departures.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until no stream is left; the sweep of idle connections would take longer.
+    async fn all_closed(&self) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while Arc::strong_count(&self.streams) > 1 {
+            assert!(tokio::time::Instant::now() < end, "streams to a process that leaves stay open");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// A stream that is counted while it is there.
+struct Counted(TcpStream, #[allow(dead_code, reason = "counted")] Arc<()>);
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 impl TunnelOpener for FakeTunnel {
@@ -50,7 +107,10 @@ impl TunnelOpener for FakeTunnel {
                 return Err(e.clone());
             }
             let stream = TcpStream::connect(to).await.map_err(|_| TunnelError::ConnectRefused)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            if self.unsteady.load(Ordering::Relaxed) {
+                self.leave();
+            }
+            Ok(Box::new(Counted(stream, self.streams.clone())) as Box<dyn Stream>)
         })
     }
 
@@ -72,6 +132,10 @@ impl TunnelOpener for FakeTunnel {
 
     fn generation(&self, _: &str) -> Option<Arc<AtomicU64>> {
         Some(self.generation.clone())
+    }
+
+    fn departures(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.departures.subscribe())
     }
 }
 
@@ -108,6 +172,9 @@ fn start_with(resources: Vec<Resource>, refuse: Option<TunnelError>) -> (World, 
         opened: Arc::default(),
         refuse,
         generation: Arc::default(),
+        departures: watch::Sender::new(0),
+        unsteady: AtomicBool::new(false),
+        streams: Arc::new(()),
         early: Arc::default(),
     });
     let opener: Arc<dyn TunnelOpener> = tunnel.clone();
@@ -265,6 +332,62 @@ async fn pooled_connections_move_when_there_is_a_better_path() {
         let response = client.send_request(get("web", "/")).await.unwrap();
         assert_eq!(collect(response.into_body()).await.0, "v1");
         assert_eq!(tunnel.opened.lock().unwrap().len(), connections);
+    }
+}
+
+/// With HTTP/1 and HTTP/2; from a caller that the mesh knows, and from one that it does not.
+fn kinds() -> Vec<(Protocol, Vec<Resource>)> {
+    let protocols = [Protocol::Http, Protocol::Http2];
+    protocols.into_iter().flat_map(|p| [(p, vec![callers()]), (p, Vec::new())]).collect()
+}
+
+async fn served_there((protocol, mut resources): (Protocol, Vec<Resource>)) -> (World, Arc<FakeTunnel>) {
+    let upstream = Upstream::start("v1").await;
+    resources.push(Resource::Service(service("web", VIP, 80, protocol)));
+    resources.push(on_node(endpoints("web", 80, &[(upstream.addr, "v1")]), "there"));
+    start_with(resources, None)
+}
+
+/// One request; its connection is in the pool by the end.
+async fn ask(world: &World) {
+    assert_eq!(collect(world.get(TO, "web", "/").await.into_body()).await.0, "v1");
+}
+
+#[tokio::test]
+async fn a_process_that_leaves_does_not_wait_for_pooled_connections() {
+    for kind in kinds() {
+        let (world, tunnel) = served_there(kind).await;
+        ask(&world).await;
+        // Pooled: the next request takes the same stream.
+        ask(&world).await;
+        assert_eq!(tunnel.opened.lock().unwrap().len(), 1);
+        tunnel.leave();
+        tunnel.all_closed().await;
+        // One that is used meanwhile closes when its request has ended.
+        let mut client = world.http1(TO).await;
+        let slow = http::Request::get("/").header("host", "web").header("x-test-delay-ms", "500");
+        let answer = tokio::spawn(client.send_request(slow.body(full("")).unwrap()));
+        while tunnel.opened.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tunnel.leave();
+        assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::OK);
+        tunnel.all_closed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_was_asked_for_on_the_old_way_serves_one_request() {
+    for kind in kinds() {
+        let (world, tunnel) = served_there(kind).await;
+        tunnel.unsteady.store(true, Ordering::Relaxed);
+        ask(&world).await;
+        tunnel.unsteady.store(false, Ordering::Relaxed);
+        tunnel.all_closed().await;
+        ask(&world).await;
+        ask(&world).await;
+        assert_eq!(tunnel.opened.lock().unwrap().len(), 2, "the next one is on the new way, and stays");
     }
 }
 

@@ -71,14 +71,14 @@ pub(crate) async fn hear(shared: &Shared, conn: &Arc<Conn>, mut stream: Stream) 
     let mut byte = [0];
     stream.read_exact(&mut byte).await?;
     conn.heard();
-    match Word::of(byte[0]) {
-        Some(Word::Probe) => {}
-        Some(Word::Leaving | Word::Retire) => {
-            conn.retired.store(true, Ordering::Relaxed);
-            shared.table.refresh(conn.peer);
-            conn.generation.fetch_add(1, Ordering::Relaxed);
-        }
-        None => return Err(io::ErrorKind::InvalidData.into()),
+    let word = Word::of(byte[0]).ok_or(io::ErrorKind::InvalidData)?;
+    if word != Word::Probe {
+        conn.retired.store(true, Ordering::Relaxed);
+        shared.table.refresh(conn.peer);
+        conn.generation.fetch_add(1, Ordering::Relaxed);
+    }
+    if word == Word::Leaving {
+        shared.departures.send_modify(|count| *count += 1);
     }
     stream.write_all(&byte).await?;
     stream.close().await
