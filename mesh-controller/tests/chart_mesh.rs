@@ -2,12 +2,18 @@
 //! may fail while the mesh is upgraded, rolled back, or a node is drained, and nothing may be left at the end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+#[path = "chart/aged.rs"]
+mod aged;
 #[path = "chart/dns_cache.rs"]
 mod dns_cache;
 #[path = "chart/documented.rs"]
 mod documented;
 #[path = "chart/entrances.rs"]
 mod entrances;
+#[path = "chart/ipvs.rs"]
+mod ipvs;
+#[path = "chart/kubeedge.rs"]
+mod kubeedge;
 #[allow(dead_code, reason = "each test uses its part")]
 #[path = "kube/manifests.rs"]
 mod manifests;
@@ -16,6 +22,8 @@ mod manifests;
 mod mesh;
 #[path = "chart/meshctl.rs"]
 mod meshctl;
+#[path = "chart/previous.rs"]
+mod previous;
 #[path = "chart/prometheus.rs"]
 mod prometheus;
 #[allow(dead_code, reason = "each test uses its part")]
@@ -38,22 +46,21 @@ const DESTINATION_RULES: &str = "destination-rule-all.yaml";
 #[test]
 fn the_chart_from_install_to_uninstall() {
     let Some(mut shop) = Shop::up("chart") else { return };
+    let tags = Tags::of(&shop);
     let (objects, kernels) = (shop.objects(), shop.kernels());
     let chart = root().join("charts/mesh");
-    let previous = root().join("mesh-controller/tests/chart/previous/mesh-0.1.0.tgz");
 
-    let took = shop.helm("install", &previous, &json!({})).unwrap();
+    let took = shop.helm("install", &previous::chart(), &json!({ "image": { "tag": tags.old } })).unwrap();
     println!("helm install --wait: {:.1} s", took.as_secs_f64());
     shop.open();
     crosses_nodes_through_the_mesh(&shop);
     rules_steer(&shop);
 
-    let mut next = json!({ "image": { "tag": "next" } });
+    let mut next = json!({ "image": { "tag": tags.new } });
     shop::merge(&mut next, &entrances::values());
-    tag_images(&shop);
     let took = shop.without_failure("helm upgrade", || shop.helm("upgrade", &chart, &next).unwrap());
     println!("helm upgrade --wait: {:.1} s", took.as_secs_f64());
-    all_run_image(&shop, "next");
+    all_run_image(&shop, tags.new);
     definitions_are_new(&shop, &chart);
     entrances::work(&shop);
     dns_cache::is_borne(&shop);
@@ -63,10 +70,15 @@ fn the_chart_from_install_to_uninstall() {
     meshctl::meshctl_commands(&shop);
     shop.without_failure("controller roll", || controller_rolls(&shop));
     shop.without_failure("node drain", || node_drains(&shop));
-    let took = shop.without_failure("helm rollback", || rolls_back(&shop));
+    let took = shop.without_failure("helm rollback", || rolls_back(&shop, "1"));
     println!("helm rollback --wait: {:.1} s", took.as_secs_f64());
-    all_run_image(&shop, "test");
+    all_run_image(&shop, tags.old);
+    if tags.old == previous::TAG {
+        shop.without_failure("helm rollback to this release", || rolls_back(&shop, "2"));
+        all_run_image(&shop, tags.new);
+    }
     loses_its_power(&mut shop);
+    ipvs::is_borne(&shop, || aged::a_former_ca(&shop, "edge-a"));
     steers_after_all_that(&shop);
     a_second_release_is_refused(&shop, &chart);
 
@@ -74,6 +86,8 @@ fn the_chart_from_install_to_uninstall() {
     close(&shop);
     documented::install_to_canary(&shop);
     close(&shop);
+    meshctl::installs_and_uninstalls(&shop);
+    shop.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--timeout=60s"]).unwrap();
     let left: Vec<String> = shop.objects().difference(&objects).cloned().collect();
     let left: Vec<&String> = left.iter().filter(|o| !is_kept(o)).collect();
     assert!(left.is_empty(), "objects that are left: {left:#?}");
@@ -149,10 +163,30 @@ fn rules_steer(shop: &Shop) {
     .unwrap();
 }
 
-/// The same programs under another tag: the next version, as far as Kubernetes can tell.
-fn tag_images(shop: &Shop) {
-    for program in ["mesh-proxy", "mesh-controller"] {
-        shop.cluster.tag(&format!("selvage/{program}:test"), &format!("selvage/{program}:next")).unwrap();
+/// Tags of the images of the release before, and of this one.
+struct Tags {
+    old: &'static str,
+    new: &'static str,
+}
+
+impl Tags {
+    /// With the release's own programs where they can be had; else today's, under another tag: another version, as far as
+    /// Kubernetes can tell.
+    fn of(shop: &Shop) -> Self {
+        match previous::images() {
+            Ok(images) => {
+                images.iter().for_each(|image| shop.cluster.import(image).unwrap());
+                Self { old: previous::TAG, new: "test" }
+            }
+            Err(why) => {
+                println!("skipped: programs of the release before this one: {why}");
+                for program in ["mesh-proxy", "mesh-controller"] {
+                    let image = format!("selvage/{program}");
+                    shop.cluster.tag(&format!("{image}:test"), &format!("{image}:next")).unwrap();
+                }
+                Self { old: "test", new: "next" }
+            }
+        }
     }
 }
 
@@ -182,25 +216,28 @@ fn node_drains(shop: &Shop) {
     }
 }
 
-fn rolls_back(shop: &Shop) -> Duration {
+fn rolls_back(shop: &Shop, revision: &str) -> Duration {
     let start = Instant::now();
-    shop.cluster.helm(&["rollback", "mesh", "1", "-n", NAMESPACE, "--wait", "--timeout", "400s"]).unwrap();
+    let args = ["rollback", "mesh", revision, "-n", NAMESPACE, "--wait", "--timeout", "400s"];
+    shop.cluster.helm(&args).unwrap();
     start.elapsed()
 }
 
-/// A node goes without a word: calls find what is left, long before Kubernetes notices. With power and its old certificate
-/// it is one of the mesh again.
+/// A node goes without a word: calls find what is left, long before Kubernetes notices. With power, and a certificate that has
+/// ended while it was away, it is one of the mesh again.
 fn loses_its_power(shop: &mut Shop) {
     shop.cluster.power_off("edge-b").unwrap();
     let start = Instant::now();
     eventually(Duration::from_secs(30), Duration::ZERO, || only(shop.call("reviews", 20), &["v1"])).unwrap();
     println!("power cut: only v1 answers {:.1} s later, no call fails", start.elapsed().as_secs_f64());
+    aged::was_away_for_days(shop, "edge-b");
     shop.cluster.boot("edge-b").unwrap();
     shop.cluster.wait_ready("edge-b").unwrap();
     eventually(Duration::from_secs(120), Duration::from_millis(500), || {
         only(shop.call("reviews", 40), &["v1", "v2", "v3"])
     })
     .unwrap();
+    aged::has_joined_anew(shop, "edge-b");
     println!("power cut: all versions answer {:.1} s after it", start.elapsed().as_secs_f64());
 }
 

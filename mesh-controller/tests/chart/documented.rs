@@ -31,10 +31,18 @@ fn blocks(page: &str, section: &str) -> Vec<String> {
 }
 
 fn typed(shop: &Shop, page: &str, section: &str) -> String {
+    typed_with(shop, page, section, &[])
+}
+
+/// The same with names of this cluster in place of the page's.
+pub(crate) fn typed_with(shop: &Shop, page: &str, section: &str, names: &[(&str, &str)]) -> String {
     let start = Instant::now();
+    let here =
+        |block: &String| names.iter().fold(block.clone(), |text, (of_page, own)| text.replace(of_page, own));
     let said: Vec<String> = blocks(page, section)
         .iter()
-        .map(|block| shop.cluster.script(&root(), block).unwrap_or_else(|e| panic!("{section}: {e}")))
+        .map(here)
+        .map(|block| shop.cluster.script(&root(), &block).unwrap_or_else(|e| panic!("{section}: {e}")))
         .collect();
     println!("docs/install.md, {section}: {:.1} s", start.elapsed().as_secs_f64());
     said.concat()
@@ -66,6 +74,7 @@ pub(crate) fn install_to_canary(shop: &Shop) {
     eventually(limit, std::time::Duration::ZERO, versions(&["v1", "v3"])).unwrap();
     let seen = typed(shop, &page, "4. See it");
     assert!(seen.contains("destination_service_name=\"reviews\""), "{seen}");
+    crate::kubeedge::a_node_of_the_edge(shop, &page);
     typed(shop, &page, "Upgrade, roll back, remove");
     for file in ["networking/virtual-service-all-v1.yaml", "networking/destination-rule-all.yaml"] {
         let path = root().join("examples/bookinfo").join(file);

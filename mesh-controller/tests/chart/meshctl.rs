@@ -21,9 +21,13 @@ struct Meshctl<'s> {
 impl Meshctl<'_> {
     /// On the node where the API server is reached.
     fn output(&self, args: &[&str]) -> Output {
+        self.output_in_all(&[args, &["-n", NAMESPACE]].concat())
+    }
+
+    fn output_in_all(&self, args: &[&str]) -> Output {
         let kube = self.shop.cluster.kube();
         let mut command = Command::new(bins::find("meshctl").unwrap());
-        command.args(args).arg("--kubeconfig").arg(kube.admin_kubeconfig()).args(["-n", NAMESPACE]);
+        command.args(args).arg("--kubeconfig").arg(kube.admin_kubeconfig());
         command.env("HELM", kube.programs().join("helm")).env_remove("MESH_PROXY_ADMIN_URL");
         command.env("HOME", self.shop.cluster.world().folder("helm").unwrap());
         self.shop.cluster.place(NODES[0]).unwrap().wrap(&command, None).output().unwrap()
@@ -60,6 +64,8 @@ pub(crate) fn meshctl_commands(shop: &Shop) {
     is_well(&meshctl);
     everyone_is_synced(&meshctl);
     a_proxy_is_looked_into(&meshctl);
+    a_proxy_afar_is_asked_and_changed(&meshctl);
+    what_controllers_share(&meshctl);
     calls_are_counted(&meshctl);
     logs_come_from_everywhere(&meshctl);
     a_report_is_whole(&meshctl);
@@ -122,6 +128,91 @@ fn a_proxy_is_looked_into(meshctl: &Meshctl<'_>) {
     };
     assert_eq!(path_to("edge-a"), "local");
     assert!(!path_to("edge-b").as_str().unwrap().is_empty());
+}
+
+/// The admin page is on the loopback of another node: through the API server and its kubelet.
+fn a_proxy_afar_is_asked_and_changed(meshctl: &Meshctl<'_>) {
+    let paths = meshctl.json(&["paths", "--node", "cloud"]);
+    let to_edge = paths.as_array().unwrap().iter().find(|p| p["peer"] == "edge-a");
+    assert_eq!(to_edge.unwrap_or_else(|| panic!("{paths:#}"))["node"], "cloud", "{paths:#}");
+    let status = meshctl.json(&["proxy", "status", "--node", "edge-b"]);
+    assert_eq!(status["node"], "edge-b", "{status:#}");
+    let checks = meshctl.json(&["doctor", "--node", "edge-a"]);
+    for check in ["proxy", "capture", "controller", "clock", "certificate"] {
+        let found = checks.as_array().unwrap().iter().find(|c| c["check"] == check);
+        assert_eq!(found.unwrap_or_else(|| panic!("{check}: {checks:#}"))["status"], "ok", "{checks:#}");
+    }
+    let level = |more: &[&str]| {
+        let levels = meshctl.json(&[&["proxy", "log-level", "--node", "edge-a"], more].concat());
+        levels["levels"].to_string()
+    };
+    let before = level(&[]);
+    assert!(level(&["trace", "--target", "mesh_proxy::dns", "--for", "10m"]).contains("mesh_proxy::dns"));
+    assert_ne!(level(&[]), before);
+    assert_eq!(level(&["--reset"]), before);
+    let output = meshctl.output(&["doctor", "--node", "nowhere"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && said.contains("no proxy of the mesh is called nowhere"),
+        "{said}"
+    );
+}
+
+/// Tokens, nodes and CAs, without kubectl.
+fn what_controllers_share(meshctl: &Meshctl<'_>) {
+    let token = meshctl.json(&["token", "create", "--node", "outside", "--ttl", "1h"]);
+    let id = token["id"].as_str().unwrap().to_owned();
+    assert!(meshctl.text(&["token", "list"]).contains(&id));
+    meshctl.text(&["token", "revoke", &id]);
+    assert!(!meshctl.text(&["token", "list"]).contains(&id));
+    let nodes = meshctl.text(&["node", "list"]);
+    assert!(NODES.iter().all(|node| nodes.contains(node)), "{nodes}");
+    let analysis = meshctl.output_in_all(&["analyze", "-o", "json"]);
+    let said: Value = serde_json::from_slice(&analysis.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&analysis.stderr)));
+    assert!(said.is_array(), "{said:#}");
+    // The next CA is made, trusted, and does not sign yet.
+    let before = meshctl.json(&["ca", "status"]);
+    meshctl.text(&["ca", "renew"]);
+    eventually(Duration::from_secs(60), Duration::from_secs(1), || {
+        let now = meshctl.json(&["ca", "status"]);
+        let all = now.as_array().unwrap();
+        if all.len() == 2 && all[0] == before[0] && all[1]["signs"] == false { Ok(()) } else { Err(now) }
+    })
+    .unwrap();
+}
+
+/// The whole way with the operator's program: the chart that is in it, the checks before and after, and nothing left.
+pub(crate) fn installs_and_uninstalls(shop: &Shop) {
+    let start = Instant::now();
+    let meshctl = Meshctl { shop };
+    let report = meshctl.json(&[
+        "install",
+        "--set",
+        "image.tag=test",
+        "--set",
+        "controller.resources.requests.cpu=10m",
+    ]);
+    assert_eq!(report["done"], true, "{report:#}");
+    let checks = report["after"].as_array().unwrap();
+    let bad: Vec<&Value> = checks.iter().filter(|c| c["status"] == "fail").collect();
+    assert!(checks.len() > 8 && bad.is_empty(), "{report:#}");
+    // A second time is an upgrade that keeps what was said.
+    let report = meshctl.json(&["install", "--set", "controller.replicas=1"]);
+    assert_eq!(report["done"], true, "{report:#}");
+    let image = "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].image}";
+    let image = ["get", "deployment/mesh-controller", "-n", NAMESPACE, "-o", image];
+    assert_eq!(shop.cluster.kubectl(&image).unwrap(), "1 selvage/mesh-controller:test");
+    println!("meshctl install, and again: {:.1} s", start.elapsed().as_secs_f64());
+    let gone = meshctl.json(&["uninstall", "--purge-crds", "--yes"]);
+    assert_eq!(gone["crds_removed"], true, "{gone:#}");
+    shop.wait_until_gone();
+    eventually(Duration::from_secs(60), Duration::from_millis(300), || {
+        let left = shop.cluster.kubectl(&["get", "crds", "-o", "name"]).unwrap();
+        if left.contains("istio.io") || left.contains("selvage.dev") { Err(left) } else { Ok(()) }
+    })
+    .unwrap();
+    println!("meshctl install and uninstall: {:.1} s", start.elapsed().as_secs_f64());
 }
 
 fn calls_are_counted(meshctl: &Meshctl<'_>) {

@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 
-pub use images::{TAG, program as program_image, stand_ins};
+pub use images::{TAG, program as program_image, program_at as program_image_at, stand_ins};
 
 use crate::{
     image::ImageError,

@@ -85,10 +85,17 @@ pub fn stand_ins(program: &str, images: &[(&str, &[&str])]) -> Result<PathBuf, C
 /// # Errors
 /// When the program cannot be built or packed.
 pub fn program(name: &str, tag: &str) -> Result<PathBuf, ClusterError> {
-    let binary = bins::find(name).map_err(ClusterError::Programs)?;
+    program_at(&bins::find(name).map_err(ClusterError::Programs)?, name, tag)
+}
+
+/// The same of a program that lies elsewhere: one of another time.
+///
+/// # Errors
+/// When the program cannot be packed.
+pub fn program_at(binary: &Path, name: &str, tag: &str) -> Result<PathBuf, ClusterError> {
     let mut image =
         Image::new(&format!("selvage/{name}:{tag}"), Arch::here()).map_err(ClusterError::Image)?;
-    image.program(&binary).map_err(ClusterError::Image)?;
+    image.program(binary).map_err(ClusterError::Image)?;
     if name == "mesh-proxy" {
         for tool in ["nft", "ip"] {
             image.tool(tool, Path::new("/")).map_err(ClusterError::Image)?;
@@ -96,7 +103,7 @@ pub fn program(name: &str, tag: &str) -> Result<PathBuf, ClusterError> {
     } else {
         image.user = NONROOT.to_owned();
     }
-    archive(&[image], &binary)
+    archive(&[image], binary)
 }
 
 /// The folder of archives, beside the programs.
