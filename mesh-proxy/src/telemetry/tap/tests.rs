@@ -209,6 +209,18 @@ async fn what_is_no_http_passes_untouched() {
 }
 
 #[tokio::test]
+async fn a_handshake_of_tls_waits_for_nothing() {
+    for hello in [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], &[0x16], b"\0\0\0\x08", b"GE\0"] {
+        let (mut tapped, mut pod, _heard) = tapped();
+        tapped.write_all(hello).await.unwrap();
+        tapped.flush().await.unwrap();
+        let mut arrived = vec![0; hello.len()];
+        pod.read_exact(&mut arrived).await.unwrap();
+        assert_eq!(arrived, hello);
+    }
+}
+
+#[tokio::test]
 async fn a_request_without_an_answer_ends_with_its_connection() {
     let (_, _, spans, counted) = exchange(&get("/a", ""), "HTTP/1.1 20", 100).await;
     assert_eq!(attribute(&spans[0], "http.status_code"), "Number(0)");

@@ -55,9 +55,20 @@ enum Phase {
     Trailer(usize),
 }
 
-/// Whether a head ends in these bytes, or is too long for one.
+/// Longest method of which the end is waited for.
+const MAX_METHOD: usize = 32;
+
+/// Whether a head ends in these bytes, or they are none: too long, or no method begins them (a handshake of TLS is not to
+/// wait for an end that never comes).
 pub(super) fn has_head(bytes: &[u8]) -> bool {
-    bytes.len() >= MAX_HEAD || memchr::memmem::find(bytes, END).is_some()
+    bytes.len() >= MAX_HEAD || !begins_head(bytes) || memchr::memmem::find(bytes, END).is_some()
+}
+
+fn begins_head(bytes: &[u8]) -> bool {
+    let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let method = bytes[blank..].split(|b| *b == b' ').next().unwrap_or_default();
+    method.len() <= MAX_METHOD
+        && method.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
 /// What the headers say about a body.
