@@ -2,7 +2,7 @@
 # Builds mesh-controller and mesh-proxy as they were at the commit in `programs`, once, into a cache folder, and prints that
 # folder on standard output; progress goes to standard error. Exit code 3, with the reason, where it cannot be done.
 # What those programs have of other crates is taken from this tree's target/debug where it was built alike, which leaves
-# some three minutes of the ten that everything takes.
+# some three minutes.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../../.." && pwd)
