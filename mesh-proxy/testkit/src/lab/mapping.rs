@@ -53,8 +53,6 @@ pub enum PortMapping {
     Pcp,
     /// UPnP only.
     Upnp,
-    /// PCP only, and only ways through the firewall of IPv6: no port of IPv4 is opened.
-    Pinholes,
 }
 
 impl PortMapping {
@@ -66,7 +64,6 @@ impl PortMapping {
             Self::All => "all",
             Self::Pcp => "pcp",
             Self::Upnp => "upnp",
-            Self::Pinholes => "pinholes",
         }
     }
 }
@@ -90,11 +87,10 @@ impl Settings {
              secure_mode=yes\nsystem_uptime=no\nnotify_interval=60\nmin_lifetime=120\nmax_lifetime=86400\n\
              upnp_table_name=mapping\nupnp_nat_table_name=mapping\nupnp_forward_chain=allowed\nupnp_nat_chain=to\n\
              upnp_nat_postrouting_chain=from\nfriendly_name=lab\nuuid=6f1c1a0e-3f5b-4d11-9f53-7c5c1d2a4e10\n\
-             {} 1024-65535 {} 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
+             allow 1024-65535 {} 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
             yes(!self.six),
-            yes(matches!(self.offer, PortMapping::All | PortMapping::Pcp | PortMapping::Pinholes)),
+            yes(matches!(self.offer, PortMapping::All | PortMapping::Pcp)),
             yes(matches!(self.offer, PortMapping::All | PortMapping::Upnp)),
-            if self.offer == PortMapping::Pinholes { "deny" } else { "allow" },
             self.lan,
         )
     }

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 pub use self::router::outward;
 use self::{
+    circuits::Which,
     pace::{STIRRED, TICK},
     punching::Attempt,
     router::Router,
@@ -145,7 +146,7 @@ pub(crate) struct Engine {
     stirred: Instant,
     /// When transports that are missing to held relays are dialled again; and QUIC to those that TCP has not reached.
     next_mend: Instant,
-    late: Vec<(Instant, PeerId)>,
+    late: Vec<(Instant, PeerId, Which)>,
     /// Connections of tests for other nodes that are over, and when they are closed.
     tested: Vec<(Instant, PeerId, ConnectionId)>,
     /// Addresses of peers that the registry does not know.

@@ -24,6 +24,9 @@ const MEASURE: Duration = Duration::from_millis(400);
 /// A relay replaces another when it is nearer by a quarter and by at least this much.
 const NEARER: Duration = Duration::from_millis(5);
 
+/// The nodes of a relay that has come back take so long to connect by their other transports too.
+const CROWD: Duration = Duration::from_secs(4);
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -218,6 +221,13 @@ impl Reservations {
         Some((*peer, granted))
     }
 
+    /// How long transports beside the first wait after a relay's nodes were all lost: what a crowd needs first is to be
+    /// reached again, and each handshake keeps another node from it.
+    pub(crate) fn yields(&self, peer: &PeerId) -> Option<Duration> {
+        let relay = self.relays.get(peer).filter(|r| r.told.is_some())?;
+        Some(CROWD * (relay.order % 512) as u32 / 512)
+    }
+
     /// The network is another one: relays that were not reached may be now.
     pub(crate) fn hurry(&mut self, now: Instant) {
         for relay in self.relays.values_mut() {
@@ -399,7 +409,9 @@ mod tests {
         w.grant(&ops);
         let (lost, id) = (w.relays[0], w.it.relays[&w.relays[0]].listen.as_ref().unwrap().id);
         w.it.connections(&lost, 0, w.now);
+        assert_eq!(w.it.yields(&lost), None);
         assert_eq!(w.it.listener_closed(id, w.now), Some((lost, true)));
+        assert!(w.it.yields(&lost).is_some_and(|pause| pause < CROWD));
         let (other, third) = (w.relays[1], w.relays[2]);
         assert_eq!(w.it.told(w.now), [other, lost], "it may be back soon");
         assert_eq!(w.it.told(w.now + TOLD), [other]);

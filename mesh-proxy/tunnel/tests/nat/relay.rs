@@ -175,3 +175,16 @@ async fn a_stranger_gets_neither_reservation_nor_circuit() {
     assert_eq!(reservations(&stranger), 0);
     assert_eq!(metric(&r.registry, "selvage_relay_circuits_total", None), 0.0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_test_whether_others_are_reached_are_closed() {
+    let (r, a) = (relay("r", |c| c.nat.autonat = true).await, hidden("a", |c| c.nat.autonat = true).await);
+    tell(&[&r, &a]).await;
+    reserved(&a, 1).await;
+    let tested = || metric(&a.registry, "selvage_nat_autonat_total", Some("reached"));
+    // One of TCP, one of QUIC.
+    eventually("the addresses are tested", SOON * 2, || tested() >= 2.0).await;
+    let connections = || -> usize { r.tunnel.paths().iter().map(|p| p.connections).sum() };
+    eventually("the node's own are left", SOON, || connections() == 2).await;
+    assert_eq!(metric(&r.registry, "selvage_relay_reservations", None), 1.0);
+}

@@ -35,7 +35,7 @@ const MEND: Duration = Duration::from_secs(20);
 
 /// Connections with a relay that are dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Which {
+pub(super) enum Which {
     /// There is none.
     First,
     /// Those that are not there.
@@ -193,10 +193,10 @@ impl Engine {
                 self.connect(relay, swarm, Which::Missing);
             }
         }
-        for (_, relay) in self.late.extract_if(.., |(due, _)| *due <= now).collect::<Vec<_>>() {
+        for (_, relay, which) in self.late.extract_if(.., |(due, ..)| *due <= now).collect::<Vec<_>>() {
             // What a connection that stands misses is dialled when it is chosen.
-            if swarm.behaviour().nat.ports.direct(&relay).is_none() {
-                self.connect(relay, swarm, Which::Late);
+            if swarm.behaviour().nat.ports.direct(&relay).is_none() != (which == Which::Missing) {
+                self.connect(relay, swarm, which);
             }
         }
     }
@@ -245,7 +245,7 @@ impl Engine {
         let first = which == Which::First && !udp && !tcp;
         let waits = first && !of(PathTransport::Tcp).is_empty();
         if waits {
-            self.late.push((Instant::now() + self.shared.timeouts.quic_delay, relay));
+            self.late.push((Instant::now() + self.shared.timeouts.quic_delay, relay, Which::Late));
         }
         let mut begun = false;
         for (transport, wanted) in [
@@ -283,7 +283,12 @@ impl Engine {
                 for id in ports.all_direct(&relay) {
                     ports.hold(id, true);
                 }
-                self.connect(relay, swarm, Which::Missing);
+                match self.reservations.yields(&relay) {
+                    Some(pause) => self.late.push((now + pause, relay, Which::Missing)),
+                    None => {
+                        self.connect(relay, swarm, Which::Missing);
+                    }
+                }
             }
             Err(error) => {
                 tracing::warn!(%relay, %error, "listen on a circuit");

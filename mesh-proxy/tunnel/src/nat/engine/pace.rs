@@ -16,7 +16,7 @@ impl Engine {
     /// When everything is looked at again.
     pub(super) fn next_look_around(&self, now: Instant) -> Instant {
         let timers = [self.schedule.next(), self.reservations.next(now)];
-        let late = self.late.iter().map(|(at, _)| *at).chain(self.tested.iter().map(|(at, ..)| *at));
+        let late = self.late.iter().map(|(at, ..)| *at).chain(self.tested.iter().map(|(at, ..)| *at));
         let due = timers.into_iter().flatten().chain(late).min();
         let pause = if now < self.stirred { TICK } else { IDLE_TICK };
         due.map_or(now + pause, |at| at.clamp(now + TICK, now + pause))
