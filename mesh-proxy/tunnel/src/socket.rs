@@ -46,6 +46,8 @@ const OTHER: &str = "reno";
 /// happens to run then. A connection that comes from a rest of this length begins anew with it, as a new one would: the
 /// stop comes ten seconds later, or in the next rest.
 const REST: Duration = Duration::from_millis(250);
+/// Round trips that differ by less, and by less than a quarter, are alike.
+const ALIKE: Duration = Duration::from_micros(200);
 /// But not more often than this: each beginning looks for the rate of the line again, with more than it carries.
 const BEGIN_EVERY: Duration = Duration::from_secs(4);
 /// Buffers that a thread keeps for its sockets.
@@ -141,6 +143,11 @@ fn is_bbr(stream: &TcpStream) -> bool {
 fn begin_anew(stream: &TcpStream) -> io::Result<()> {
     // What is under way belongs to what it knows.
     if mesh_net::tcp::unacknowledged(stream)? > 0 {
+        return Ok(());
+    }
+    // It would begin with the shortest round trip of five minutes: far too little, if the line has become longer since.
+    let same = |(shortest, bbr): (Duration, Duration)| bbr <= shortest + shortest / 4 + ALIKE;
+    if !mesh_net::tcp::shortest_round_trips(stream).is_some_and(same) {
         return Ok(());
     }
     let socket = SockRef::from(stream);
