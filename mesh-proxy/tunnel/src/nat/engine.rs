@@ -86,7 +86,7 @@ enum Awaited {
 type Pair = Arc<Mutex<Option<(Stream, IpAddr)>>>;
 
 /// How a task ended.
-pub(crate) enum Done {
+enum Done {
     Nothing,
     /// A relay was asked for something.
     Request {
@@ -108,11 +108,10 @@ pub(crate) enum Done {
 }
 
 /// What the loop of the driver waits for.
-pub(crate) enum Wake {
-    Done(Done),
-    /// The view, the role, or what the router opens.
-    Changed,
-    Time,
+pub(crate) struct Wake {
+    done: Option<Done>,
+    /// The view, the role, or what the router opens is another.
+    changed: bool,
 }
 
 pub(crate) struct Engine {
@@ -243,25 +242,27 @@ impl Engine {
         let (tasks, router, nudge) = (&mut self.tasks, &mut self.router, &self.shared.nudge);
         async move {
             tokio::select! {
-                Some(done) = tasks.next(), if !tasks.is_empty() => Wake::Done(done),
-                () = router.changed() => Wake::Changed,
-                () = nudge.notified() => Wake::Changed,
-                () = tokio::time::sleep_until(at.into()) => Wake::Time,
+                Some(done) = tasks.next(), if !tasks.is_empty() => Wake { done: Some(done), changed: false },
+                () = router.changed() => Wake { done: None, changed: true },
+                () = nudge.notified() => Wake { done: None, changed: true },
+                () = tokio::time::sleep_until(at.into()) => Wake { done: None, changed: false },
             }
         }
     }
 
     pub(crate) fn woken(&mut self, wake: Wake, swarm: &mut Swarm<Behaviour>) {
-        match wake {
-            Wake::Done(Done::Request { peer, id, asking, stream, request }) => {
+        if wake.changed {
+            // At once, but not for each of many changes.
+            self.next_tick = self.next_tick.min(self.ticked + TICK);
+        }
+        match wake.done {
+            Some(Done::Request { peer, id, asking, stream, request }) => {
                 self.on_request((peer, id), asking, stream, request, swarm);
             }
-            Wake::Done(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
-            Wake::Done(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
-            Wake::Done(Done::Measured(result)) => self.on_measured(result),
-            // At once, but not for each of many changes.
-            Wake::Changed => self.next_tick = self.next_tick.min(self.ticked + TICK),
-            Wake::Done(Done::Nothing) | Wake::Time => {}
+            Some(Done::Joined(circuit, joined)) => self.on_joined(circuit, joined),
+            Some(Done::Talk { peer, result }) => self.on_talk(peer, result, swarm),
+            Some(Done::Measured(result)) => self.on_measured(result),
+            Some(Done::Nothing) | None => {}
         }
         self.shoot(swarm);
         if Instant::now() >= self.next_tick {

@@ -82,7 +82,7 @@ impl Engine {
 
     pub(super) fn open_bits(&self, candidates: &[Multiaddr]) -> u32 {
         let bits = candidates.iter().take(MAX_CANDIDATES).enumerate().filter(|(_, a)| self.is_open(a));
-        bits.fold(0, |all, (i, _)| all | 1 << i)
+        bits.fold(0, |all, (i, _)| all | (1 << i))
     }
 
     pub(super) fn listens_on(&self, carrier: Carrier) -> bool {
