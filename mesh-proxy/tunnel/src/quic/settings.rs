@@ -15,7 +15,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::congestion::{ACK_DELAY, Factory, TOGETHER};
+use super::congestion::Factory;
 use crate::{
     config::{Congestion, Limits},
     error::StartError,
@@ -38,6 +38,9 @@ const SEND_WINDOW: u64 = 8 << 20;
 /// Silence after which a connection ends; the keep-alive makes sure that a living peer is not silent.
 const IDLE: Duration = Duration::from_secs(20);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Packets that the peer may take before it acknowledges them. Each acknowledgement costs both sides a datagram; loss is
+/// told at once all the same.
+const ACKNOWLEDGE_AFTER: u32 = 10;
 /// Room in the kernel for datagrams that wait for their thread. Less is lost under load as if the line had lost it.
 const SOCKET_BUFFER: usize = 2 << 20;
 
@@ -112,7 +115,7 @@ fn controllers(congestion: &Congestion) -> Arc<dyn ControllerFactory + Send + Sy
     match congestion.name() {
         Some("cubic") => Arc::new(CubicConfig::default()),
         Some("reno") => Arc::new(NewRenoConfig::default()),
-        _ => Arc::new(Factory::new()),
+        _ => Arc::new(Factory),
     }
 }
 
@@ -128,9 +131,8 @@ fn transport(limits: &Limits, controllers: Arc<dyn ControllerFactory + Send + Sy
     config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
     config.allow_spin(false);
     config.congestion_controller_factory(controllers);
-    // Each acknowledgement costs both sides a datagram; loss is told at once all the same.
     let mut acknowledge = AckFrequencyConfig::default();
-    acknowledge.ack_eliciting_threshold(VarInt::from_u32(TOGETHER as u32)).max_ack_delay(Some(ACK_DELAY));
+    acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACKNOWLEDGE_AFTER));
     config.ack_frequency_config(Some(acknowledge));
     config
 }
