@@ -210,7 +210,9 @@ async fn what_is_no_http_passes_untouched() {
 
 #[tokio::test]
 async fn a_handshake_of_tls_waits_for_nothing() {
-    for hello in [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], &[0x16], b"\0\0\0\x08", b"GE\0"] {
+    let proxied = b"PROXY TCP4 10.1.0.1 10.1.0.2 5 80\r\n\x16\x03\x01";
+    for hello in [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], &[0x16], b"\0\0\0\x08", b"GE\0", proxied]
+    {
         let (mut tapped, mut pod, _heard) = tapped();
         tapped.write_all(hello).await.unwrap();
         tapped.flush().await.unwrap();

@@ -58,8 +58,8 @@ enum Phase {
 /// Longest method of which the end is waited for.
 const MAX_METHOD: usize = 32;
 
-/// Whether a head ends in these bytes, or they are none: too long, or no method begins them (a handshake of TLS is not to
-/// wait for an end that never comes).
+/// Whether a head ends in these bytes, or they are none: too long, or no method begins them (a handshake of TLS, or what the
+/// PROXY protocol says before one, is not to wait for an end that never comes).
 pub(super) fn has_head(bytes: &[u8]) -> bool {
     bytes.len() >= MAX_HEAD || !begins_head(bytes) || memchr::memmem::find(bytes, END).is_some()
 }
@@ -68,6 +68,7 @@ fn begins_head(bytes: &[u8]) -> bool {
     let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
     let method = bytes[blank..].split(|b| *b == b' ').next().unwrap_or_default();
     method.len() <= MAX_METHOD
+        && method != b"PROXY"
         && method.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
