@@ -26,6 +26,9 @@ use quinn_proto::RttEstimator;
 const INITIAL_PACKETS: u64 = 64;
 /// Packets that may always be under way: what one acknowledgement stands for.
 const MIN_PACKETS: u64 = 10;
+/// But on a slow line it does not wait for as many: it comes after this long. There ten would be most of a queue.
+const ACK_DELAY: Duration = Duration::from_millis(25);
+const LEAST_GATHERED: u64 = 2;
 /// Of the product of rate and round trip, what is kept under way: so much more that a line that has become faster shows it.
 const GAIN: f64 = 1.5;
 /// And for this long of the rate on top, because threads, and so acknowledgements, come late on a busy machine: a line of
@@ -144,8 +147,8 @@ impl Measuring {
             clippy::cast_sign_loss,
             reason = "a rate by a time, both small"
         )]
-        let bytes = bytes as u64;
-        bytes + self.floor()
+        let (bytes, gathered) = (bytes as u64, (self.rate() * ACK_DELAY.as_secs_f64()) as u64);
+        bytes + gathered.clamp(LEAST_GATHERED * self.mtu, self.floor())
     }
 
     fn floor(&self) -> u64 {

@@ -301,6 +301,18 @@ fn a_short_queue_is_not_overrun_for_long() {
 }
 
 #[test]
+fn a_slow_line_with_a_short_queue_is_not_overrun() {
+    for (mbit, rtt, queue) in [(2.0, 100, 40.0), (1.0, 100, 60.0), (2.0, 50, 60.0)] {
+        let mut world = World::new(line(mbit, rtt, queue, 0.0));
+        world.run(10.0);
+        let (used, lost, _) = world.run(30.0);
+        eprintln!("{mbit} Mbit/s, {rtt} ms, queue of {queue} ms: {used:.3}, lost {lost:.4}");
+        assert!(used > 0.85, "{mbit} Mbit/s: {used}");
+        assert!(lost < 0.09, "{mbit} Mbit/s: {lost}");
+    }
+}
+
+#[test]
 fn a_line_that_changes_is_followed() {
     let mut world = World::new(line(100.0, 30, 100.0, 0.005));
     world.run(5.0);
