@@ -8,7 +8,10 @@ pub(crate) mod helm;
 mod leave;
 mod progress;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use kube::Client;
@@ -18,7 +21,7 @@ use crate::{
     Outcome,
     args::{self, Format},
     check,
-    doctor::{Check, text},
+    doctor::{Check, Status, text},
     output,
     reach::{self, Mesh, cluster},
 };
@@ -28,6 +31,9 @@ pub(crate) use leave::run as uninstall;
 
 /// For what is read of the cluster, beside Helm's own limit.
 const LOOK: Duration = Duration::from_secs(60);
+/// A node on which a mesh ran before is ready by what it remembers; that it has joined this one takes some seconds more.
+const SETTLE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What was done.
 #[derive(Debug, Default, Serialize)]
@@ -126,11 +132,20 @@ fn after(args: &args::Install, report: &mut Installed) -> Result<()> {
     if args.helm.no_wait {
         report.next.push(format!("meshctl check -n {namespace}    # once its pods run"));
     } else {
-        report.after = reach::within(LOOK, "look at the mesh", async {
+        report.after = reach::within(SETTLE + LOOK, "look at the mesh", async {
             let client: Client = cluster::client(&args.kube).await?;
             let reach = args::Reach::of(&args.kube, LOOK);
-            let mesh = Mesh::find(&reach).await?;
-            Ok(check::after::all(&client, &mesh, &args.helm.release).await)
+            let begun = Instant::now();
+            loop {
+                let mesh = Mesh::find(&reach).await?;
+                let found = check::after::all(&client, &mesh, &args.helm.release).await;
+                // Other warnings stay.
+                let joined = found.iter().all(|c| c.check != "synced" || c.status == Status::Ok);
+                if (joined && check::outcome(&found) == Outcome::Fine) || begun.elapsed() > SETTLE {
+                    return Ok(found);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
         })?;
         report.next.push(format!("meshctl status -n {namespace}"));
     }
