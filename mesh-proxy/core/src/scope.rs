@@ -33,9 +33,12 @@ pub struct ScopeEntry {
     /// Unknown hosts that are let through go there.
     pub egress_proxy: Option<WeightedDestination>,
     /// For connections to the workloads: of single ports (of one address, if it names one), and of all others.
-    inbound: Box<[(u16, Option<IpAddr>, Arc<InboundLimits>)]>,
+    inbound: Box<[PortLimits]>,
     inbound_default: Option<Arc<InboundLimits>>,
 }
+
+/// Of one port, and of one address if it is named.
+type PortLimits = (u16, Option<IpAddr>, Arc<InboundLimits>);
 
 /// What a workload's node keeps to for connections to it. None = nothing is said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

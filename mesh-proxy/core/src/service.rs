@@ -285,7 +285,7 @@ impl ServiceEntry {
     }
 
     /// The host as all its owners declare it, older ones first.
-    pub(crate) fn owners<'s>(self: &'s Arc<Self>) -> impl Iterator<Item = &'s Arc<Self>> {
+    pub(crate) fn owners(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Self>> {
         std::iter::once(self).chain(&self.others)
     }
 
