@@ -67,6 +67,44 @@ fn each_neighbour_is_judged_as_istio_judges_it() {
     assert!(count > 600, "{count} cases were read");
 }
 
+/// A refusal names the fields that are wrong, no more and no fewer.
+#[test]
+fn what_is_refused_is_named_where_it_is() {
+    let groups = yaml::documents(include_str!("cases/paths.yaml")).unwrap();
+    let (mut count, mut wrong) = (0, Vec::new());
+    for group in &groups {
+        let kind = group["kind"].as_str().unwrap();
+        let info = types::kind_info(kind).unwrap();
+        for case in group["cases"].as_array().unwrap() {
+            let mut spec = group["base"].clone();
+            put(&mut spec, case["at"].as_str().unwrap(), &case["value"]);
+            let object = json!({
+                "apiVersion": format!("{}/{}", info.group, info.versions[0]), "kind": kind,
+                "metadata": { "name": "test", "namespace": "default" }, "spec": spec,
+            });
+            let (errors, warnings) = match parse(&object) {
+                Ok(parsed) => {
+                    let verdict = validate::judge(&parsed);
+                    (verdict.errors, verdict.warnings)
+                }
+                Err(e) => panic!("{kind} {case}: {e}"),
+            };
+            count += 1;
+            for (what, said) in [("errors", errors), ("warnings", warnings)] {
+                let paths: Vec<&str> = said.iter().map(|f| f.path.as_str()).collect();
+                if case.get(what).is_some_and(|want| *want != json!(paths)) {
+                    wrong.push(format!(
+                        "{kind} {} = {}: {what} {}, got {said:?}",
+                        case["at"], case["value"], case[what]
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count > 80, "{count} cases");
+}
+
 /// What analysis says of small worlds, one step beside those of Istio: one case a line, objects and the codes with the
 /// objects that they are about.
 #[test]
@@ -90,4 +128,34 @@ fn neighbours_of_analysis_cases() {
     }
     assert!(wrong.is_empty(), "{} wrong of {count} cases:\n{}", wrong.len(), wrong.join("\n"));
     assert!(count > 80, "{count} cases");
+}
+
+/// What analysis says word for word, as Istio's own says it: level, field and text. One case a line; what is null is not
+/// looked at.
+#[test]
+fn messages_are_those_of_istio() {
+    use istio_compat::analyze::{self, Options, World};
+    let (mut count, mut wrong) = (0, Vec::new());
+    for line in include_str!("cases/messages.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let mut world = World::new(Options::default());
+        for object in case["objects"].as_array().unwrap() {
+            assert!(world.add(object.clone()), "{}: {}", case["id"], object["kind"]);
+        }
+        let said = analyze::analyze(&world).into_iter().filter(|m| m.code.starts_with("IST"));
+        let mut left: Vec<Value> = said.map(|m| serde_json::to_value(m).unwrap()).collect();
+        for want in case["want"].as_array().unwrap() {
+            count += 1;
+            let fits = |m: &Value| want.as_object().unwrap().iter().all(|(k, v)| v.is_null() || m[k] == *v);
+            match left.iter().position(fits) {
+                Some(at) => drop(left.remove(at)),
+                None => wrong.push(format!("{}: nobody said {want}, but {left:?}", case["id"])),
+            }
+        }
+        if !left.is_empty() {
+            wrong.push(format!("{}: nobody expected {left:?}", case["id"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong of {count} messages:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(count > 35, "{count} messages");
 }

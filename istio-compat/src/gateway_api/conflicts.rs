@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    objects::{Key, Object, Objects},
+    objects::{GROUP, Key, Object, Objects},
     types::{GatewaySpec, Listener, ListenerSetSpec},
 };
 
@@ -58,7 +58,11 @@ pub(crate) fn sets_of<'a>(
         .iter()
         .filter(|(key, set)| {
             let parent = &set.spec.parent_ref;
-            parent.namespace.as_ref().unwrap_or(&key.0) == &gateway.0 && parent.name == gateway.1
+            let (group, kind) = (parent.group.as_deref(), parent.kind.as_deref());
+            group.is_none_or(|g| g == GROUP)
+                && kind.is_none_or(|k| k == "Gateway")
+                && parent.namespace.as_ref().unwrap_or(&key.0) == &gateway.0
+                && parent.name == gateway.1
         })
         .collect();
     sets.sort_by_key(|(key, set)| (&set.meta.creation_timestamp, format!("{}/{}", key.0, key.1)));

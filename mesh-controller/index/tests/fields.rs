@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "fields/paths.rs"]
+mod paths;
+
 use std::collections::BTreeMap;
 
 use istio_compat::{
@@ -13,6 +16,7 @@ use istio_compat::{
 };
 use mesh_api::ResourceType;
 use mesh_index::{Applied, Index, Options};
+use paths::{names, sampled, set, take};
 use serde_json::{Value, json};
 
 /// What is around the object: services, workloads, nodes.
@@ -58,68 +62,6 @@ fn leaves(kind: &str, node: &'static Value, path: &str, table: &Value, out: &mut
         }
         _ => out.push(Leaf { path: path.to_owned(), schema: node }),
     }
-}
-
-/// `a[].b{}` as the steps to it.
-fn steps(path: &str) -> Vec<&str> {
-    let mut out = Vec::new();
-    for mut part in path.split('.') {
-        let end = part.find(['[', '{']).unwrap_or(part.len());
-        out.push(&part[..end]);
-        part = &part[end..];
-        while part.len() >= 2 {
-            out.push(&part[..2]);
-            part = &part[2..];
-        }
-    }
-    out
-}
-
-/// Sets a leaf, making what is above it. Lists get one item; maps that are there are set at their first key. Returns the
-/// leaf's place as findings write it.
-fn set(spec: &mut Value, path: &str, value: &Value) -> String {
-    let (mut at, mut place) = ("spec".to_owned(), spec);
-    let steps = steps(path);
-    for (i, step) in steps.iter().enumerate() {
-        let empty = if steps.get(i + 1) == Some(&"[]") { json!([]) } else { json!({}) };
-        place = match *step {
-            "[]" => {
-                let list = place.as_array_mut().unwrap();
-                if list.is_empty() {
-                    list.push(empty);
-                }
-                at.push_str("[0]");
-                &mut list[0]
-            }
-            "{}" => {
-                let map = place.as_object_mut().unwrap();
-                let key = map.keys().next().cloned().unwrap_or_else(|| "sample".to_owned());
-                at.push_str(&format!("[{key:?}]"));
-                map.entry(key).or_insert(empty)
-            }
-            name => {
-                at.push('.');
-                at.push_str(name);
-                let map = place.as_object_mut().unwrap_or_else(|| panic!("{path}: {at} is no object"));
-                let slot = map.entry(name.to_owned()).or_insert(Value::Null);
-                if slot.is_null() {
-                    *slot = empty;
-                }
-                slot
-            }
-        };
-    }
-    *place = value.clone();
-    at
-}
-
-/// What the table has for a path: for its kind and the whole of it, else for the longest end of it.
-fn sampled(kind: &str, path: &str, table: &Value) -> Option<Vec<Value>> {
-    let own = format!("{kind}:{path}");
-    let fits = |end: &str| path.strip_suffix(end).is_some_and(|b| b.is_empty() || b.ends_with('.'));
-    let table = table.as_object().unwrap();
-    let by_end = table.iter().filter(|(end, _)| fits(end)).max_by_key(|(end, _)| end.len());
-    table.get(&own).or(by_end.map(|(_, v)| v)).map(|v| v.as_array().unwrap().clone())
 }
 
 /// Values that a leaf may take.
@@ -229,10 +171,9 @@ fn prepared(base: &Value, path: &str, parts: &Value) -> Value {
     spec
 }
 
-/// `spec.a[0].b["c"]` names `spec.a` and what is below it.
-fn names(finding: &str, place: &str) -> bool {
-    place.strip_prefix(finding).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-}
+/// Fields of which only the default is honoured, by any of its names.
+const DEFAULT_ONLY: [(&str, &str); 2] =
+    [("Sidecar", "egress[].captureMode"), ("Sidecar", "ingress[].captureMode")];
 
 /// What is wrong with how a leaf is treated, if anything is.
 fn judge(world: &World, kind: &str, leaf: &Leaf, base: &Value, samples: &[Value]) -> Option<String> {
@@ -274,38 +215,11 @@ fn judge(world: &World, kind: &str, leaf: &Leaf, base: &Value, samples: &[Value]
         Status::Honoured if !acts => "changes nothing",
         Status::Ignored if !told => "is not reported",
         Status::Idle if !told => "is not warned of, or has an effect",
-        Status::Partly if !acts => "never changes anything",
+        Status::Partly if !acts && !DEFAULT_ONLY.contains(&(kind, row.path)) => "never changes anything",
         Status::Partly if own_row && row.has_values() && !told => "is never reported",
         _ => return None,
     };
     Some(format!("{kind} {} ({}): {wrong} {errors:?}", leaf.path, row.status.as_str()))
-}
-
-/// Takes the leaf away again, or puts back what the base has there.
-fn take(spec: &mut Value, path: &str, base: &Value) {
-    let (mut place, mut old) = (spec, Some(base));
-    let steps = steps(path);
-    for (i, step) in steps.iter().enumerate() {
-        let last = i + 1 == steps.len();
-        let key = match *step {
-            "[]" => None,
-            "{}" => place.as_object().unwrap().keys().next().cloned(),
-            name => Some(name.to_owned()),
-        };
-        old = old.and_then(|o| key.as_ref().map_or_else(|| o.get(0), |k| o.get(k)));
-        match (key, last) {
-            (None, true) => match old {
-                Some(old) => place[0] = old.clone(),
-                None => drop(place.as_array_mut().unwrap().remove(0)),
-            },
-            (Some(key), true) => match old {
-                Some(old) => place[&key] = old.clone(),
-                None => drop(place.as_object_mut().unwrap().remove(&key)),
-            },
-            (None, false) => place = &mut place[0],
-            (Some(key), false) => place = &mut place[&key],
-        }
-    }
 }
 
 #[test]

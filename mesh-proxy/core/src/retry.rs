@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Conditions(u32);
 
-/// Every word that `retryOn` may hold, at the position of its bit.
+/// Every word that `retryOn` may hold, at the position of its bit, in the order in which Istio writes its default.
 const WORDS: [&str; 16] = [
     "5xx",
     "gateway-error",
@@ -23,14 +23,14 @@ const WORDS: [&str; 16] = [
     "envoy-ratelimited",
     "retriable-4xx",
     "refused-stream",
-    "retriable-status-codes",
-    "retriable-headers",
-    "http3-post-connect-failure",
+    "unavailable",
     "cancelled",
     "deadline-exceeded",
     "internal",
     "resource-exhausted",
-    "unavailable",
+    "retriable-headers",
+    "http3-post-connect-failure",
+    "retriable-status-codes",
 ];
 
 impl Conditions {
@@ -42,12 +42,12 @@ impl Conditions {
     const RATE_LIMITED: Self = Self(1 << 5);
     const RETRIABLE_4XX: Self = Self(1 << 6);
     const REFUSED_STREAM: Self = Self(1 << 7);
-    const STATUS_CODES: Self = Self(1 << 8);
-    const CANCELLED: Self = Self(1 << 11);
-    const DEADLINE_EXCEEDED: Self = Self(1 << 12);
-    const INTERNAL: Self = Self(1 << 13);
-    const RESOURCE_EXHAUSTED: Self = Self(1 << 14);
-    const UNAVAILABLE: Self = Self(1 << 15);
+    const UNAVAILABLE: Self = Self(1 << 8);
+    const CANCELLED: Self = Self(1 << 9);
+    const DEADLINE_EXCEEDED: Self = Self(1 << 10);
+    const INTERNAL: Self = Self(1 << 11);
+    const RESOURCE_EXHAUSTED: Self = Self(1 << 12);
+    const STATUS_CODES: Self = Self(1 << 15);
 
     /// The condition with that name.
     pub fn named(word: &str) -> Option<Self> {

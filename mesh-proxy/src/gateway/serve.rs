@@ -80,11 +80,7 @@ impl Binding {
     pub(crate) fn client(&self) -> Client<'_> {
         let config = &self.gateway.config;
         // The Gateway's own name is filled in where a rule is looked at; here it only says that this is one.
-        Client {
-            labels: self.gateway.labels(),
-            gateway: Some(""),
-            ..Client::in_namespace(&config.namespace)
-        }
+        Client { labels: self.gateway.labels(), gateway: Some(""), ..Client::in_namespace(&config.namespace) }
     }
 
     /// Where a connection of bytes goes.

@@ -235,9 +235,8 @@ impl std::fmt::Debug for ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let named = |c: &&Named| {
-            hello.server_name().is_some_and(|name| c.names.iter().any(|n| dns_fits(n, name)))
-        };
+        let named =
+            |c: &&Named| hello.server_name().is_some_and(|name| c.names.iter().any(|n| dns_fits(n, name)));
         let taken = |c: &&Named| c.certified.key.choose_scheme(hello.signature_schemes()).is_some();
         let all = || self.0.iter();
         let found = all().find(|c| named(c) && taken(c)).or_else(|| all().find(named));

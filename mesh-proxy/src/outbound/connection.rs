@@ -110,7 +110,8 @@ impl Connection {
             return binding.client();
         }
         let shared = &self.worker.shared;
-        let client = source.map_or_else(|| Client::in_namespace(&shared.config.default_namespace), Client::of);
+        let client =
+            source.map_or_else(|| Client::in_namespace(&shared.config.default_namespace), Client::of);
         Client { called: self.target.addr.map(|a| a.ip()), ..client }
     }
 }

@@ -181,11 +181,7 @@ fn route(
 }
 
 /// What the rules of a gateway choose.
-fn at_gateway(
-    connection: &Connection,
-    binding: &Binding,
-    tables: &Tables,
-) -> Result<RoutedTo, FailureClass> {
+fn at_gateway(connection: &Connection, binding: &Binding, tables: &Tables) -> Result<RoutedTo, FailureClass> {
     let (servers, port) = binding.servers();
     let decision = binding.route(tables, &servers, port, &mut connection.worker.dice());
     match decision.outcome {

@@ -87,7 +87,12 @@ impl Prologue {
                 let cluster = &wanted.state.cluster;
                 let config = shared
                     .tls
-                    .client(&wanted.worker.tables(), policy, &cluster.subject_alt_names, (ends.alpn, ends.own))
+                    .client(
+                        &wanted.worker.tables(),
+                        policy,
+                        &cluster.subject_alt_names,
+                        (ends.alpn, ends.own),
+                    )
                     .map_err(|e| ConnectError::Tls(addr, e))?;
                 let host = if ends.host.is_empty() { &*cluster.key.host } else { ends.host };
                 let name = tls::server_name(policy, host, addr.ip());

@@ -285,7 +285,8 @@ async fn a_gateway_shows_its_certificate_to_a_backend_that_asks() {
         let Resource::Gateway(gateway) = gateway(servers) else { panic!("a gateway") };
         Resource::Gateway(model::Gateway { client_secret: client_secret.into(), ..gateway })
     };
-    let authority = model::Secret { name: "ns/authority".into(), ca: ca.pem.clone().into(), ..Default::default() };
+    let authority =
+        model::Secret { name: "ns/authority".into(), ca: ca.pem.clone().into(), ..Default::default() };
     let edge = Edge::start(
         &[80],
         vec![
@@ -319,7 +320,11 @@ async fn a_gateway_shows_its_certificate_to_a_backend_that_asks() {
     edge.world.apply(vec![front("ns/mine")]);
     assert_eq!(soon(StatusCode::OK).await, (StatusCode::OK, "back.example.com - 1".into()));
     edge.world.apply(vec![Resource::Secret(strangers.pair(&["front"]).secret("ns/mine", None))]);
-    assert_eq!(soon(StatusCode::SERVICE_UNAVAILABLE).await.0, StatusCode::SERVICE_UNAVAILABLE, "a stranger's");
+    assert_eq!(
+        soon(StatusCode::SERVICE_UNAVAILABLE).await.0,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "a stranger's"
+    );
     edge.world.apply(vec![Resource::Secret(ca.pair(&["front"]).secret("ns/mine", None))]);
     assert_eq!(soon(StatusCode::OK).await.0, StatusCode::OK);
 }

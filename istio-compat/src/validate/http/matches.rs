@@ -76,9 +76,9 @@ fn string(path: &str, m: &StringMatch, empty_prefix: bool, out: &mut Verdict) {
         out.error(path, "only one of exact, prefix and regex may be set");
     }
     if m.prefix.as_deref() == Some("") && !empty_prefix {
-        out.error(path, "a prefix must not be empty");
+        out.error(format!("{path}.prefix"), "a prefix must not be empty");
     }
     if let Some(regex) = &m.regex {
-        out.check(path, text::regex(regex));
+        out.check(&format!("{path}.regex"), text::regex(regex));
     }
 }

@@ -88,7 +88,9 @@ impl Origin {
             }
         }
         if !self.pair_secret.is_empty() {
-            let Some(s) = &secrets[2] else { return Err(format!("secret {} is not there", self.pair_secret)) };
+            let Some(s) = &secrets[2] else {
+                return Err(format!("secret {} is not there", self.pair_secret));
+            };
             m.certificate.clone_from(&s.certificate_chain);
             m.key.clone_from(&s.private_key);
         }
