@@ -30,6 +30,10 @@ pub(crate) const STILL: &[(&str, &str)] = &[
         "a controller that sends what makes no sense: discovery's tests play one",
     ),
     (
+        "selvage_nat_opened_ports",
+        "a router that opens ports for its nodes: mesh-tunnel's tests of mappings have one",
+    ),
+    (
         "selvage_outbound_accept_errors_total",
         "a kernel that takes connections back before they are accepted; Linux does not: mesh-net's tests",
     ),
