@@ -19,11 +19,10 @@ impl Definitions {
             }
         }
         let mut found = Self::default();
-        let mut words = spaced.split_whitespace().peekable();
         // Where we are, and what kind of block that is.
         let mut blocks: Vec<(&str, &str)> = Vec::new();
         let mut statement: Vec<&str> = Vec::new();
-        while let Some(word) = words.next() {
+        for word in spaced.split_whitespace() {
             match word {
                 "{" => {
                     blocks.push((statement[0], statement.get(1).copied().unwrap_or_default()));
