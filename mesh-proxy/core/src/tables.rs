@@ -3,6 +3,7 @@
 //! there before stays.
 
 mod mesh;
+mod vips;
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub use mesh::MeshSettings;
+use vips::{list, unlist};
 
 /// One change to the mesh.
 #[derive(Debug, Clone)]
@@ -486,24 +488,6 @@ impl Work {
         self.applied.hosts.sort();
         self.applied.hosts.dedup();
         (self.tables, self.applied)
-    }
-}
-
-fn list(map: &mut Shards<IpAddr, Hosts>, ip: IpAddr, host: &Arc<str>) {
-    let mut hosts: Vec<Arc<str>> = map.get(&ip).map(|h| h.to_vec()).unwrap_or_default();
-    if let Err(at) = hosts.binary_search(host) {
-        hosts.insert(at, host.clone());
-        map.insert(ip, hosts.into());
-    }
-}
-
-fn unlist(map: &mut Shards<IpAddr, Hosts>, ip: IpAddr, host: &Arc<str>) {
-    let Some(hosts) = map.get(&ip) else { return };
-    let left: Vec<_> = hosts.iter().filter(|h| *h != host).cloned().collect();
-    if left.is_empty() {
-        map.remove(&ip);
-    } else {
-        map.insert(ip, left.into());
     }
 }
 
