@@ -64,9 +64,10 @@ impl World {
         Outcome {
             all,
             told: own.iter().map(|f| f.path.clone()).collect(),
-            rejected: (applied == Applied::Rejected)
-                .then(|| own.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
+            rejected: match applied {
+                Applied::Rejected => own.iter().map(ToString::to_string).collect(),
+                _ => Vec::new(),
+            },
         }
     }
 }
