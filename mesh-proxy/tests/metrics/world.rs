@@ -34,20 +34,19 @@ pub struct World {
     removed: bool,
 }
 
+/// What is done, and what it calls between its steps.
+type Run = fn(&mut World, &mut dyn FnMut(&str));
+
 /// Something that is done to the mesh.
 pub struct Stage {
     pub name: &'static str,
-    run: fn(&mut World, &mut dyn FnMut(&str)),
+    run: Run,
     /// Metrics that nothing else moves; all others move with the calls.
     pub moves: &'static [&'static str],
 }
 
 impl Stage {
-    const fn new(
-        name: &'static str,
-        run: fn(&mut World, &mut dyn FnMut(&str)),
-        moves: &'static [&'static str],
-    ) -> Self {
+    const fn new(name: &'static str, run: Run, moves: &'static [&'static str]) -> Self {
         Self { name, run, moves }
     }
 }

@@ -132,8 +132,8 @@ impl NetworkBehaviour for Streams {
         let address = if is_circuit(local) { local } else { remote };
         // The other half of a punch: the peer dials at the same time.
         let knowledge = &self.shared.knowledge;
-        let punched = (self.shared.take_punched(id) || knowledge.is_punching(&peer))
-            && !knowledge.is_open_to(remote);
+        let punched =
+            (self.shared.take_punched(id) || knowledge.is_punching(&peer)) && !knowledge.is_open_to(remote);
         self.connect(id, peer, address, (false, punched))
     }
 

@@ -45,7 +45,7 @@ impl Talk for Conversation {
             let (taken, seen) = self.requests.frames.feed(rest);
             match seen {
                 Seen::Nothing => {}
-                Seen::Head { stream, head, .. } => self.request(stream, &head, about, changes)?,
+                Seen::Head { stream, head, .. } => self.request(stream, head, about, changes)?,
                 Seen::Data { stream, length, .. } => {
                     if let Some(exchange) = self.streams.get_mut(&stream) {
                         exchange.received += length;
@@ -102,13 +102,13 @@ impl Conversation {
     fn request(
         &mut self,
         stream: u32,
-        head: &Cow<'_, [u8]>,
+        head: Cow<'_, [u8]>,
         about: &About,
         changes: &mut Changes<'_>,
     ) -> Option<()> {
         // Trailers, or what is left of a stream that has been answered already.
         if stream <= self.newest {
-            return self.requests.headers.decode(head, |_| {});
+            return self.requests.headers.decode(&head, |_| {});
         }
         self.newest = stream;
         if self.streams.len() >= MAX_STREAMS {
@@ -116,7 +116,7 @@ impl Conversation {
         }
         let mut all = Vec::new();
         let traced = about.traces.as_ref().is_some_and(|t| t.rules.reports);
-        self.requests.headers.decode(head, |field| {
+        self.requests.headers.decode(&head, |field| {
             if traced || matches!(field.name, b":method" | b"content-type") {
                 all.extend(Kept::of(field));
             }

@@ -116,13 +116,16 @@ pub(crate) struct ServerCall {
     start: SystemTime,
 }
 
+/// Gives the value of a header.
+type Find<'f, 'h> = &'f dyn Fn(&str) -> Option<&'h str>;
+
 impl ServerCall {
     /// A request: its method, host and path, and its headers, which `find` gives.
     pub(in crate::telemetry) fn of<'h>(
         parent: u64,
         ids: TraceIds,
         (method, host, path): (&str, &str, &str),
-        (find, rules): (&dyn Fn(&str) -> Option<&'h str>, &TraceRules),
+        (find, rules): (Find<'_, 'h>, &TraceRules),
     ) -> Self {
         Self {
             parent,
