@@ -41,7 +41,7 @@ fn every_fault_is_named_where_it_is() {
     let want = [
         "spec.gateways[0]",
         "spec.hosts[0]",
-        "spec.http[0].match[0].headers[\"x\"]",
+        "spec.http[0].match[0].headers[\"x\"].regex",
         "spec.http[0].match[0].headers[\"y\"]",
         "spec.http[0].match[0].port",
         "spec.http[0].route[0].destination.host",
