@@ -24,6 +24,8 @@ const SERVICES: usize = 5000;
 /// Objects of one file: as a folder of somebody's manifests, neither one file nor five thousand.
 const PER_FILE: usize = 100;
 const LIMIT: Duration = Duration::from_secs(60);
+/// Time between two changes.
+const ALONE: Duration = Duration::from_millis(300);
 const XDS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 17_012);
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 17_014);
 const ADMIN: &str = "127.0.0.1:17016";
@@ -54,6 +56,8 @@ pub(crate) fn measure(dir: &Path, rounds: usize, report: &mut Report) -> Result<
 
     let mut before = first;
     for round in 0..rounds.max(5) {
+        // A change that comes alone: one close behind another waits for it.
+        std::thread::sleep(ALONE);
         let generation = metric("selvage_controller_generation")?.unwrap_or_default();
         let file = objects.join("rules-7.json");
         let start = Instant::now();

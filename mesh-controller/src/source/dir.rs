@@ -345,18 +345,20 @@ async fn watch(mut folder: Folder, sender: mpsc::Sender<Vec<Op>>) {
             return;
         }
         let pause = if folder.unsettled { SETTLE } else { POLL };
-        // A whole file that comes alone is read at once, those that follow it closely are read together.
-        let spaced = async |woken: &mut mpsc::Receiver<()>| {
-            woken.recv().await;
-            tokio::time::sleep(DEBOUNCE.saturating_sub(started.elapsed())).await;
-        };
-        tokio::select! {
-            () = spaced(&mut woken_now) => {}
+        let whole = tokio::select! {
+            biased;
+            _ = woken_now.recv() => true,
             _ = woken.recv() => tokio::select! {
-                () = spaced(&mut woken_now) => {}
-                () = tokio::time::sleep(DEBOUNCE) => {}
+                biased;
+                _ = woken_now.recv() => true,
+                () = tokio::time::sleep(DEBOUNCE) => false,
             },
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause) => false,
+        };
+        // One that comes alone is read at once, those that follow it closely are read together.
+        let since = started.elapsed();
+        if whole && since < DEBOUNCE {
+            tokio::time::sleep(DEBOUNCE.saturating_sub(since)).await;
         }
         while woken.try_recv().is_ok() {}
     }
