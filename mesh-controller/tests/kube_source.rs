@@ -188,7 +188,7 @@ fn an_invalid_rule_is_named(cluster: &KubeCluster, controller: &Controller) {
         findings.any(|f| {
             f["level"] == "error"
                 && f["object"]["name"] == "broken"
-                && f["path"] == "spec.http[0].match[0].uri"
+                && f["path"] == "spec.http[0].match[0].uri.regex"
         })
     });
     assert_eq!(controller.version("service", REVIEWS), good, "the last good rule must stay");

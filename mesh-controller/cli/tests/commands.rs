@@ -81,14 +81,12 @@ fn validate_says_what_admission_would() {
         json!({ "kind": "VirtualService", "namespace": "default", "name": "reviews", "valid": true,
                 "errors": [], "warnings": [], "unsupported": [] })
     );
-    let bad = MESH
-        .replace("retryOn: 5xx", "retryOn: '5xx,never'")
-        .replace("uri: {prefix: /api}", "headers: {'@request.auth.claims.a': {}}\n      uri: {prefix: /api}");
+    let bad = MESH.replace("retryOn: 5xx", "retryOn: '5xx,never,retriable-headers'");
     let bad = meshctl(&["validate", "-f", "-", "-o", "json"], &bad);
     assert_eq!(bad.status.code(), Some(1));
     let verdicts = json_of(&bad);
     assert_eq!(verdicts[0]["valid"], true);
-    assert_eq!(verdicts[1]["unsupported"][0]["path"], "spec.http[0].match[0].headers");
+    assert_eq!(verdicts[1]["unsupported"][0]["path"], "spec.http[0].retries.retryOn");
     assert_eq!(verdicts[1]["valid"], false);
     assert_eq!(verdicts[1]["errors"][0]["path"], "spec.http[0].retries.retryOn");
     let people = meshctl(&["validate", "-f", "-"], MESH);
